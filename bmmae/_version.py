@@ -1,0 +1,3 @@
+"""The version of the library, written into every model and result."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Folds, intervals, comparisons and tables."""

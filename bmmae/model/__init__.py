@@ -1,0 +1,1 @@
+"""The one encoder, its decoders and its heads."""

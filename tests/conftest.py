@@ -1,0 +1,30 @@
+"""Fixtures of the whole suite. Two threads: the tests run on small machines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from jaxtyping import install_import_hook
+
+# Array shapes in signatures are enforced here, and only here.
+install_import_hook("bmmae", "beartype.beartype")
+
+import pytest
+
+REAL = Path(__file__).parents[2] / "shared" / "real"
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of real studies; skips where it is absent, fails in CI (which has it)."""
+    if REAL.is_dir():
+        return REAL
+    if os.environ.get("CI"):
+        pytest.fail(f"{REAL} is absent in CI")
+    pytest.skip("the real studies (../shared/real) are not on this machine")
