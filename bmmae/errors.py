@@ -1,7 +1,7 @@
 """Exceptions. Each message says what was expected, what came, and what to do next.
 
-The command line prints the message of any `BmmaeError` as one line and exits with code 2; everything else is a
-bug and keeps its traceback.
+The command line prints the message of any `BmmaeError` as one line and exits with code 2; everything
+else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CohortError(BmmaeError):
 
 
 class ImageError(BmmaeError):
-    """An image file cannot be used: unreadable, truncated, of the wrong dimensionality, or without content."""
+    """An image cannot be used: unreadable, truncated, of the wrong dimensionality, without content."""
 
 
 class GeometryError(ImageError):

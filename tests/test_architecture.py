@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bmmae"
 LAYERS = (
-    ("_version", "modalities", "errors", "arrays"),
+    ("_version", "errors", "arrays"),
+    ("modalities",),
     ("patches", "masking", "losses", "metrics"),
     ("model", "data"),
     ("checkpoint", "hub", "tasks", "baselines"),
