@@ -1,0 +1,125 @@
+"""Model shapes: the dataclasses that describe one, and the named recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from bmmae.errors import ConfigError
+from bmmae.modalities import STANDARD, in_table_order
+from bmmae.patches import as_triple, patch_grid
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A pre-norm vision transformer.
+
+    Attributes:
+        dim: Length of a token.
+        depth: Number of blocks.
+        heads: Attention heads; must divide `dim`.
+        mlp_ratio: Hidden width of the MLP over `dim`.
+        dropout: Dropout in the blocks' projections.
+    """
+
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 2.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ConfigError(f"encoder.dim {self.dim} is not a multiple of encoder.heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A shallow transformer that predicts the voxels of hidden patches.
+
+    Attributes:
+        kind: `self` attends among all tokens (published); `cross` lets hidden tokens attend to the encoder's output.
+        dim: Length of a token.
+        depth: Number of blocks.
+        heads: Attention heads; must divide `dim`.
+        mlp_ratio: Hidden width of the MLP over `dim`.
+        colocated: Hidden tokens start from the mean of the visible tokens at their own place.
+        mixing: Beside each patch, predict coefficients that mix the voxels visible at its place.
+    """
+
+    kind: Literal["self", "cross"] = "self"
+    dim: int = 384
+    depth: int = 3
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    colocated: bool = False
+    mixing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("self", "cross"):
+            raise ConfigError(f"decoder.kind must be 'self' or 'cross', got '{self.kind}'")
+        if self.dim % self.heads:
+            raise ConfigError(f"decoder.dim {self.dim} is not a multiple of decoder.heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes a masked autoencoder's weights and what it expects to see.
+
+    Attributes:
+        modalities: Canonical names; always in table order, however they are given.
+        patch: Voxels of a patch along H, W, D.
+        size: Voxels of the window it was trained on; other multiples of the patch work too.
+        encoder: Shape of the encoder.
+        decoder: Shape of the decoder.
+        tissue_only: Leave patches without brain out of tokens and loss.
+    """
+
+    modalities: tuple[str, ...] = STANDARD
+    patch: tuple[int, int, int] = (16, 16, 16)
+    size: tuple[int, int, int] = (128, 128, 128)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    tissue_only: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modalities", in_table_order(self.modalities))
+        object.__setattr__(self, "patch", as_triple(self.patch))
+        object.__setattr__(self, "size", as_triple(self.size))
+        if not self.modalities:
+            raise ConfigError("a model needs at least one modality, got none")
+        patch_grid(self.size, self.patch)
+
+
+RECIPES: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(
+        patch=(8, 8, 8),
+        size=(64, 64, 64),
+        encoder=EncoderConfig(dim=192, depth=6, heads=6, mlp_ratio=2.0),
+        decoder=DecoderConfig(kind="cross", dim=192, depth=2, heads=6, mlp_ratio=2.0, colocated=True, mixing=True),
+    ),
+    "small": ModelConfig(
+        encoder=EncoderConfig(dim=384, depth=12, heads=6, mlp_ratio=4.0),
+        decoder=DecoderConfig(kind="cross", dim=192, depth=2, heads=6, colocated=True, mixing=True),
+    ),
+    "base": ModelConfig(
+        decoder=DecoderConfig(kind="cross", colocated=True, mixing=True),
+    ),
+    "large": ModelConfig(
+        encoder=EncoderConfig(dim=1024, depth=24, heads=16, mlp_ratio=4.0),
+        decoder=DecoderConfig(kind="cross", dim=512, depth=4, heads=16, colocated=True, mixing=True),
+    ),
+    "published": ModelConfig(tissue_only=False),
+}
+"""Named shapes. `published` is that of BM-MAE's released weights; `base` shares its encoder."""
+
+
+def recipe(name: str, **changes: object) -> ModelConfig:
+    """Return a named recipe, with fields replaced.
+
+    Raises:
+        ConfigError: If there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe '{name}': expected one of {', '.join(RECIPES)}")
+    return replace(RECIPES[name], **changes)  # type: ignore[arg-type]

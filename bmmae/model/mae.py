@@ -1,0 +1,187 @@
+"""The masked autoencoder: what is pretrained, and what reconstructs absent modalities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bmmae.arrays import Bool, Float, Tensor
+from bmmae.errors import ConfigError, ModalityError
+from bmmae.modalities import canonical
+from bmmae.model.config import ModelConfig
+from bmmae.model.decoder import Decoder
+from bmmae.model.encoder import Encoder, initialise
+from bmmae.model.synthesis import VoxelMixing
+from bmmae.model.tokens import TokenIndex
+from bmmae.patches import Triple, any_in_patch, patch_grid, unpatchify
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted voxels of the target patches.
+
+    Attributes:
+        values: Float[T, P], z-scored intensities.
+        targets: Which token each row is.
+        padding_share: Share of the encoder's sequences that was padding.
+    """
+
+    values: Float[Tensor, "T P"]
+    targets: TokenIndex
+    padding_share: float
+
+
+class MAE(nn.Module):
+    """Masked autoencoder over any subset of modalities (BM-MAE, arXiv 2505.00568).
+
+    Args:
+        config: Its shape and the modalities it knows.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        count, dim = len(config.modalities), config.decoder.dim
+        self.encoder = Encoder(count, config.patch, config.encoder)
+        self.decoder = Decoder(count, config.encoder.dim, config.decoder)
+        self.head = nn.Linear(dim, math.prod(config.patch))
+        self.mixing = VoxelMixing(count, dim) if config.decoder.mixing else None
+        initialise(self.head)
+
+    def forward(
+        self,
+        images: Float[Tensor, "B M H W D"],
+        visible: Bool[Tensor, "B M L"],
+        targets: Bool[Tensor, "B M L"],
+    ) -> Prediction:
+        """Predict the target patches from the visible ones.
+
+        Args:
+            images: Volumes, z-scored; only visible patches are read.
+            visible: True = the encoder sees this token.
+            targets: True = predict this token.
+        """
+        grid = patch_grid(images.shape[-3:], self.config.patch)
+        shown, wanted = TokenIndex.of(visible), TokenIndex.of(targets)
+        encoded = self.encoder(images, shown)
+        features = self.decoder(encoded, shown, wanted, grid)
+        values = self.head(features)
+        if self.mixing is not None:
+            values = values + self.mixing(features, images, visible, wanted, self.config.patch)
+        return Prediction(values, wanted, shown.padding_share)
+
+    def stack(
+        self, images: Mapping[str, Float[Tensor, "B 1 H W D"]]
+    ) -> tuple[Float[Tensor, "B M H W D"], Bool[Tensor, "B M"]]:
+        """Lay named volumes out in this model's modality order; the absent ones are zero and not available.
+
+        Raises:
+            ModalityError: If none is given, or one is not known to the model.
+            ConfigError: If shapes differ or do not divide into patches.
+        """
+        return stack_modalities(images, self.config)
+
+    def encode(
+        self,
+        images: Mapping[str, Float[Tensor, "B 1 H W D"]],
+        tissue: Bool[Tensor, "B 1 H W D"] | None = None,
+    ) -> Float[Tensor, "B 1+N E"]:
+        """Encode all patches of the modalities given.
+
+        Args:
+            images: Preprocessed volumes by modality name, in any order.
+            tissue: Where the brain is; if given, patches without brain are left out of the tokens.
+
+        Returns:
+            The class token, then the tokens of the modalities in table order.
+
+        Raises:
+            ModalityError: If none is given, or one is not known to the model.
+        """
+        volumes, available = self.stack(images)
+        encoded: Tensor = self.encoder(volumes, TokenIndex.of(self.tokens(volumes, available, tissue)))
+        return encoded
+
+    def tokens(
+        self,
+        volumes: Float[Tensor, "B M H W D"],
+        available: Bool[Tensor, "B M"],
+        tissue: Bool[Tensor, "B _ H W D"] | None = None,
+    ) -> Bool[Tensor, "B M L"]:
+        """Return which tokens exist: those of available modalities that hold any of `tissue` (default: all)."""
+        places = math.prod(patch_grid(volumes.shape[-3:], self.config.patch))
+        exists = available[:, :, None].expand(-1, -1, places)
+        return exists if tissue is None else exists & any_in_patch(tissue, self.config.patch)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: Mapping[str, Float[Tensor, "B 1 H W D"]],
+        tissue: Bool[Tensor, "B 1 H W D"] | None = None,
+    ) -> dict[str, Float[Tensor, "B 1 H W D"]]:
+        """Predict the absent modalities from those given.
+
+        Args:
+            images: Preprocessed volumes by modality name, in any order.
+            tissue: Where the brain is; patches without brain are neither read nor predicted (zero).
+
+        Returns:
+            The absent modalities by name, z-scored.
+
+        Raises:
+            ModalityError: If none is given, one is not known to the model, or none is absent.
+        """
+        volumes, available = self.stack(images)
+        if bool(available.all()):
+            raise ModalityError("all the model's modalities are given: there is none to reconstruct")
+        visible = self.tokens(volumes, available, tissue)
+        predicted = self.predict(volumes, visible, self.tokens(volumes, ~available, tissue))
+        names = self.config.modalities
+        return {n: predicted[:, i, None] for i, n in enumerate(names) if not bool(available[0, i])}
+
+    def predict(
+        self,
+        volumes: Float[Tensor, "B M H W D"],
+        visible: Bool[Tensor, "B M L"],
+        targets: Bool[Tensor, "B M L"],
+    ) -> Float[Tensor, "B M H W D"]:
+        """Return volumes that hold the predicted target patches, and zero elsewhere."""
+        prediction = self(volumes, visible, targets)
+        patches = prediction.values.new_zeros(*targets.shape, prediction.values.shape[-1])
+        patches[targets] = prediction.values
+        grid: Triple = patch_grid(volumes.shape[-3:], self.config.patch)
+        return unpatchify(patches, grid, self.config.patch)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that are embeddings and tokens rather than weights."""
+        return {
+            "encoder.cls_token",
+            "encoder.embedding.modality",
+            "encoder.embedding.bias",
+            "decoder.mask_token",
+            "decoder.modality",
+        }
+
+
+def stack_modalities(
+    images: Mapping[str, Tensor], config: ModelConfig
+) -> tuple[Float[Tensor, "B M H W D"], Bool[Tensor, "B M"]]:
+    """Lay named volumes [B, 1, H, W, D] out in a model's modality order; see `MAE.stack`."""
+    if not images:
+        raise ModalityError(f"no modality given: expected at least one of {', '.join(config.modalities)}")
+    named = {canonical(name, config.modalities): volume for name, volume in images.items()}
+    if len(named) < len(images):
+        raise ModalityError(f"a modality is given twice under two names: {', '.join(images)}")
+    shapes = {name: tuple(volume.shape) for name, volume in named.items()}
+    first = next(iter(named.values()))
+    if len(set(shapes.values())) > 1 or first.ndim != 5 or first.shape[1] != 1:
+        raise ConfigError(f"expected volumes of one shape [B, 1, H, W, D], got {shapes}")
+    patch_grid(first.shape[-3:], config.patch)
+    absent = torch.zeros_like(first)
+    volumes = torch.cat([named.get(name, absent) for name in config.modalities], dim=1)
+    flags = torch.tensor([name in named for name in config.modalities], device=first.device)
+    return volumes, flags.expand(len(first), -1)

@@ -1,0 +1,83 @@
+"""Token bookkeeping: from a Bool[B, M, L] choice of tokens to padded sequences and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bmmae.arrays import Bool, Float, Int, Tensor
+
+
+@dataclass(frozen=True)
+class TokenIndex:
+    """The chosen tokens of a batch, in order (sample, modality, place), and where each stands in its sequence.
+
+    Attributes:
+        sample: Int[T], which sample each token belongs to.
+        modality: Int[T], its modality's index.
+        place: Int[T], its patch's number.
+        slot: Int[T], its position in its sample's sequence.
+        counts: Int[B], tokens of each sample.
+        width: The longest sequence.
+        chosen: Bool[B, M, L], the choice itself.
+    """
+
+    sample: Int[Tensor, " T"]
+    modality: Int[Tensor, " T"]
+    place: Int[Tensor, " T"]
+    slot: Int[Tensor, " T"]
+    counts: Int[Tensor, " B"]
+    width: int
+    chosen: Bool[Tensor, "B M L"]
+
+    @classmethod
+    def of(cls, chosen: Bool[Tensor, "B M L"]) -> TokenIndex:
+        """Index the tokens where `chosen` is True."""
+        sample, modality, place = chosen.nonzero(as_tuple=True)
+        counts = chosen.sum(dim=(1, 2))
+        starts = counts.cumsum(0) - counts
+        slot = torch.arange(len(sample), device=chosen.device) - starts[sample]
+        return cls(sample, modality, place, slot, counts, int(counts.max()), chosen)
+
+    @property
+    def padded(self) -> bool:
+        """Whether some sequence is shorter than the longest."""
+        return len(self.sample) < len(self.counts) * self.width
+
+    def among(self, other: TokenIndex) -> Bool[Tensor, " T"]:
+        """Return which of these tokens `other` chose as well."""
+        return other.chosen[self.sample, self.modality, self.place]
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the padded sequences that is padding: the cost of mixing subsets in one batch."""
+        return 1 - len(self.sample) / max(1, len(self.counts) * self.width)
+
+    def keep(self) -> Bool[Tensor, "B N"]:
+        """Return which positions of the padded sequences hold a token."""
+        return torch.arange(self.width, device=self.counts.device) < self.counts[:, None]
+
+    def pad(self, flat: Float[Tensor, "T E"]) -> Float[Tensor, "B N E"]:
+        """Lay the tokens out in one sequence a sample, zeros behind the shorter ones."""
+        if not self.padded:
+            return flat.view(len(self.counts), self.width, flat.shape[-1])
+        out = flat.new_zeros(len(self.counts), self.width, flat.shape[-1])
+        out[self.sample, self.slot] = flat
+        return out
+
+    def flatten(self, sequences: Float[Tensor, "B N E"]) -> Float[Tensor, "T E"]:
+        """Take the tokens out of padded sequences: the inverse of `pad`."""
+        if not self.padded:
+            return sequences.reshape(-1, sequences.shape[-1])
+        return sequences[self.sample, self.slot]
+
+
+def attention_mask(*keeps: Bool[Tensor, "B _"] | None) -> Bool[Tensor, "B 1 1 N"] | None:
+    """Join the `keep` flags of consecutive pieces of a sequence into a mask over keys; True = attend.
+
+    Returns None when nothing is padded, which leaves the fastest attention kernels open.
+    """
+    pieces = [keep for keep in keeps if keep is not None]
+    joined = torch.cat(pieces, dim=1)
+    return None if bool(joined.all()) else joined[:, None, None, :]
