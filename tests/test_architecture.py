@@ -9,9 +9,12 @@ PACKAGE = Path(__file__).parents[1] / "bmmae"
 LAYERS = (
     ("_version", "errors", "arrays"),
     ("modalities",),
-    ("patches", "masking", "losses", "metrics"),
+    ("patches", "masking", "losses", "metrics", "schema", "keys"),
+    ("provenance", "model_folder"),
+    ("card", "hub"),
     ("model", "data"),
-    ("checkpoint", "hub", "tasks", "baselines"),
+    ("conversion", "growth"),
+    ("checkpoint", "tasks", "baselines"),
     ("training", "inference", "evaluation"),
     ("report", "explain"),
     ("config", "cli", "demo"),
@@ -64,9 +67,7 @@ def test_names_say_what_is_inside(path: Path) -> None:
 
 def test_a_task_never_imports_a_sibling() -> None:
     tasks = PACKAGE / "tasks"
-    siblings = {
-        f"bmmae.tasks.{path.stem}" for path in tasks.glob("*.py") if path.stem not in {"__init__", "task"}
-    }
+    siblings = {f"bmmae.tasks.{path.stem}" for path in tasks.glob("*.py") if path.stem not in {"__init__", "task"}}
     for path in tasks.glob("*.py"):
         assert not {name for name in imported(path) if name in siblings - {f"bmmae.tasks.{path.stem}"}}
 
@@ -74,8 +75,6 @@ def test_a_task_never_imports_a_sibling() -> None:
 def test_scripts_are_not_in_the_wheel() -> None:
     import tomllib
 
-    packages = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "packages"
-    ]
+    packages = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {p.parent.relative_to(PACKAGE.parent).as_posix().replace("/", ".") for p in FILES}
     assert set(packages) == folders

@@ -15,6 +15,7 @@ from bmmae.modalities import canonical
 from bmmae.model.config import ModelConfig
 from bmmae.model.decoder import Decoder
 from bmmae.model.encoder import Encoder, initialise
+from bmmae.model.pretrained import PretrainedModel
 from bmmae.model.synthesis import VoxelMixing
 from bmmae.model.tokens import TokenIndex
 from bmmae.patches import Triple, any_in_patch, patch_grid, unpatchify
@@ -35,12 +36,15 @@ class Prediction:
     padding_share: float
 
 
-class MAE(nn.Module):
+class MAE(PretrainedModel):
     """Masked autoencoder over any subset of modalities (BM-MAE, arXiv 2505.00568).
 
     Args:
         config: Its shape and the modalities it knows.
     """
+
+    kind = "mae"
+    config: ModelConfig
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

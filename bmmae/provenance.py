@@ -1,0 +1,73 @@
+"""Where weights come from: what is written beside them, in config.json and in the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bmmae.schema import from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit with its interval.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end of the interval, if one was computed.
+        high: Upper end.
+        unit: Unit and sign, as people read it (`"dB, higher is better"`).
+        n: Patients that it was measured on.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model was trained on and how.
+
+    Attributes:
+        data: The training data in words.
+        subjects: How many patients it was trained on.
+        content_hashes: SHA-256 of image content, one a study; never of identifiers, which are easily reversed.
+        synthetic: Whether the training data were made by the synthetic cohort's generator.
+        generator: That generator's version.
+        command: The command that made the weights.
+        metrics: Figures of merit by name.
+        licence: The weights' licence, as an SPDX name.
+        limits: What the model should not be used for, one sentence each.
+        parent: The weights that training started from.
+        extra: Whatever else a task wants to record.
+    """
+
+    data: str = ""
+    subjects: int | None = None
+    content_hashes: tuple[str, ...] = ()
+    synthetic: bool = False
+    generator: str | None = None
+    command: str | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    licence: str | None = None
+    limits: tuple[str, ...] = ()
+    parent: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as config.json holds it."""
+        values: dict[str, Any] = to_dict(self)
+        return values
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Provenance:
+        """Read it from what config.json holds.
+
+        Raises:
+            ConfigError: If a key is unknown or a value has the wrong type.
+        """
+        return from_dict(cls, values, "provenance")
