@@ -1,0 +1,305 @@
+"""Which samples make a batch, and how they arrive: the same for any number of workers and processes.
+
+A sample has an address, (epoch, index). Everything random about it is drawn from `sample_generator(seed, *address)`,
+so it depends neither on the worker that loads it, nor on the rank that trains on it, nor on what came before.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing.context import BaseContext
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from bmmae.arrays import Array
+from bmmae.errors import TrainingError
+
+Address: TypeAlias = tuple[int, int]
+"""(epoch, index of the sample in the dataset)."""
+Sample: TypeAlias = dict[str, Any]
+Batch: TypeAlias = dict[str, Tensor | list[Any]]
+"""Tensors with a leading axis B, and lists of length B (`subject`: names; `address`: (epoch, index) pairs)."""
+
+EVALUATION_EPOCH = -1
+"""Validation samples live at this epoch, so that they are the same whenever they are looked at."""
+
+
+@runtime_checkable
+class AddressedDataset(Protocol):
+    """A map-style dataset whose samples are pure functions of their address."""
+
+    def __len__(self) -> int:
+        """Number of samples in an epoch."""
+        ...
+
+    def __getitem__(self, address: Address) -> Sample:
+        """Load the sample at (epoch, index): tensors of one shape per key, numbers, strings."""
+        ...
+
+
+def sample_generator(seed: int, epoch: int, index: int, purpose: str = "sample") -> np.random.Generator:
+    """Generator of everything random about one sample.
+
+    Args:
+        seed: The run's seed, 0 to 2**32 - 1.
+        epoch: Epoch, or `EVALUATION_EPOCH`.
+        index: Index of the sample in its dataset.
+        purpose: What is drawn ("crop", "mask" ...); different purposes are independent streams.
+
+    Returns:
+        A counter-based generator whose stream is a function of the arguments alone.
+    """
+    key = (seed, epoch + 1, index, zlib.crc32(purpose.encode()))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, length: int) -> Array:
+    return sample_generator(seed, epoch, 0, purpose="order").permutation(length)
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """The endless training stream: one permutation of the dataset after another, cut into global batches.
+
+    Optimiser step s takes positions [s * G, (s + 1) * G), where G = `global_batch`. Each micro-step of each rank takes
+    a contiguous slice of these, so one process with `accumulate=2`, two processes, and one process with twice the
+    batch train on the same samples; and the step number alone restores the position. Groups are never short: the
+    last one of an epoch is filled from the next.
+    """
+
+    length: int
+    batch_size: int
+    seed: int = 0
+    accumulate: int = 1
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise TrainingError("The training dataset is empty: expected at least one sample. Check the split.")
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in one optimiser step, over all ranks and micro-steps (G)."""
+        return self.batch_size * self.accumulate * self.world
+
+    def address(self, position: int) -> Address:
+        """Address of the sample at a position of the stream."""
+        epoch, place = divmod(position, self.length)
+        return epoch, int(_order(self.seed, epoch, self.length)[place])
+
+    def slice_number(self, rank: int, micro: int) -> int:
+        """Which slice of the global batch a rank's micro-step takes, 0 to accumulate * world - 1."""
+        return micro * self.world + rank
+
+    def micro_batch(self, step: int, rank: int = 0, micro: int = 0) -> list[Address]:
+        """Addresses of one rank's micro-step of one optimiser step."""
+        start = step * self.global_batch + self.slice_number(rank, micro) * self.batch_size
+        return [self.address(position) for position in range(start, start + self.batch_size)]
+
+    def micro_batches(self, rank: int, first: int, stop: int) -> Iterator[list[Address]]:
+        """One rank's micro-batches of the optimiser steps first <= step < stop, in order."""
+        for step in range(first, stop):
+            for micro in range(self.accumulate):
+                yield self.micro_batch(step, rank, micro)
+
+
+@dataclass(frozen=True)
+class _StreamPart:
+    """One rank's part of a stream, as an iterable that can be iterated over again."""
+
+    stream: SampleStream
+    rank: int
+    first: int
+    stop: int
+
+    def __iter__(self) -> Iterator[list[Address]]:
+        return self.stream.micro_batches(self.rank, self.first, self.stop)
+
+    def __len__(self) -> int:
+        return (self.stop - self.first) * self.stream.accumulate
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack tensors, arrays and numbers along a new axis B; everything else becomes a list.
+
+    Raises:
+        TrainingError: Keys or shapes differ between the samples.
+    """
+    keys = samples[0].keys()
+    for sample in samples[1:]:
+        if sample.keys() != keys:
+            odd = sorted(sample.keys() ^ keys)
+            raise TrainingError(f"Samples of one batch must have the same keys; {odd} are not in all of them.")
+    return {key: _stack(key, [sample[key] for sample in samples]) for key in keys}
+
+
+def _stack(key: str, values: list[Any]) -> Tensor | list[Any]:
+    if not isinstance(values[0], Tensor | np.ndarray | np.generic | bool | int | float):
+        return values
+    tensors = [torch.as_tensor(value) for value in values]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        raise TrainingError(f"Samples of one batch must have one shape; {key!r} has {sorted(shapes)}.")
+    return torch.stack(tensors)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error met in a worker, carried to the training process (exceptions lose their form on the way)."""
+
+    message: str
+    details: str
+
+
+class _Addressed(TorchDataset[Sample | _Failure]):
+    """Adds its address to each sample, and turns an error into a value that names the sample."""
+
+    def __init__(self, dataset: AddressedDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, address: Address) -> Sample | _Failure:
+        try:
+            return {**self.dataset[address], "address": address}
+        except Exception as error:
+            place = "validation" if address[0] == EVALUATION_EPOCH else f"epoch {address[0]}"
+            message = f"Sample {address[1]} ({place}) cannot be loaded: {type(error).__name__}: {error}"
+            return _Failure(message, traceback.format_exc())
+
+
+def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, _Failure):
+            return sample
+        good.append(sample)
+    try:
+        return collate(good)
+    except TrainingError as error:
+        addresses = [sample["address"] for sample in good]
+        return _Failure(f"{error} Samples (epoch, index): {addresses}.", traceback.format_exc())
+
+
+def _start_worker(_worker: int) -> None:
+    """Leave signals to the training process, and end with it.
+
+    A scheduler signals every process of a job; the workers must outlive the signal so that the checkpoint on it can
+    be written. And the parent of a forkserver's child is the forkserver, so torch's own watch for a killed parent
+    sees nothing.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _worker_context() -> BaseContext:
+    """How workers start. Not by fork: a training process has OpenMP and CUDA threads, whose locks a fork can freeze.
+
+    A forkserver imports the libraries once and forks clean workers; where there is none (Windows), they are spawned.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
+
+
+class Batches:
+    """Batches for a list of address lists, loaded by worker processes; may be iterated over again."""
+
+    def __init__(
+        self,
+        dataset: AddressedDataset,
+        addresses: Sequence[list[Address]] | _StreamPart,
+        *,
+        workers: int = 0,
+        pin_memory: bool = False,
+        persistent: bool = False,
+    ) -> None:
+        self.addresses = addresses
+        self.loader: DataLoader[Any] = DataLoader(
+            _Addressed(dataset),
+            batch_sampler=addresses,  # type: ignore[arg-type]  # any iterable of lists of keys is one
+            num_workers=workers,
+            collate_fn=_collate_or_fail,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=_worker_context() if workers else None,
+            persistent_workers=persistent and workers > 0,
+            # The loader seeds its workers from this, and leaves the training's own random state alone.
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches in order.
+
+        Raises:
+            TrainingError: A sample cannot be loaded, or a worker died; the message names the samples.
+        """
+        arriving = iter(self.loader)
+        for addresses in self.addresses:
+            try:
+                batch = next(arriving)
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"A data worker died while samples (epoch, index) {addresses} were awaited: {error} Usual "
+                    "causes: not enough memory or shared memory (lower the number of workers), or a crash in a "
+                    "library (0 workers shows where)."
+                ) from error
+            if isinstance(batch, _Failure):
+                raise TrainingError(batch.message) from RuntimeError(batch.details)
+            yield batch
+
+
+def training_batches(
+    dataset: AddressedDataset,
+    stream: SampleStream,
+    *,
+    rank: int,
+    first: int,
+    stop: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Batches:
+    """One rank's micro-batches of the optimiser steps first <= step < stop."""
+    part = _StreamPart(stream, rank, first, stop)
+    return Batches(dataset, part, workers=workers, pin_memory=pin_memory)
+
+
+def evaluation_batches(
+    dataset: AddressedDataset,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Batches:
+    """Batches that together hold every sample exactly once over the ranks, at `EVALUATION_EPOCH`.
+
+    Ranks may get different numbers of batches, so nothing inside an evaluation may synchronise per batch.
+    """
+    own = [(EVALUATION_EPOCH, index) for index in range(rank, len(dataset), world)]
+    addresses = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    return Batches(dataset, addresses, workers=workers, pin_memory=pin_memory, persistent=True)

@@ -1,0 +1,161 @@
+"""AdamW and its schedule. The schedule counts optimiser steps, whatever the number of processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from bmmae.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser (AdamW) and its learning-rate schedule.
+
+    Attributes:
+        lr: Peak learning rate, reached at the end of the warm-up.
+        weight_decay: Decoupled weight decay; not applied to norms, biases, embeddings and tokens.
+        betas: Decay rates of AdamW's running means.
+        eps: AdamW's denominator offset.
+        schedule: After the warm-up, `cosine` falls to `lr * final_lr_fraction`; `constant` stays.
+        warmup_steps: Optimiser steps of linear warm-up.
+        warmup_epochs: The same in epochs (give one of the two).
+        schedule_steps: Steps the cosine is laid over, if not those that are run: a longer one is cut off early.
+        schedule_epochs: The same in epochs (give one of the two).
+        final_lr_fraction: Share of `lr` that is left at the cosine's last step.
+        clip_norm: Largest global gradient norm; null for no clipping.
+        layer_decay: Factor on the learning rate per layer, from the last layer down (timm); null for none.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    warmup_epochs: int | None = None
+    schedule_steps: int | None = None
+    schedule_epochs: int | None = None
+    final_lr_fraction: float = 0.0
+    clip_norm: float | None = 1.0
+    layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"optim.lr must be positive, got {self.lr}.")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError(f"optim.clip_norm must be positive, got {self.clip_norm}; null turns it off.")
+        if self.warmup_steps and self.warmup_epochs is not None:
+            raise ConfigError("Give optim.warmup_steps or optim.warmup_epochs, not both.")
+        if self.schedule_steps is not None and self.schedule_epochs is not None:
+            raise ConfigError("Give optim.schedule_steps or optim.schedule_epochs, not both.")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a pure function of the optimiser step.
+
+    Attributes:
+        peak: Learning rate at the end of the warm-up.
+        warmup: Steps of warm-up; step `warmup - 1` is the first at the peak.
+        horizon: Steps the cosine is laid over; step `horizon - 1` is exactly at `peak * final_fraction`.
+        final_fraction: Share of the peak that is left at the end.
+        shape: `cosine` or `constant`.
+    """
+
+    peak: float
+    warmup: int
+    horizon: int
+    final_fraction: float = 0.0
+    shape: Literal["cosine", "constant"] = "cosine"
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of optimiser step `step`, counted from 0."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        top, last = max(self.warmup - 1, 0), self.horizon - 1
+        if self.shape == "constant" or last <= top:
+            return self.peak
+        progress = min((step - top) / (last - top), 1.0)
+        share = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.peak * (self.final_fraction + (1.0 - self.final_fraction) * share)
+
+
+def make_schedule(config: OptimConfig, steps: int, steps_per_epoch: float) -> Schedule:
+    """Lay the schedule over a run of `steps` optimiser steps.
+
+    Raises:
+        ConfigError: The warm-up does not fit into the schedule.
+    """
+    warmup, horizon = config.warmup_steps, config.schedule_steps or steps
+    if config.warmup_epochs is not None:
+        warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule_epochs is not None:
+        horizon = math.ceil(config.schedule_epochs * steps_per_epoch)
+    if warmup >= horizon and horizon > 1:
+        raise ConfigError(
+            f"The warm-up ({warmup} steps) must be shorter than the schedule ({horizon} steps): "
+            "lower optim.warmup_steps or optim.warmup_epochs, or train longer."
+        )
+    return Schedule(config.lr, warmup, horizon, config.final_lr_fraction, config.schedule)
+
+
+def undecayed_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay must leave alone: norms, biases, embeddings, tokens.
+
+    That is: everything of at most one axis, the tables of `nn.Embedding`, parameters called `...token` or `...embed`
+    or `...embedding`, and what the model's own `no_weight_decay()` lists (timm's convention).
+    """
+    own = getattr(model, "no_weight_decay", None)
+    names = set(own()) if callable(own) else set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            leaf = name.rpartition(".")[2]
+            special = isinstance(module, nn.Embedding) or leaf.endswith(("token", "embed", "embedding"))
+            if special or parameter.ndim <= 1:
+                names.add(name)
+    return names
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """The model's trainable parameters, with and without weight decay, each group with its `lr_scale`."""
+    plain = undecayed_names(model)
+    if config.layer_decay is not None:
+        from timm.optim import param_groups_layer_decay
+
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
+            model, config.weight_decay, no_weight_decay_list=plain, layer_decay=config.layer_decay
+        )
+        return groups
+    trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    groups = [
+        {"params": [v for n, v in trainable if n not in plain], "weight_decay": config.weight_decay},
+        {"params": [v for n, v in trainable if n in plain], "weight_decay": 0.0},
+    ]
+    return [group | {"lr_scale": 1.0} for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, fused where the device has a fused form.
+
+    Raises:
+        ConfigError: The model has no trainable parameter.
+    """
+    groups = parameter_groups(model, config)
+    if not groups:
+        raise ConfigError("The model has no trainable parameter: unfreeze some before training.")
+    device = next(model.parameters()).device.type
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in {"cpu", "cuda", "mps"}
+    )
+
+
+def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Give each group its share of the learning rate."""
+    for group in groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -1,0 +1,110 @@
+"""Where metrics go besides metrics.jsonl. The default does nothing, so the loop asks nobody whether to log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from bmmae.errors import ConfigError
+
+_ID_FILE = "wandb.json"
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Receives scalars by name. Called in the main process only."""
+
+    def log(self, values: Mapping[str, float | int], step: int) -> None:
+        """Record values after `step` optimiser steps."""
+        ...
+
+    def close(self) -> None:
+        """Flush and end."""
+        ...
+
+
+class NoTracker:
+    """Does nothing."""
+
+    def log(self, values: Mapping[str, float | int], step: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class WandbTracker:
+    """Weights & Biases; `WANDB_MODE=offline` works. A resumed run continues its own page.
+
+    Raises:
+        ConfigError: wandb is not installed.
+    """
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise _not_installed("wandb", "wandb") from error
+        id_file = run_dir / _ID_FILE
+        known = json.loads(id_file.read_text())["id"] if id_file.exists() else None
+        self._run = wandb.init(
+            dir=str(run_dir), name=run_dir.name, config=dict(config), id=known, resume="allow" if known else None
+        )
+        id_file.write_text(json.dumps({"id": self._run.id}))
+
+    def log(self, values: Mapping[str, float | int], step: int) -> None:
+        """Send values; wandb ignores steps it has already seen, as after a resume."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Finish the wandb run."""
+        self._run.finish()
+
+
+class TensorboardTracker:
+    """TensorBoard event files in the run folder; after a resume, events past the resumed step are hidden.
+
+    Raises:
+        ConfigError: tensorboard is not installed.
+    """
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as error:
+            raise _not_installed("tensorboard", "tensorboard") from error
+        purge = step + 1 if step else None
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+
+    def log(self, values: Mapping[str, float | int], step: int) -> None:
+        """Write values as scalars."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+def make_tracker(
+    kind: Literal["none", "wandb", "tensorboard"], run_dir: Path, config: Mapping[str, Any], step: int
+) -> Tracker:
+    """The tracker called `kind`, for a run that stands at `step`.
+
+    Raises:
+        ConfigError: Its library is not installed.
+    """
+    if kind == "wandb":
+        return WandbTracker(run_dir, config)
+    if kind == "tensorboard":
+        return TensorboardTracker(run_dir, step)
+    return NoTracker()
+
+
+def _not_installed(library: str, extra: str) -> ConfigError:
+    return ConfigError(
+        f"train.tracker is {library}, which is not installed: run `pip install 'bmmae[{extra}]'`, or set "
+        "train.tracker to none."
+    )
