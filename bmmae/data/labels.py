@@ -1,0 +1,190 @@
+"""What the numbers in a segmentation mean. Never guessed: the same number is another tissue in another edition.
+
+BraTS up to 2021 writes enhancing tumour as 4; from 2023 on it is 3, and in the post-treatment edition of 2024 the
+number 4 is the resection cavity. All editions share the regions ET (enhancing), TC (core and enhancing) and WT (TC
+and oedema); the cavity is a region of its own, RC, and part of no other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bmmae.arrays import Array, Bool
+from bmmae.data.reading import INTEGRAL_TOLERANCE
+from bmmae.errors import LabelError
+
+
+@dataclass(frozen=True)
+class Coding:
+    """The meaning of a segmentation's values; 0 is always background.
+
+    Attributes:
+        name: `brats2017`, `brats2023`, `brats2024-post`, `binary`, or the name of an own mapping.
+        classes: Value to class name.
+        regions: Region name to the values it unites, in the order of the region axis.
+
+    Raises:
+        LabelError: If a value is not positive, there is no region, or a region uses a value without a class.
+    """
+
+    name: str
+    classes: Mapping[int, str]
+    regions: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        if not self.classes or min(self.classes) < 1:
+            raise LabelError(f"coding '{self.name}': expected class values from 1 on (0 is background)")
+        if not self.regions:
+            raise LabelError(f"coding '{self.name}': expected at least one region")
+        for region, values in self.regions.items():
+            unknown = sorted(set(values) - set(self.classes))
+            if unknown or not values:
+                raise LabelError(
+                    f"coding '{self.name}': region '{region}' unites values {list(values)}; expected some of "
+                    f"{sorted(self.classes)}"
+                )
+
+
+BRATS2017 = Coding(
+    "brats2017",
+    {1: "core", 2: "oedema", 4: "enhancing"},
+    {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)},
+)
+BRATS2023 = Coding(
+    "brats2023",
+    {1: "core", 2: "oedema", 3: "enhancing"},
+    {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)},
+)
+BRATS2024_POST = Coding(
+    "brats2024-post",
+    {1: "core", 2: "oedema", 3: "enhancing", 4: "cavity"},
+    {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3), "RC": (4,)},
+)
+BINARY = Coding("binary", {1: "lesion"}, {"lesion": (1,)})
+CODINGS = {coding.name: coding for coding in (BRATS2017, BRATS2023, BRATS2024_POST, BINARY)}
+
+EARLY_NAME = re.compile(r"brats_?(20)?(17|18|19|20|21)(?!\d)", re.IGNORECASE)
+LATE_NAME = re.compile(r"brats-(gli|ssa|men|met)-\d{5}-\d{3}", re.IGNORECASE)
+"""Not the paediatric (PED) and radiotherapy (MEN-RT) editions, whose numbers mean other things."""
+
+
+def find_coding(name: str) -> Coding:
+    """Return a named coding.
+
+    Raises:
+        LabelError: If there is none of that name.
+    """
+    if name not in CODINGS:
+        raise LabelError(f"unknown label coding '{name}': expected one of {', '.join(CODINGS)}, or an own mapping")
+    return CODINGS[name]
+
+
+def own_coding(classes: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None = None) -> Coding:
+    """Return a coding of the user's own; by default each class is a region.
+
+    Raises:
+        LabelError: If it contradicts itself.
+    """
+    united = regions or {name: (value,) for value, name in sorted(classes.items())}
+    return Coding("own", dict(classes), {region: tuple(values) for region, values in united.items()})
+
+
+def values_of(labels: Array) -> tuple[int, ...]:
+    """Return the values that occur, sorted; float storage is fine if they are whole.
+
+    Args:
+        labels: [H W D].
+
+    Raises:
+        LabelError: If values are not whole numbers.
+    """
+    if labels.dtype.kind == "f":
+        found = np.unique(labels)
+        whole = np.isfinite(found) & (np.abs(found - np.rint(found)) <= INTEGRAL_TOLERANCE)
+        if not whole.all():
+            strange = ", ".join(f"{value:g}" for value in found[~whole][:5])
+            raise LabelError(f"expected whole label values, got {strange}; is this a probability map?")
+        return tuple(sorted({int(value) for value in np.rint(found)}))
+    smallest, largest = int(labels.min()), int(labels.max())
+    if smallest >= 0 and largest < 2**16:
+        # Counting is many times faster than sorting eight million voxels.
+        return tuple(int(value) for value in np.flatnonzero(np.bincount(labels.ravel(order="K"))))
+    return tuple(int(value) for value in np.unique(labels))
+
+
+def check_values(values: Iterable[int], coding: Coding, where: str = "the segmentation") -> None:
+    """Refuse values that a coding does not know.
+
+    Raises:
+        LabelError: Listing them.
+    """
+    strange = sorted(set(values) - {0} - set(coding.classes))
+    if strange:
+        raise LabelError(
+            f"{where} has label values {strange}: coding '{coding.name}' knows only 0 and {sorted(coding.classes)}; "
+            "name the right coding with data.labels"
+        )
+
+
+def propose_coding(names: Iterable[str | Path], values: Iterable[int]) -> Coding:
+    """Propose the coding of one data set from its file names and all the values that occur in it.
+
+    Names of the form `Brats17_`, `Brats18_`, `BraTS20_`, `BraTS2021_` mean `brats2017`. `BraTS-GLI-00000-000` is used
+    by 2023 and by post-treatment 2024 alike (SSA, MEN and MET share its numbers): a value of 4 decides for
+    `brats2024-post`, and without one `brats2023` is proposed, because a cavity that is never marked leaves ET, TC and
+    WT the same in both. With other names only values {0, 1} settle it (`binary`).
+
+    Args:
+        names: Files or folders of one data set.
+        values: Union of the values in its segmentations (give many: rare classes decide).
+
+    Raises:
+        LabelError: If names and values contradict each other, or leave it open.
+    """
+    found = frozenset(values) - {0}
+    text = ["/".join(Path(name).parts[-2:]) for name in names]  # the file and its folder: either may say
+    early = any(EARLY_NAME.search(name) for name in text)
+    late = any(LATE_NAME.search(name) for name in text)
+    if early and late:
+        raise LabelError(
+            "the files mix BraTS editions that code enhancing tumour differently (4 up to 2021, 3 from 2023): keep "
+            "them in separate tables, or recode one of them"
+        )
+    if early or late:
+        coding = BRATS2017 if early else BRATS2024_POST if 4 in found else BRATS2023
+        check_values(found, coding, where=f"a data set named like {coding.name} ('{_first(text)}')")
+        return coding
+    if found == {1}:
+        return BINARY
+    raise LabelError(
+        f"the label coding is open: values {sorted(found)} under names like '{_first(text)}' fit "
+        f"{_fitting(found) or 'no known coding'}; say which with data.labels"
+    )
+
+
+def region_masks(labels: Array, coding: Coding) -> Bool[Array, "R H W D"]:
+    """Return one mask a region, in the order of `coding.regions`.
+
+    Args:
+        labels: [H W D], whole numbers of any type.
+        coding: What they mean.
+
+    Raises:
+        LabelError: If there are values that the coding does not know, or that are not whole.
+    """
+    check_values(values_of(labels), coding)
+    whole = np.rint(labels) if labels.dtype.kind == "f" else labels
+    return np.stack([np.isin(whole, values) for values in coding.regions.values()])
+
+
+def _first(names: Sequence[str]) -> str:
+    return Path(names[0]).name if names else "nothing"
+
+
+def _fitting(found: frozenset[int]) -> str:
+    return ", ".join(name for name, coding in CODINGS.items() if found <= set(coding.classes))
