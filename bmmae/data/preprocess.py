@@ -1,10 +1,27 @@
-"""From images of one study to arrays on the model's grid, and what is needed to go back."""
+"""From images of one study to arrays on the model's grid, and what is needed to go back.
+
+Canonical orientation, one resampling to the model's spacing, a crop to the brain, a z-score inside the brain.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from bmmae.errors import ConfigError
+import numpy as np
+
+from bmmae.arrays import Array, Bool, Float, Int
+from bmmae.data.brain import Brain, Source, find_brain
+from bmmae.data.cohort import Study
+from bmmae.data.geometry import Geometry
+from bmmae.data.reading import Image, read_image, read_labels
+from bmmae.errors import ConfigError, GeometryError, ImageError
+from bmmae.patches import Triple
+
+VERSION = 1
+"""Raised whenever the same images would give other arrays; part of every cache key."""
+
+GRID_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -25,3 +42,243 @@ class PreprocessConfig:
             raise ConfigError(f"preprocess.spacing must be three positive millimetres, got {self.spacing}")
         if self.clip <= 0:
             raise ConfigError(f"preprocess.clip must be positive, got {self.clip}")
+
+
+@dataclass(frozen=True)
+class PreparedStudy:
+    """One study on the model's grid, cropped to its brain.
+
+    Attributes:
+        names: The available modalities, in table order.
+        images: Float32[K, H, W, D], z-scored inside the brain, exactly 0 outside it and where not scanned.
+        valid: Bool[K, H, W, D], inside each modality's coverage (background counts as scanned).
+        brain: Bool[H, W, D], the union over the modalities.
+        label: Int16[H, W, D] in the source's coding, or None.
+        geometry: How to go back to the native grid.
+        scales: Mean and deviation of each modality inside its brain, in the source's intensity units.
+        brain_source: Where the brain mask comes from.
+        native_brain: Bool[H, W, D] on the canonical native grid, or None when read from a cache.
+    """
+
+    names: tuple[str, ...]
+    images: Float[np.ndarray, "K H W D"]
+    valid: Bool[np.ndarray, "K H W D"]
+    brain: Bool[np.ndarray, "H W D"]
+    label: Int[np.ndarray, "H W D"] | None
+    geometry: Geometry
+    scales: tuple[tuple[float, float], ...]
+    brain_source: Source
+    native_brain: Bool[np.ndarray, "H W D"] | None = None
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels of the arrays."""
+        return self.geometry.shape
+
+    def window(self, start: Triple, size: Triple) -> Window:
+        """Cut a window out; it may reach beyond the arrays."""
+        there, here = overlap(start, size, self.shape)
+        label = None if self.label is None else self.label[there]
+        part = Part(self.images[(..., *there)], self.valid[(..., *there)], self.brain[there], label)
+        return place_window(self.names, part, here, size)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of a prepared study. Beyond the study's arrays: background, scanned, without label.
+
+    Attributes:
+        names: The available modalities.
+        images: Float32[K, h, w, d].
+        valid: Bool[K, h, w, d].
+        brain: Bool[h, w, d].
+        label: Int16[h, w, d] or None.
+    """
+
+    names: tuple[str, ...]
+    images: Float[np.ndarray, "K h w d"]
+    valid: Bool[np.ndarray, "K h w d"]
+    brain: Bool[np.ndarray, "h w d"]
+    label: Int[np.ndarray, "h w d"] | None
+
+
+Slices = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The arrays of a study inside some box, in whatever types they are stored."""
+
+    images: Array
+    valid: Array
+    brain: Array
+    label: Array | None
+
+
+def overlap(start: Triple, size: Triple, extent: Triple) -> tuple[Slices, Slices]:
+    """Return where a window and an array overlap: as slices of the array, and as slices of the window."""
+    there, here = [], []
+    for first, wanted, whole in zip(start, size, extent, strict=True):
+        low = min(max(first, 0), whole)
+        high = max(low, min(first + wanted, whole))
+        there.append(slice(low, high))
+        here.append(slice(low - first, high - first) if high > low else slice(0, 0))
+    return (there[0], there[1], there[2]), (here[0], here[1], here[2])
+
+
+def place_window(names: tuple[str, ...], part: Part, here: Slices, size: Triple) -> Window:
+    """Lay the part of a study that a window covers into the window; the rest is background."""
+
+    def place(array: Array, fill: int, dtype: type) -> Array:
+        out = np.full((*array.shape[:-3], *size), fill, dtype=dtype)
+        out[(..., *here)] = array
+        return out
+
+    return Window(
+        names=names,
+        images=place(part.images, 0, np.float32),
+        valid=place(part.valid, 1, np.bool_),
+        brain=place(part.brain, 0, np.bool_),
+        label=None if part.label is None else place(part.label, 0, np.int16),
+    )
+
+
+def prepare_study(study: Study, config: PreprocessConfig, modalities: tuple[str, ...]) -> PreparedStudy:
+    """Read and preprocess the modalities that a study has among those asked for.
+
+    Raises:
+        ImageError: If a file is broken, or the study has none of the modalities.
+        GeometryError: If its images are on different grids.
+    """
+    names = tuple(name for name in modalities if name in study.images)
+    if not names:
+        have = ", ".join(study.images) or "none"
+        raise ImageError(f"study '{study.subject}' has none of the modalities {', '.join(modalities)}; it has: {have}")
+    images = [read_image(study.images[name]) for name in names]
+    check_same_grid(images)
+    masks = [_read_mask(study, name, images[0]) for name in names]
+    return prepare_images(names, images, config, masks=masks, label=_read_label(study, images[0]))
+
+
+def prepare_images(
+    names: tuple[str, ...],
+    images: list[Image],
+    config: PreprocessConfig,
+    masks: list[Array | None] | None = None,
+    label: Array | None = None,
+) -> PreparedStudy:
+    """Preprocess images that share a grid; masks and label are native arrays.
+
+    Raises:
+        ImageError: If no brain is found, or a modality is constant inside it.
+    """
+    first = images[0]
+    whole = Geometry.of(_triple(first.array), first.affine, config.spacing)
+    volumes = np.stack([whole.to_canonical(image.array) for image in images])
+    turned = [None if mask is None else whole.to_canonical(mask) for mask in masks or [None] * len(names)]
+    brain = find_brain(volumes, turned)
+    mask = whole.to_model(brain.mask) >= 0.5
+    geometry = whole.cropped(*bounding_box(mask))
+    scales = tuple(_scale(v[c], n) for v, c, n in zip(volumes, brain.covered, names, strict=True))
+    arrays, valid = _resample_all(volumes, brain, scales, geometry, config.clip)
+    return PreparedStudy(
+        names=names,
+        images=arrays,
+        valid=valid,
+        brain=mask[geometry.window],
+        label=None if label is None else _resample_label(whole.to_canonical(label), geometry),
+        geometry=geometry,
+        scales=scales,
+        brain_source=brain.source,
+        native_brain=brain.mask,
+    )
+
+
+def check_same_grid(images: list[Image]) -> None:
+    """Refuse images of one study that are on different grids.
+
+    Raises:
+        GeometryError: Naming the first two files that differ.
+    """
+    first = images[0]
+    for other in images[1:]:
+        same = other.array.shape == first.array.shape and np.allclose(other.affine, first.affine, atol=GRID_TOLERANCE)
+        if not same:
+            raise GeometryError(
+                f"{first.path.name} {first.array.shape} and {other.path.name} {other.array.shape} are on different "
+                "grids: co-register the study's modalities first (see `bmmae check`)"
+            )
+
+
+def bounding_box(mask: Bool[np.ndarray, "H W D"]) -> tuple[Triple, Triple]:
+    """Return first voxel and extent of the smallest box around the flagged voxels.
+
+    Raises:
+        ImageError: If nothing is flagged.
+    """
+    if not mask.any():
+        raise ImageError("the brain is smaller than one voxel of the model's grid: check the image's spacing")
+    spans = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        used = np.flatnonzero(mask.any(axis=others))
+        spans.append((int(used[0]), int(used[-1] - used[0] + 1)))
+    (a, x), (b, y), (c, z) = spans
+    return (a, b, c), (x, y, z)
+
+
+def _triple(array: Array) -> Triple:
+    return (array.shape[0], array.shape[1], array.shape[2])
+
+
+def _scale(values: Float[np.ndarray, " N"], name: str) -> tuple[float, float]:
+    """Mean and deviation between the 0.5 and 99.5 percentiles, so that a few huge voxels do not decide."""
+    if not len(values):
+        return 0.0, 1.0  # nothing of this modality lies inside the brain: no voxel of it is used
+    low, high = np.percentile(values, (0.5, 99.5))
+    inner = np.clip(values.astype(np.float64), low, high)
+    deviation = float(inner.std())
+    if deviation <= 1e-12 * max(1.0, abs(float(inner.mean()))):
+        raise ImageError(f"the {name} image has one constant value inside the brain: it holds no picture")
+    return float(inner.mean()), deviation
+
+
+def _resample_all(
+    volumes: Array, brain: Brain, scales: tuple[tuple[float, float], ...], geometry: Geometry, clip: float
+) -> tuple[Array, Array]:
+    """Z-score and resample, weighting by coverage so that background never bleeds into tissue."""
+    images = np.zeros((len(volumes), *geometry.shape), dtype=np.float32)
+    valid = np.zeros(images.shape, dtype=bool)
+    inside = geometry.to_model(brain.mask)
+    for index, (volume, covered, (mean, deviation)) in enumerate(zip(volumes, brain.covered, scales, strict=True)):
+        scored = np.where(covered, (volume - mean) / deviation, 0).astype(np.float32)
+        share = geometry.to_model(covered)
+        has_data = share >= 0.5 * np.maximum(inside, 1e-6)
+        tissue = (inside >= 0.5) & has_data
+        values = geometry.to_model(scored) / np.maximum(share, 1e-6)
+        images[index][tissue] = np.clip(values[tissue], -clip, clip)
+        valid[index] = has_data | (inside < 0.5)
+    return images, valid
+
+
+def _resample_label(label: Array, geometry: Geometry) -> Array:
+    """Resample each class as a soft mask and take the strongest: thin structures survive better than by nearest."""
+    values = np.unique(label)
+    scores = np.stack([geometry.to_model(label == value) for value in values])
+    return np.asarray(values[scores.argmax(axis=0)], dtype=np.int16)
+
+
+def _read_mask(study: Study, name: str, like: Image) -> Array | None:
+    path = study.brain_mask_of(name)
+    return None if path is None else _read_on_grid(path, like)
+
+
+def _read_label(study: Study, like: Image) -> Array | None:
+    return None if study.seg is None else _read_on_grid(study.seg, like)
+
+
+def _read_on_grid(path: Path, like: Image) -> Array:
+    array, affine = read_labels(path)
+    if array.shape != like.array.shape or not np.allclose(affine, like.affine, atol=GRID_TOLERANCE):
+        raise GeometryError(f"{path.name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}")
+    return array

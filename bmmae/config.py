@@ -1,0 +1,145 @@
+"""Run configurations: the components' dataclasses, composed; read from YAML and the command line.
+
+Every key is a field of a dataclass; unknown keys are errors. YAML files hold values only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
+
+from bmmae.data.dataset import AugmentConfig
+from bmmae.data.preprocess import PreprocessConfig
+from bmmae.errors import BmmaeError, ConfigError
+from bmmae.masking import MaskingConfig
+from bmmae.model.config import ModelConfig
+from bmmae.training import OptimConfig, TrainConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which studies, and where their prepared form is kept.
+
+    Attributes:
+        cohort: The cohort table (CSV or Parquet), written by `bmmae index` or by hand.
+        cache: Folder of prepared studies; null prepares every study from its files each time it is needed.
+        validation_share: Share of the patients to validate on, where the table has no column `split`.
+        labels: Label coding (`brats2017`, `brats2023`, `brats2024-post`, `binary`); null proposes one from file names
+            and values, and stops where they leave it open.
+        skip_broken: Leave studies out that cannot be read, and say how many, instead of stopping.
+    """
+
+    cohort: Path
+    cache: Path | None = None
+    validation_share: float = 0.1
+    labels: str | None = None
+    skip_broken: bool = False
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pretraining run.
+
+    Attributes:
+        data: Which studies.
+        train: The loop.
+        out: The run folder: checkpoints, metrics.jsonl, pictures.
+        model: Shape of the masked autoencoder.
+        preprocess: How images become model input.
+        masking: Which tokens are hidden.
+        augment: Training augmentation.
+        optim: Optimiser and schedule.
+    """
+
+    data: DataConfig
+    train: TrainConfig
+    out: Path = Path("runs/pretrain")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """A fine-tuning run for segmentation.
+
+    Attributes:
+        data: Which studies; those without a segmentation are left out.
+        train: The loop.
+        model: Pretrained weights: a folder, a hub id or a run folder; `scratch:RECIPE` starts from random weights.
+        out: The run folder.
+        width: Channels of the decoder at full resolution.
+        preprocess: How images become model input, when starting from scratch; else the pretrained model's own.
+        augment: Training augmentation.
+        optim: Optimiser and schedule.
+    """
+
+    data: DataConfig
+    train: TrainConfig
+    model: str
+    out: Path = Path("runs/segmentation")
+    width: int = 8
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(modality_dropout=0.5, lesion_share=0.5))
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
+    """Build a configuration from `--config FILE.yaml` and `--key.subkey value` arguments, later ones winning.
+
+    Raises:
+        ConfigError: Naming the key that is unknown or the value that does not fit.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, description=(kind.__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", action="config", help="YAML file of values; arguments after it win")
+    parser.add_class_arguments(kind, as_group=False)
+    try:
+        parsed = parser.instantiate(parser.parse_args(list(sys.argv[1:] if arguments is None else arguments)))
+    except ArgumentError as error:
+        raise ConfigError(_explain(str(error), list(_keys(kind)))) from error
+    names = [item.name for item in fields(cast(Any, kind))]
+    return kind(**{name: getattr(parsed, name) for name in names})
+
+
+def script(main: Callable[[], int | None]) -> None:
+    """Run a training script: errors that the user can mend end in one line and exit code 2, without a traceback."""
+    try:
+        code = main()
+    except BmmaeError as error:
+        # One line of one process: the other ranks fail for the same reason.
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        code = 2
+    sys.exit(code or 0)
+
+
+def _keys(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a nested dataclass, dotted."""
+    hints = get_type_hints(kind)
+    for item in fields(kind):
+        yield prefix + item.name
+        if is_dataclass(hints[item.name]):
+            yield from _keys(hints[item.name], f"{prefix}{item.name}.")
+
+
+def _explain(message: str, known: list[str]) -> str:
+    """Turn the parser's message into one sentence, with the nearest known key if a key is unknown."""
+    line = " ".join(message.split())
+    unknown = re.search(r"[Gg]roup '([\w.]+)' does not accept option '([\w.]+)'", line)
+    plain = re.search(r"(?:unrecognized arguments: --|[Kk]ey \"?'?|option '?)([\w.]+)", line)
+    key = ".".join(unknown.groups()) if unknown else plain.group(1) if plain else ""
+    if not key or key in known:
+        return f"configuration: {line}"
+    near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"unknown configuration key '{key}'.{hint} See --help for all keys"

@@ -1,0 +1,94 @@
+"""Where the brain is in a study, and which part of it each modality covers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from bmmae.arrays import Array, Bool, Float
+from bmmae.errors import ImageError
+
+Source = Literal["mask", "nonzero", "foreground"]
+
+ZERO_SHARE = 0.2
+"""An image at least this much exactly zero counts as skull-stripped."""
+
+
+@dataclass(frozen=True)
+class Brain:
+    """The brain of one study.
+
+    Attributes:
+        mask: Bool[H, W, D], the union over the modalities.
+        covered: Bool[K, H, W, D], the part of the brain in which each modality has data.
+        source: Where the mask comes from; `foreground` means that the study is not skull-stripped and the whole
+            head is used.
+    """
+
+    mask: Bool[np.ndarray, "H W D"]
+    covered: Bool[np.ndarray, "K H W D"]
+    source: Source
+
+
+def is_stripped(volume: Float[np.ndarray, "H W D"]) -> bool:
+    """Tell whether an image looks skull-stripped: at least a fifth of it is exactly zero."""
+    return float(np.count_nonzero(volume == 0)) >= ZERO_SHARE * volume.size
+
+
+def find_brain(volumes: Float[np.ndarray, "K H W D"], masks: list[Array | None] | None = None) -> Brain:
+    """Find the brain: the given masks, else the non-zero voxels, else the head's foreground.
+
+    Args:
+        volumes: The available modalities, on one grid.
+        masks: A brain mask a modality, None where there is none.
+
+    Raises:
+        ImageError: If no brain voxel is left.
+    """
+    given = masks or [None] * len(volumes)
+    known = [np.asarray(mask) > 0 for mask in given if mask is not None]
+    fallback = np.logical_or.reduce(known) if known else None
+    source: Source = "mask" if known else "nonzero"
+    covered = np.empty(volumes.shape, dtype=bool)
+    for index, (volume, mask) in enumerate(zip(volumes, given, strict=True)):
+        if mask is not None or fallback is not None:
+            inside = np.asarray(mask) > 0 if mask is not None else fallback
+            covered[index] = inside & (volume != 0) if is_stripped(volume) else inside
+        elif is_stripped(volume):
+            covered[index] = volume != 0
+        else:
+            covered[index] = head_foreground(volume)
+            source = "foreground"
+    union: Array = np.asarray(covered.any(axis=0))
+    if not union.any():
+        raise ImageError("no brain voxel found: the images are empty, or the brain mask does not overlap them")
+    return Brain(union, covered, source)
+
+
+def head_foreground(volume: Float[np.ndarray, "H W D"]) -> Bool[np.ndarray, "H W D"]:
+    """Return the largest connected region brighter than the background, its holes filled."""
+    low, high = np.percentile(volume, (1, 99))
+    scaled = np.clip((volume - low) / max(float(high - low), 1e-12), 0, 1)
+    bright = scaled > otsu_threshold(scaled) / 2  # half: dim tissue must not be lost to bright fat
+    labels, count = ndimage.label(ndimage.binary_opening(bright))
+    if count == 0:
+        return np.asarray(bright)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray(ndimage.binary_fill_holes(labels == sizes.argmax()))
+
+
+def otsu_threshold(values: Float[np.ndarray, "H W D"]) -> float:
+    """Return the threshold in (0, 1) that best separates two classes of values in [0, 1] (Otsu 1979)."""
+    counts, edges = np.histogram(values, bins=128, range=(0, 1))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * centres)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = sums / below - (sums[-1] - sums) / above
+        between = np.nan_to_num(below * above * gap**2)
+    return float(centres[int(between.argmax())])

@@ -1,0 +1,243 @@
+"""Samples of a cohort at their addresses: a window, its augmentation, the subset of modalities, the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from bmmae.arrays import Array
+from bmmae.data.cache import StudyCache, sample_voxels
+from bmmae.data.cohort import Study
+from bmmae.data.labels import Coding, region_masks
+from bmmae.data.loaders import EVALUATION_EPOCH, Address, Sample, sample_generator
+from bmmae.data.preprocess import PreparedStudy, Window, prepare_study
+from bmmae.errors import ConfigError
+from bmmae.masking import MaskingConfig, draw_tokens
+from bmmae.patches import Triple, any_in_patch
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What may happen to a training window, drawn anew for every address.
+
+    Attributes:
+        flip: Chance of a left-right flip.
+        scale: Intensities of each modality are multiplied by 1 plus up to this much, either way.
+        shift: And shifted by up to this many standard deviations.
+        modality_dropout: Chance that a random non-empty subset of the available modalities is kept.
+        lesion_share: Chance that the window is placed so that it holds a labelled voxel, if there is one.
+    """
+
+    flip: float = 0.5
+    scale: float = 0.1
+    shift: float = 0.1
+    modality_dropout: float = 0.0
+    lesion_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "modality_dropout", "lesion_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+NO_AUGMENTATION = AugmentConfig(flip=0, scale=0, shift=0)
+
+
+class Viewer(Protocol):
+    """Whatever says what a model needs to see, above all its config."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]: ...
+
+    @property
+    def size(self) -> Triple: ...
+
+    @property
+    def patch(self) -> Triple: ...
+
+    @property
+    def tissue_only(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class View:
+    """What a model needs of a study: which modalities, how large a window, cut into which patches.
+
+    Attributes:
+        modalities: Canonical names, in table order.
+        size: Voxels of the window; a multiple of the patch.
+        patch: Voxels of a patch.
+        tissue_only: Patches without brain are no tokens.
+    """
+
+    modalities: tuple[str, ...]
+    size: Triple
+    patch: Triple
+    tissue_only: bool = True
+
+    @classmethod
+    def of(cls, config: Viewer) -> View:
+        """Return what a model of this config needs."""
+        return cls(config.modalities, config.size, config.patch, config.tissue_only)
+
+
+class _Windowed(Protocol):
+    @property
+    def shape(self) -> Triple: ...
+
+    def window(self, start: Triple, size: Triple) -> Window: ...
+
+
+class StudyDataset:
+    """Training or evaluation samples of some studies; a map-style dataset over (epoch, index).
+
+    At the evaluation epoch windows are centred and nothing is augmented, but masks are drawn all the same, so that
+    they are those of every other evaluation.
+
+    Args:
+        studies: One sample an epoch each.
+        view: What the model needs.
+        cache: Where prepared studies are; without an entry, a study is prepared from its files each time.
+        seed: The run's seed.
+        masking: How to hide tokens; None for tasks that hide none.
+        coding: Label coding, for tasks that need regions; their studies must have a segmentation.
+        augment: Training augmentation.
+    """
+
+    def __init__(
+        self,
+        studies: Sequence[Study],
+        view: View,
+        cache: StudyCache,
+        *,
+        seed: int = 0,
+        masking: MaskingConfig | None = None,
+        coding: Coding | None = None,
+        augment: AugmentConfig = NO_AUGMENTATION,
+    ) -> None:
+        usable = set(view.modalities)
+        self.studies = [study for study in studies if usable & set(study.images)]
+        if coding is not None:
+            self.studies = [study for study in self.studies if study.seg is not None]
+        self.view = view
+        self.cache = cache
+        self.seed = seed
+        self.masking = masking
+        self.coding = coding
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, address: Address) -> Sample:
+        """Return the sample at (epoch, index).
+
+        Returns:
+            `images` Float[M, H, W, D], `available` Bool[M], `valid` Bool[M, H, W, D], `brain` Bool[H, W, D],
+            `subject`; with masking `mask` and `decode` Bool[M, L]; with a coding `label` Bool[R, H, W, D].
+        """
+        epoch, index = address
+        study = self.studies[index]
+        training = epoch != EVALUATION_EPOCH
+        rng = sample_generator(self.seed, epoch, index, purpose="sample")
+        source = self.cache.find(study) or prepare_study(study, self.cache.config, self.view.modalities)
+        start = self._start(source, rng) if training else centred(source.shape, self.view.size)
+        sample = self._assemble(source.window(start, self.view.size), study)
+        if training:
+            sample = augment_sample(sample, self.augment, rng)
+        if self.masking is not None:
+            self._mask(sample, self.masking, rng)
+        tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in sample.items()}
+        return {**tensors, "subject": study.name}
+
+    def _start(self, source: _Windowed, rng: np.random.Generator) -> Triple:
+        """Place the window at random: anywhere inside, or jittered around a study that is smaller."""
+        size = self.view.size
+        voxels = lesion_voxels(source) if self.augment.lesion_share > 0 else np.zeros((0, 3))
+        aim = voxels[rng.integers(len(voxels))] if len(voxels) and rng.random() < self.augment.lesion_share else None
+        starts = []
+        for axis, (extent, wanted) in enumerate(zip(source.shape, size, strict=True)):
+            low, high = min(0, extent - wanted), max(0, extent - wanted)
+            if aim is not None:
+                low, high = max(low, int(aim[axis]) - wanted + 1), min(high, int(aim[axis]))
+            starts.append(int(rng.integers(low, high + 1)))
+        return (starts[0], starts[1], starts[2])
+
+    def _assemble(self, window: Window, study: Study) -> dict[str, Array]:
+        """Lay the available modalities out in the view's order."""
+        slots = [self.view.modalities.index(name) for name in window.names]
+        count = len(self.view.modalities)
+        sample = {
+            "images": np.zeros((count, *self.view.size), np.float32),
+            "available": np.zeros(count, bool),
+            "valid": np.zeros((count, *self.view.size), bool),
+            "brain": window.brain,
+        }
+        sample["images"][slots] = window.images
+        sample["available"][slots] = True
+        sample["valid"][slots] = window.valid
+        if self.coding is not None:
+            if window.label is None:
+                raise ConfigError(f"study '{study.name}' has no segmentation to learn from")
+            sample["label"] = region_masks(window.label, self.coding)
+        return sample
+
+    def _mask(self, sample: dict[str, Array], masking: MaskingConfig, rng: np.random.Generator) -> None:
+        draw = draw_tokens(rng, token_flags(sample, self.view), masking)
+        sample["mask"], sample["decode"] = draw.mask, draw.decode
+
+
+def token_flags(sample: dict[str, Array], view: View) -> Array:
+    """Return which tokens exist, Bool[M, L]: scanned somewhere and, if so configured, with some brain.
+
+    A window that misses the brain altogether keeps its scanned patches, so that it still is a sample.
+    """
+    scanned = sample["valid"] & sample["available"][:, None, None, None]
+    tissue = scanned & sample["brain"]
+    chosen = tissue if view.tissue_only and tissue.any() else scanned
+    return any_in_patch(chosen, view.patch)
+
+
+def centred(extent: Triple, size: Triple) -> Triple:
+    """Return the start of a window whose centre is that of an array of the given extent."""
+    starts = [(whole - wanted) // 2 for whole, wanted in zip(extent, size, strict=True)]
+    return (starts[0], starts[1], starts[2])
+
+
+def lesion_voxels(source: object) -> Array:
+    """Return some labelled voxels of a study, Int[n, 3]."""
+    if isinstance(source, PreparedStudy):
+        return sample_voxels(np.zeros((0, 0, 0)) if source.label is None else source.label)
+    return np.asarray(source.lesion_voxels())  # type: ignore[attr-defined]
+
+
+def augment_sample(sample: dict[str, Array], config: AugmentConfig, rng: np.random.Generator) -> dict[str, Array]:
+    """Return the sample flipped left-right, its intensities jittered inside the brain, some modalities dropped."""
+    out = dict(sample)
+    if rng.random() < config.flip:
+        for key in set(out) - {"available"}:
+            out[key] = np.flip(out[key], axis=-3)
+    count = len(out["available"])
+    gain = 1 + config.scale * rng.uniform(-1, 1, (count, 1, 1, 1))
+    offset = config.shift * rng.uniform(-1, 1, (count, 1, 1, 1))
+    inside = out["valid"] & out["brain"] & out["available"][:, None, None, None]
+    out["images"] = np.where(inside, out["images"] * gain + offset, 0).astype(np.float32)
+    if rng.random() < config.modality_dropout:
+        out["available"] = keep_random_subset(out["available"], rng)
+        gone = ~out["available"]
+        out["images"][gone] = 0
+        out["valid"] = out["valid"] & out["available"][:, None, None, None]
+    return out
+
+
+def keep_random_subset(available: Array, rng: np.random.Generator) -> Array:
+    """Return a non-empty subset of the available modalities, all sizes equally likely."""
+    present = np.flatnonzero(available)
+    kept = rng.permutation(present)[: rng.integers(1, len(present) + 1)]
+    out = np.zeros_like(available)
+    out[kept] = True
+    return out

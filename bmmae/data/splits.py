@@ -1,0 +1,43 @@
+"""Splits by patient: who trains, who validates, who tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bmmae.data.cohort import Cohort, Study
+from bmmae.data.loaders import sample_generator
+from bmmae.errors import CohortError
+
+
+def train_and_validation(
+    cohort: Cohort, *, validation_share: float = 0.1, seed: int = 0
+) -> tuple[list[Study], list[Study]]:
+    """Return training and validation studies: the table's `split` column, else a random split by patient.
+
+    Studies marked `test` are in neither. At least one patient goes to each part.
+
+    Raises:
+        CohortError: If a part would be empty.
+    """
+    if any(study.split for study in cohort):
+        train = [study for study in cohort if study.split == "train"]
+        validation = [study for study in cohort if study.split == "validation"]
+    else:
+        train, validation = _by_patient(cohort.studies, validation_share, seed)
+    if not train or not validation:
+        missing = "training" if not train else "validation"
+        raise CohortError(
+            f"no {missing} studies among {len(cohort)}: mark some rows 'train' and some 'validation' in the column "
+            "'split', or leave the column out and have at least two patients"
+        )
+    return train, validation
+
+
+def _by_patient(studies: Sequence[Study], share: float, seed: int) -> tuple[list[Study], list[Study]]:
+    groups = sorted({study.group for study in studies})
+    order = sample_generator(seed, 0, 0, purpose="split").permutation(len(groups))
+    count = min(max(1, round(share * len(groups))), len(groups) - 1)
+    held = {groups[index] for index in np.asarray(order)[:count]}
+    return [s for s in studies if s.group not in held], [s for s in studies if s.group in held]

@@ -1,0 +1,64 @@
+"""Metrics. Each states its sign, its unit, and what it does with an empty case."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bmmae.arrays import Array, Bool, Float
+
+
+def dice(predicted: Bool[np.ndarray, "*axes"], truth: Bool[np.ndarray, "*axes"]) -> float:
+    """Return the Dice coefficient; higher is better, 0 to 1.
+
+    Both empty: NaN (nothing to find, nothing found; such cases are left out of means and counted). One empty: 0.
+    """
+    total = int(predicted.sum()) + int(truth.sum())
+    if total == 0:
+        return math.nan
+    return 2 * int((predicted & truth).sum()) / total
+
+
+def affine_fit(predicted: Float[Array, " N"], truth: Float[Array, " N"]) -> tuple[float, float]:
+    """Return slope and offset of the least-squares map from predicted to true intensities (MR has no scale).
+
+    A constant prediction maps to the mean of the truth (slope 0).
+    """
+    x, y = predicted.astype(np.float64), truth.astype(np.float64)
+    spread = float(((x - x.mean()) ** 2).mean())
+    if spread <= 1e-20:
+        return 0.0, float(y.mean())
+    slope = float(((x - x.mean()) * (y - y.mean())).mean()) / spread
+    return slope, float(y.mean()) - slope * float(x.mean())
+
+
+def psnr(
+    predicted: Float[Array, "*axes"],
+    truth: Float[Array, "*axes"],
+    inside: Bool[Array, "*axes"],
+    *,
+    fit: bool = False,
+) -> float:
+    """Return the peak signal-to-noise ratio inside a mask in dB; higher is better.
+
+    The range is that between the 0.5 and 99.5 percentiles of the truth inside the mask. A perfect prediction gives
+    infinity; an empty mask or a constant truth gives NaN.
+
+    Args:
+        predicted: Predicted intensities.
+        truth: True intensities.
+        inside: Voxels that count.
+        fit: Map the prediction onto the truth by `affine_fit` first.
+    """
+    x, y = predicted[inside].astype(np.float64), truth[inside].astype(np.float64)
+    if not len(y):
+        return math.nan
+    low, high = np.percentile(y, (0.5, 99.5))
+    if high <= low:
+        return math.nan
+    if fit:
+        slope, offset = affine_fit(x, y)
+        x = slope * x + offset
+    error = float(((x - y) ** 2).mean())
+    return math.inf if error == 0 else 10 * math.log10(float(high - low) ** 2 / error)
