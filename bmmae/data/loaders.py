@@ -240,7 +240,7 @@ class Batches:
         self.addresses = addresses
         self.loader: DataLoader[Any] = DataLoader(
             _Addressed(dataset),
-            batch_sampler=addresses,  # type: ignore[arg-type]  # any iterable of lists of keys is one
+            batch_sampler=addresses,
             num_workers=workers,
             collate_fn=_collate_or_fail,
             pin_memory=pin_memory,

@@ -48,9 +48,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted((run_dir / FOLDER).glob(f"{_PREFIX}*"), key=checkpoint_step, reverse=True)
 
 
-def write_checkpoint(
-    run_dir: Path, step: int, model: nn.Module, state: dict[str, Any], save_model: SaveModel
-) -> Path:
+def write_checkpoint(run_dir: Path, step: int, model: nn.Module, state: dict[str, Any], save_model: SaveModel) -> Path:
     """Write one checkpoint, complete or not at all.
 
     Args:
@@ -187,8 +185,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in files
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files
     }
 
 

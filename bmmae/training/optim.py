@@ -97,7 +97,7 @@ def make_schedule(config: OptimConfig, steps: int, steps_per_epoch: float) -> Sc
         warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule_epochs is not None:
         horizon = math.ceil(config.schedule_epochs * steps_per_epoch)
-    if warmup >= horizon and horizon > 1:
+    if warmup >= horizon > 1:
         raise ConfigError(
             f"The warm-up ({warmup} steps) must be shorter than the schedule ({horizon} steps): "
             "lower optim.warmup_steps or optim.warmup_epochs, or train longer."

@@ -76,16 +76,16 @@ class TensorboardTracker:
         except ImportError as error:
             raise _not_installed("tensorboard", "tensorboard") from error
         purge = step + 1 if step else None
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
 
     def log(self, values: Mapping[str, float | int], step: int) -> None:
         """Write values as scalars."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def make_tracker(

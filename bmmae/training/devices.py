@@ -1,0 +1,92 @@
+"""Device, processes and precision, by Accelerate; and the little that ranks tell each other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from bmmae.data.loaders import Batch
+from bmmae.errors import BmmaeError, ConfigError, TrainingError
+from bmmae.training.plan import TrainConfig
+from bmmae.training.resume import Progress
+
+_DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU")
+
+
+def start_accelerator() -> Any:
+    """An Accelerator for this process, as `accelerate launch` set it up or for one process.
+
+    Raises:
+        ConfigError: The launch configuration asks for something other than data-parallel training.
+    """
+    # Its state outlives a run in the same process, and would refuse another precision.
+    AcceleratorState._reset_state()
+    # Every parameter has a gradient in every step, so DDP need not search for those that have none.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
+    # Autocast is entered around the task, which covers its loss too; Accelerate's own way would rewrite the model's
+    # forward for good.
+    accelerator = Accelerator(kwargs_handlers=[ddp], mixed_precision="no")
+    if accelerator.distributed_type.value not in _DATA_PARALLEL:
+        raise ConfigError(
+            f"Training runs data-parallel (DDP) or on one device; the launch configuration says "
+            f"{accelerator.distributed_type.value}. Use one of configs/accelerate/."
+        )
+    return accelerator
+
+
+def uses_bf16(precision: Literal["auto", "no", "bf16"], device: torch.device) -> bool:
+    """Whether to compute in bf16: if asked, or by `auto` where the hardware has instructions for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch's tensors; copies from pinned memory overlap with computation."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The dtype to add up sums and counts in: double, but for devices that have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def seed_from_address(*address: int) -> None:
+    """Seed torch from integers alone, so that dropout needs no saved state to be the same after a resume."""
+    torch.manual_seed(int(np.random.SeedSequence(address).generate_state(1, np.uint64)[0]))
+
+
+def gather(value: Any) -> list[Any]:
+    """The ranks' values, in order of rank, on every rank."""
+    gathered: list[Any] = gather_object([value])
+    return gathered
+
+
+@contextlib.contextmanager
+def explained_out_of_memory(progress: Progress, train: TrainConfig) -> Iterator[None]:
+    """Turn an out-of-memory error into one that says which settings to lower."""
+    try:
+        yield
+    except BmmaeError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+            raise
+        raise TrainingError(
+            f"Out of memory at step {progress.step}: lower train.batch_size (now {train.batch_size}; raise "
+            f"train.accumulate, now {train.accumulate}, by the same factor to keep the global batch), set "
+            f"train.precision=bf16 (now {train.precision}), or take a smaller recipe or crop. {text.splitlines()[0]}"
+        ) from error

@@ -1,0 +1,157 @@
+"""What training needs to go on where it stopped, and the check that it is the same training."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import nn
+
+from bmmae.errors import CheckpointError, OutputError, TrainingError
+from bmmae.training.checkpointing import checkpoint_folder, find_checkpoint, list_checkpoints, read_state
+
+CONFIG = "config.yaml"
+# Changing these between two parts of a run is what resuming is for; of the rest one is told.
+_FREE = ("train.resume", "train.workers", "train.progress", "train.time_limit_hours", "train.tracker", "train.keep")
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Optimiser steps done.
+        evaluated: Step of the last complete evaluation.
+        saved: Step of the last checkpoint.
+        best_step: Step of the best checkpoint.
+        best_value: Its selection metric.
+        skipped: Steps left out because they were not finite.
+    """
+
+    step: int = 0
+    evaluated: int = 0
+    saved: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    skipped: int = 0
+
+
+def find_start(run_dir: Path, resume: bool | Literal["auto"]) -> Path | None:
+    """The checkpoint to go on from; None for a fresh start.
+
+    Raises:
+        TrainingError: There is a run where a fresh start was asked for, or none where one was to be resumed.
+        CheckpointError: All checkpoints are damaged.
+    """
+    exists = bool(list_checkpoints(run_dir))
+    if exists and resume is False:
+        raise TrainingError(
+            f"{run_dir} already holds a run: set train.resume=true to continue it, or choose another run folder."
+        )
+    if not exists and resume is True:
+        raise TrainingError(
+            f"train.resume=true, but {run_dir} holds no checkpoint: check the path, or set train.resume=auto to "
+            "start afresh where there is none."
+        )
+    return find_checkpoint(run_dir, "last") if exists else None
+
+
+def training_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    window: Mapping[str, tuple[float, float]],
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything a resumed run needs. No random state: that is drawn anew in every step, from its address.
+
+    The weights are here as well as in the model's own files, which may be cast, renamed or averaged for their readers.
+    """
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+        "window": dict(window),
+        "identity": dict(identity),
+    }
+
+
+def restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
+) -> tuple[Progress, dict[str, tuple[float, float]]]:
+    """Load a checkpoint into model and optimiser.
+
+    Returns:
+        The progress, and the sums of the metrics since the last log line.
+
+    Raises:
+        TrainingError: The configuration differs in something that makes it another training.
+        CheckpointError: The weights do not fit the model.
+    """
+    state = read_state(folder)
+    _refuse_differences(folder, state["identity"], identity)
+    try:
+        model.load_state_dict(state["model"], strict=True)
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} does not fit the model as configured now: {error}. Restore the model's settings (the run's "
+            f"{CONFIG} has them), or start a new run in another folder."
+        ) from error
+    progress = Progress(**state["progress"])
+    run_dir = folder.parents[1]
+    if progress.best_step is not None and not checkpoint_folder(run_dir, progress.best_step).exists():
+        if progress.best_step != progress.step:
+            warnings.warn(
+                f"The best checkpoint (step {progress.best_step}) is gone; the search for the best starts again.",
+                stacklevel=2,
+            )
+        progress.best_step = progress.best_value = None
+    return progress, dict(state["window"])
+
+
+def _refuse_differences(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [
+        f"{key} was {before.get(key)!r} and is now {value!r}" for key, value in now.items() if before.get(key) != value
+    ]
+    if changed:
+        raise TrainingError(
+            f"{folder} cannot be resumed with another configuration: {'; '.join(changed)}. Restore these, or start a "
+            "new run in another folder."
+        )
+
+
+def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Write the resolved configuration into the run folder; warns of what changed since the run was started.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    path = run_dir / CONFIG
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))  # no tuples, paths or enums
+    if path.exists():
+        before = dict(_flatten(yaml.safe_load(path.read_text()) or {}))
+        now = dict(_flatten(plain))
+        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in _FREE)
+        if changed:
+            told = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
+            warnings.warn(f"The configuration has changed since {run_dir} was started: {told}.", stacklevel=2)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(plain, sort_keys=False))
+    except OSError as error:
+        raise OutputError(f"The run folder {run_dir} cannot be written: {error}. Choose another one.") from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

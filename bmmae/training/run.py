@@ -1,0 +1,230 @@
+"""A run under way: model, optimiser, data and progress, and how to evaluate and save them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from bmmae.data.loaders import AddressedDataset, Batches, evaluation_batches
+from bmmae.errors import TrainingError
+from bmmae.tasks.task import StepOutput, Task
+from bmmae.training.checkpointing import (
+    SaveModel,
+    checkpoint_folder,
+    remove_old_checkpoints,
+    write_checkpoint,
+    write_index,
+)
+from bmmae.training.devices import gather, uses_bf16
+from bmmae.training.evaluation import evaluate, is_better, selected
+from bmmae.training.optim import OptimConfig, make_optimizer
+from bmmae.training.plan import Plan, TrainConfig, what_must_not_change
+from bmmae.training.resume import Progress, find_start, restore, training_state
+from bmmae.training.signals import Status, StopRequest, status_of
+from bmmae.training.totals import Totals
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What came of one optimiser step, the same on every rank but for `outputs` and `waited`.
+
+    Attributes:
+        loss: Loss over the global batch.
+        grad_norm: Norm of its gradient, before clipping.
+        lr: Learning rate used.
+        skipped: Whether the step was left out because loss or gradient was not finite.
+        stop: The highest stop level asked of any rank.
+        outputs: This rank's micro-batches, detached.
+        waited: Seconds this rank waited for data.
+    """
+
+    loss: float
+    grad_norm: float
+    lr: float
+    skipped: bool
+    stop: int
+    outputs: list[StepOutput]
+    waited: float
+
+
+@dataclass
+class Run:
+    """The parts of a run. `model` is the model itself, `wrapped` what gradients are computed through."""
+
+    accelerator: Any
+    model: nn.Module
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    task: Task
+    plan: Plan
+    train: TrainConfig
+    run_dir: Path
+    save_model: SaveModel
+    identity: Mapping[str, Any]
+    progress: Progress
+    window: Totals
+    validation: Batches | None
+    stop_level: int = 0
+    last_train: dict[str, float] = field(default_factory=dict)
+    last_val: dict[str, float] = field(default_factory=dict)
+
+    def note_step(self, report: StepReport) -> None:
+        """Count a step that was taken."""
+        self.progress.step += 1
+        self.progress.skipped += report.skipped
+        self.stop_level = report.stop
+        if not report.skipped:
+            for output in report.outputs:
+                self.window.add(output)
+
+    def close_window(self) -> dict[str, float]:
+        """Mean training metrics since the last call; all ranks must call this."""
+        self.window.merge()
+        self.last_train = self.window.means()
+        self.window = Totals()
+        return self.last_train
+
+    def evaluation_is_pending(self) -> bool:
+        """Whether an evaluation is due here and has not been made, perhaps because a stop cut it short."""
+        done = self.progress.step
+        due = self.validation is not None and self.plan.evaluation_is_due(done)
+        return due and self.progress.evaluated != done and not self.stop_level
+
+    def evaluate(self, stop: StopRequest) -> dict[str, float]:
+        """Evaluate on the validation set.
+
+        Returns:
+            Metrics by name; empty if a stop cut the evaluation short, which leaves it to be made after the resume.
+        """
+        bf16 = uses_bf16(self.train.precision, self.accelerator.device)
+        batches, seed = self.validation or (), self.train.seed
+        values = evaluate(self.model, self.task, batches, self.accelerator, stop, seed=seed, bf16=bf16)
+        if values:
+            self.last_val, self.progress.evaluated = values, self.progress.step
+        else:
+            self.stop_level = max(gather(stop.level))
+        return values
+
+    def note_evaluation(self, values: dict[str, float]) -> bool:
+        """Keep the best value of the selection metric.
+
+        Returns:
+            Whether these metrics are the best so far.
+        """
+        name, mode = self.task.selection
+        if not values or not is_better(selected(values, name), self.progress.best_value, mode):
+            return False
+        self.progress.best_value, self.progress.best_step = values[name], self.progress.step
+        return True
+
+    def save_is_due(self) -> bool:
+        """Whether a checkpoint is due here, by the plan or because the run is about to stop."""
+        done = self.progress.step
+        return (self.stop_level > 0 or self.plan.checkpoint_is_due(done)) and self.progress.saved != done
+
+    def save(self) -> None:
+        """Write a checkpoint and tidy up; the main process writes, the others wait."""
+        self.window.merge()
+        self.progress.saved = self.progress.step
+        if self.accelerator.is_main_process:
+            progress = self.progress
+            state = training_state(self.model, self.optimizer, progress, self.window.merged, self.identity)
+            write_checkpoint(self.run_dir, progress.step, self.model, state, self.save_model)
+            self.write_index("running")
+            remove_old_checkpoints(self.run_dir, progress.step, progress.best_step, self.train.keep)
+        self.accelerator.wait_for_everyone()
+
+    def write_index(self, status: Status | Literal["running"]) -> None:
+        """Say in the index of checkpoints how the run stands (main process only)."""
+        progress, (metric, _) = self.progress, self.task.selection
+        best = None if progress.best_step is None else checkpoint_folder(self.run_dir, progress.best_step).name
+        index = {
+            "status": status,
+            "step": progress.step,
+            "steps": self.plan.steps,
+            "last": checkpoint_folder(self.run_dir, progress.saved).name,
+            "best": best,
+            "best_metric": None if best is None else {"name": metric, "value": progress.best_value},
+        }
+        write_index(self.run_dir, index)
+
+    def is_over(self) -> bool:
+        """Whether the loop ends here: all steps done, or a stop agreed on."""
+        return self.stop_level > 0 or self.progress.step >= self.plan.steps
+
+    def end(self) -> Status:
+        """Close the run's books.
+
+        Returns:
+            How it ended: a run that was stopped is finished if nothing was left to do.
+        """
+        done = self.progress.step >= self.plan.steps
+        evaluated = self.validation is None or self.progress.evaluated == self.progress.step
+        status = status_of(0 if done and evaluated else self.stop_level)
+        if self.accelerator.is_main_process:
+            self.write_index(status)
+        self.accelerator.wait_for_everyone()
+        return status
+
+
+def begin_run(
+    accelerator: Any,
+    model: nn.Module,
+    task: Task,
+    val_dataset: AddressedDataset | None,
+    *,
+    plan: Plan,
+    train: TrainConfig,
+    optim: OptimConfig,
+    run_dir: Path,
+    save_model: SaveModel,
+) -> Run:
+    """Put the parts of a run together, fresh or as the last checkpoint left them.
+
+    Raises:
+        TrainingError: The run folder holds a run that is not to be resumed, or one that is another training.
+        CheckpointError: The checkpoints are damaged or do not fit the model.
+    """
+    start = find_start(run_dir, train.resume)
+    model.to(accelerator.device)
+    optimizer = make_optimizer(model, optim)
+    identity = what_must_not_change(plan, optim)
+    progress, window = restore(start, model, optimizer, identity) if start else (Progress(), {})
+    accelerator.wait_for_everyone()  # all have looked at the folder before anyone changes it
+    if train.compile:
+        model.compile()
+    return Run(
+        accelerator=accelerator,
+        model=model,
+        wrapped=accelerator.prepare_model(model),
+        optimizer=optimizer,
+        task=task,
+        plan=plan,
+        train=train,
+        run_dir=run_dir,
+        save_model=save_model,
+        identity=identity,
+        progress=progress,
+        window=Totals(window),
+        validation=_validation_batches(val_dataset, train, accelerator),
+    )
+
+
+def _validation_batches(dataset: AddressedDataset | None, train: TrainConfig, accelerator: Any) -> Batches | None:
+    if dataset is None:
+        return None
+    if not len(dataset):
+        raise TrainingError("The validation dataset is empty: check the split, or give None to train without one.")
+    return evaluation_batches(
+        dataset,
+        train.batch_size,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        workers=min(train.workers, 2),
+        pin_memory=accelerator.device.type == "cuda",
+    )
