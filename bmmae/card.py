@@ -2,10 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import yaml
+
+from bmmae.modalities import title
+from bmmae.model_folder import SavedConfig
+from bmmae.provenance import Metric, Provenance
+
+SYNTHETIC = (
+    "These weights were trained on **synthetic images**. They demonstrate the software; what they say about a patient "
+    "means nothing."
+)
+LIMITS = (
+    "Research use only: it is no medical device, and no clinical decision may rest on its output.",
+    "A reconstructed modality is a guess from the others. It shows what is usual beside them, not what a scanner "
+    "would have seen in this patient, and cannot prove that a lesion is there or is not.",
+    "Images from other scanners, other preprocessing, children, or other diseases than those of the training data may "
+    "give worse results: measure on your own labelled cases first (`bmmae evaluate`).",
+)
+_UNKNOWN = "not recorded"
 
 
-def model_card(saved: Mapping[str, Any], parameters: int) -> str:
-    """Return the card of a saved model in Markdown."""
-    return f"# {saved['kind']}\n\n{parameters} parameters\n"
+def model_card(saved: SavedConfig, modalities: Iterable[str], parameters: int) -> str:
+    """Return the card of a saved model, in Markdown with the hub's metadata on top.
+
+    Args:
+        saved: What config.json holds.
+        modalities: The modalities it knows.
+        parameters: How many trainable values it has.
+    """
+    provenance = Provenance.of(saved.provenance)
+    names = list(modalities)
+    sections = [
+        _front_matter(saved, provenance),
+        f"# {saved.kind}: {', '.join(title(name) for name in names)}",
+        SYNTHETIC if provenance.synthetic else "",
+        _section("How to load", _loading(saved)),
+        _section("Recipe", _table(("setting", "value"), _recipe_rows(saved, names, parameters))),
+        _section("Training data", _data(provenance)),
+        _section("Metrics", _metrics(provenance.metrics)),
+        _section("Limits", "\n".join(f"- {limit}" for limit in (*LIMITS, *provenance.limits))),
+        _section("Licence", provenance.licence or f"{_UNKNOWN}: ask its author before you share or sell anything"),
+    ]
+    return "\n\n".join(part for part in sections if part) + "\n"
+
+
+def _front_matter(saved: SavedConfig, provenance: Provenance) -> str:
+    tags = ["bmmae", saved.kind, "mri", "brain", "medical-imaging"]
+    values: dict[str, object] = {"library_name": "bmmae", "tags": tags + ["synthetic-data"] * provenance.synthetic}
+    if provenance.licence:
+        values["license"] = provenance.licence.lower()
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
+
+
+def _loading(saved: SavedConfig) -> str:
+    return (
+        "```python\nimport bmmae\n\n"
+        f'model = bmmae.load_model("FOLDER or ORG/NAME")  # written by bmmae {saved.bmmae_version}\n```\n\n'
+        "Any non-empty subset of the modalities will do as input."
+    )
+
+
+def _recipe_rows(saved: SavedConfig, names: list[str], parameters: int) -> list[tuple[str, str]]:
+    settings = {**_flat(saved.model), **_flat(saved.preprocessing, "preprocessing.")}
+    rows = [("modalities", ", ".join(names)), ("parameters", f"{parameters:,}")]
+    return rows + [(key, str(value)) for key, value in settings.items() if not key.endswith("modalities")]
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _data(provenance: Provenance) -> str:
+    hashes = provenance.content_hashes
+    # One digest of all, whatever their order, says at a glance whether two models saw the same studies.
+    digest = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:16]
+    rows = [
+        ("data", provenance.data or _UNKNOWN),
+        ("patients", _UNKNOWN if provenance.subjects is None else str(provenance.subjects)),
+        (
+            "studies",
+            f"{len(hashes)}, as SHA-256 of image content in config.json (digest {digest})" if hashes else _UNKNOWN,
+        ),
+        ("synthetic", f"yes, generator {provenance.generator or _UNKNOWN}" if provenance.synthetic else "no"),
+        ("started from", provenance.parent or "new weights"),
+        ("command", f"`{provenance.command}`" if provenance.command else _UNKNOWN),
+    ]
+    return _table(("what", "value"), rows)
+
+
+def _metrics(metrics: Mapping[str, Metric]) -> str:
+    if not metrics:
+        return "None recorded: evaluate it before you rely on it."
+    rows = [
+        (name, f"{m.value:.4g}", interval(m), m.unit, "" if m.n is None else str(m.n)) for name, m in metrics.items()
+    ]
+    return _table(("metric", "value", "interval", "unit", "patients"), rows)
+
+
+def interval(metric: Metric) -> str:
+    """Return a metric's interval as text, or that there is none."""
+    return "none" if metric.low is None or metric.high is None else f"{metric.low:.4g} to {metric.high:.4g}"
+
+
+def _section(heading: str, body: str) -> str:
+    return f"## {heading}\n\n{body}"
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,22 +1,54 @@
-"""Loading and saving models, wherever they come from."""
+"""Loading and saving models, wherever they come from: folders, runs, hubs, the published files."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
 import torch
 
+from bmmae.conversion import convert_state, read_pickle
 from bmmae.data.preprocess import PreprocessConfig
-from bmmae.errors import CheckpointError
+from bmmae.errors import CheckpointError, ConfigError
+from bmmae.growth import add_modality, transplant_encoder, truncate
+from bmmae.hub import sha256_of
+from bmmae.keys import KeyReport
+from bmmae.model_info import ModelInfo, summarise
 from bmmae.model.pretrained import ModelMetadata, PretrainedModel
-from bmmae.model_folder import CONFIG
-from bmmae.provenance import Provenance
+from bmmae.provenance import Metric, Provenance
 from bmmae.schema import from_dict, to_dict
+from bmmae.sources import PICKLES, locate
 
-INDEX = Path("checkpoints") / "index.json"
-"""What makes a folder a run folder: `{"last": NAME, "best": NAME}`, names of folders beside it."""
+__all__ = [
+    "KeyReport",
+    "Metric",
+    "ModelInfo",
+    "PartialLoadWarning",
+    "Provenance",
+    "SyntheticWeightsWarning",
+    "add_modality",
+    "convert",
+    "describe",
+    "info",
+    "load_encoder",
+    "load_model",
+    "preprocessing_of",
+    "provenance_of",
+    "save_model",
+    "truncate",
+]
+
+_COMMANDS = {
+    "mae": "pretrain/train.py",
+    "segmentation": "finetune/segmentation.py",
+    "classification": "finetune/classification.py",
+    "survival": "finetune/survival.py",
+    "synthesis": "finetune/synthesis.py",
+}
+_PUBLISHED = Provenance(
+    data="the published BM-MAE pretraining (arXiv 2505.00568); the file itself records nothing",
+    limits=("Weights made elsewhere: what they were trained on is known only from their authors.",),
+)
 
 
 class SyntheticWeightsWarning(UserWarning):
@@ -36,11 +68,55 @@ def load_model(
     partial: bool = False,
     kind: str | None = None,
 ) -> PretrainedModel:
-    """Load a model in eval mode."""
-    model = PretrainedModel.from_pretrained(_local(source), revision=revision, partial=partial)
+    """Load a model, strictly, in eval mode.
+
+    Args:
+        source: A model folder; a run folder, which means its best checkpoint (`RUN@last` its last); a hub repository
+            `org/name` or `org/name@revision`; or a file of the published weights (`bmmae.pth`).
+        filename: The file to load from a folder or repository of the published layout.
+        revision: Branch, tag or commit of a hub repository.
+        device: Where to put the model.
+        partial: Load the keys that fit and leave the others new. A warning and `model.key_report` list them.
+        kind: Refuse models of any other kind.
+
+    Returns:
+        The model, of the class that its config names.
+
+    Raises:
+        HubError: If it cannot be fetched.
+        CheckpointError: If there is no model, or it is damaged, unsafe, too new, misfitting or of another kind.
+
+    Warns:
+        SyntheticWeightsWarning: If the weights were trained on synthetic data.
+        PartialLoadWarning: If `partial` left keys out.
+    """
+    model = _read(locate(source, filename, revision), partial)
+    if kind is not None and model.kind != kind:
+        raise CheckpointError(_other_kind(str(source), model.kind, kind))
+    if model.key_report is not None and not model.key_report.complete:
+        warnings.warn(f"{source} was loaded in part: {model.key_report}", PartialLoadWarning, stacklevel=2)
     if provenance_of(model).synthetic:
-        warnings.warn(f"{source} was trained on synthetic data", SyntheticWeightsWarning, stacklevel=2)
+        warnings.warn(
+            f"{source} was trained on synthetic data: its output means nothing for a patient",
+            SyntheticWeightsWarning,
+            stacklevel=2,
+        )
     return model.to(device)
+
+
+def _read(path: Path, partial: bool) -> PretrainedModel:
+    if path.suffix not in PICKLES:
+        return PretrainedModel.from_pretrained(path, partial=partial)
+    model = convert_state(read_pickle(path), str(path), partial=partial)
+    made_from = {"file": path.name, "sha256": sha256_of(path)}
+    describe(model, PreprocessConfig(), Provenance.of({**_PUBLISHED.as_dict(), "extra": {"converted_from": made_from}}))
+    return model
+
+
+def _other_kind(source: str, got: str, wanted: str) -> str:
+    script = _COMMANDS.get(wanted)
+    advice = f"make one with {script} --init {source}" if script else "name a model that has it"
+    return f"{source} holds a model of kind '{got}', which has no {wanted} head; this needs kind '{wanted}': {advice}"
 
 
 def save_model(
@@ -80,23 +156,85 @@ def describe(
 
 
 def preprocessing_of(model: PretrainedModel) -> PreprocessConfig:
-    """Return how images become the model's input."""
-    return from_dict(PreprocessConfig, model.metadata.preprocessing, "preprocessing")
+    """Return how images become the model's input.
+
+    Raises:
+        CheckpointError: If what the model carries is not that.
+    """
+    try:
+        return from_dict(PreprocessConfig, model.metadata.preprocessing, "preprocessing")
+    except ConfigError as error:
+        raise CheckpointError(f"the model's config.json does not fit this library: {error}") from error
 
 
 def provenance_of(model: PretrainedModel) -> Provenance:
-    """Return what the model was trained on and how."""
-    return Provenance.of(model.metadata.provenance)
+    """Return what the model was trained on and how.
 
-
-def _local(source: str | Path) -> Path:
-    """Return the model folder that a path means: itself, or the checkpoint of a run folder."""
-    path, _, tag = str(source).partition("@")
-    folder = Path(path)
-    if (folder / CONFIG).is_file() and not (folder / INDEX).is_file():
-        return folder
+    Raises:
+        CheckpointError: If what the model carries is not that.
+    """
     try:
-        index = json.loads((folder / INDEX).read_text())
-    except OSError:
-        raise CheckpointError(f"{source} is no saved model") from None
-    return folder / "checkpoints" / str(index.get(tag or "best", tag))
+        return Provenance.of(model.metadata.provenance)
+    except ConfigError as error:
+        raise CheckpointError(f"the model's config.json does not fit this library: {error}") from error
+
+
+def info(source: str | Path, *, filename: str | None = None, revision: str | None = None) -> ModelInfo:
+    """Return what a model is and where it comes from; the arguments are those of `load_model`.
+
+    Raises:
+        HubError: If it cannot be fetched.
+        CheckpointError: If there is no model, or it is damaged, unsafe or too new.
+    """
+    return summarise(_read(locate(source, filename, revision), partial=False), str(source))
+
+
+def convert(path: str | Path, out: str | Path, *, partial: bool = False) -> KeyReport:
+    """Turn the published weights into a model folder.
+
+    Args:
+        path: The published file, or one of its layout.
+        out: Folder to write.
+        partial: Keep new weights where keys are missing or misshapen.
+
+    Returns:
+        What became of the file's keys.
+
+    Raises:
+        CheckpointError: If the file is damaged, contains code, or holds another architecture.
+        OutputError: If the folder cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in PICKLES:
+        raise CheckpointError(
+            f"{path} is no file of published weights: expected a name that ends in {', '.join(PICKLES)}"
+        )
+    model = _read(path, partial)
+    save_model(model, out)
+    return model.key_report or KeyReport()
+
+
+def load_encoder(
+    model: PretrainedModel, source: str | Path | PretrainedModel, *, filename: str | None = None
+) -> KeyReport:
+    """Put a pretrained encoder into a model, in place; see `bmmae.growth.transplant_encoder`.
+
+    Args:
+        model: What receives the encoder.
+        source: A loaded model, or whatever `load_model` takes.
+        filename: As `load_model` takes it.
+
+    Returns:
+        The encoder's keys.
+
+    Raises:
+        CheckpointError: If the source cannot be loaded or its encoder has another shape.
+        ModalityError: If the pretrained encoder does not know all of the model's modalities.
+        ConfigError: If the pretrained encoder has fewer blocks.
+    """
+    if isinstance(source, PretrainedModel):
+        return transplant_encoder(model, source)
+    report = transplant_encoder(model, load_model(source, filename=filename))
+    parent = {**model.metadata.provenance, "parent": str(source)}
+    model.metadata = ModelMetadata(model.metadata.preprocessing, parent)
+    return report

@@ -1,31 +1,145 @@
-"""Models on a hub: fetching, and what to say when that fails."""
+"""Models on a hub: fetching files, checking what arrived, and what to say when that fails."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bmmae.errors import HubError
+from bmmae.errors import CheckpointError, HubError
 from bmmae.model_folder import CONFIG, WEIGHTS
 
-
-@contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turn the hub client's errors into one sentence with the way out."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield
-    except HfHubHTTPError as error:
-        raise HubError(f"cannot fetch {repo_id}: {error}") from error
+_OFFLINE = (
+    "To work without a network, fetch it once with one and set HF_HUB_OFFLINE=1 (the cache is then used), or pass the "
+    "folder of a copy of the model"
+)
+_TRANSPORTS = {"httpx", "httpx2", "requests", "urllib3"}
 
 
 def fetch_model(repo_id: str, revision: str | None = None, **options: Any) -> Path:
-    """Fetch the files of a saved model and return their folder in the cache."""
+    """Fetch a saved model, both files from one commit.
+
+    Args:
+        repo_id: `org/name`.
+        revision: Branch, tag or commit; by default the main branch.
+        **options: Those of `huggingface_hub.hf_hub_download`.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        HubError: If it cannot be fetched, or is not what the hub says it is.
+    """
+    config = fetch_file(repo_id, CONFIG, revision, **options)
+    # The cache names a snapshot's folder by its commit: a push between the two requests changes nothing.
+    fetch_file(repo_id, WEIGHTS, config.parent.name, **options)
+    return config.parent
+
+
+def fetch_file(repo_id: str, filename: str, revision: str | None = None, **options: Any) -> Path:
+    """Fetch one file of a repository, or find it in the cache.
+
+    Raises:
+        HubError: If it cannot be fetched, or is not what the hub says it is.
+    """
     from huggingface_hub import hf_hub_download
 
-    with hub_errors(repo_id):
-        paths = [hf_hub_download(repo_id, name, revision=revision, **options) for name in (CONFIG, WEIGHTS)]
-    return Path(paths[0]).parent
+    with hub_errors(repo_id, filename, revision):
+        path = Path(hf_hub_download(repo_id, filename, revision=revision, **options))
+    _check_blob(path, repo_id)
+    return path
+
+
+def _check_blob(path: Path, repo_id: str) -> None:
+    """Compare a large file with its own name in the cache, which is the hub's SHA-256 of it."""
+    expected = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", expected) and sha256_of(path) != expected:
+        raise HubError(
+            f"{path.name} of {repo_id} is damaged: its SHA-256 is not the hub's ({expected[:12]}...). Delete "
+            f"{path.resolve()} and load again"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Compare a file with the hash that a manifest gives.
+
+    Raises:
+        CheckpointError: If they differ.
+    """
+    found = sha256_of(path)
+    if found != expected.lower():
+        raise CheckpointError(
+            f"{path} is not the file that the manifest lists: expected SHA-256 {expected}, got {found}. Fetch or make "
+            "it again, or correct the manifest"
+        )
+
+
+@contextmanager
+def hub_errors(repo_id: str, filename: str | None = None, revision: str | None = None) -> Iterator[None]:
+    """Turn the hub client's errors into one sentence each, with the way out.
+
+    Raises:
+        HubError: In place of any error of the client or its transport.
+    """
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except (OSError, HFValidationError) as error:
+        raise HubError(_explain(error, repo_id, filename, revision)) from error
+    except Exception as error:
+        # The client's own HTTP library changed twice; its errors are recognised by where they were defined.
+        if {kind.__module__.partition(".")[0] for kind in type(error).__mro__}.isdisjoint(_TRANSPORTS):
+            raise
+        raise HubError(_explain(error, repo_id, filename, revision)) from error
+
+
+def _explain(error: Exception, repo_id: str, filename: str | None, revision: str | None) -> str:
+    at = f"{repo_id}@{revision}" if revision else repo_id
+    what = f"{filename} of {at}" if filename else at
+    reason = " ".join(str(error).split()) or type(error).__name__
+    # Order matters: the client's gated is a kind of its not found, and its not cached of its no such entry.
+    causes = {
+        "GatedRepoError": f"{repo_id} is gated: accept its terms on the hub's page and log in with `hf auth login`",
+        "LocalEntryNotFoundError": f"cannot reach the hub for {what}, and the cache does not have it. {_OFFLINE}",
+        "OfflineModeIsEnabled": f"HF_HUB_OFFLINE is set, so the hub cannot be asked for {what}: unset it. {_OFFLINE}",
+        "RevisionNotFoundError": f"{repo_id} has no revision '{revision}': expected a branch, a tag or a commit hash",
+        "RepositoryNotFoundError": _no_repository(repo_id),
+        "HFValidationError": f"'{repo_id}' is neither a folder here nor a hub name (org/name): {reason}",
+    }
+    names = {kind.__name__ for kind in type(error).__mro__}
+    for name, message in causes.items():
+        if name in names:
+            return message
+    if "EntryNotFoundError" in names:
+        return f"{at} has no file {filename}{_listing(repo_id, revision)}"
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        return _no_repository(repo_id)
+    return f"the transfer of {what} failed: {reason}. Try again. {_OFFLINE}"
+
+
+def _no_repository(repo_id: str) -> str:
+    return (
+        f"the hub has no model '{repo_id}' that you may use, and there is no folder '{repo_id}' here either: check the "
+        "name; if it is private, log in with `hf auth login` and an account that has access"
+    )
+
+
+def _listing(repo_id: str, revision: str | None) -> str:
+    """Say which files a repository has instead; nothing if it cannot be asked."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        files = [name for name in list_repo_files(repo_id, revision=revision) if not name.startswith(".")]
+    except Exception:  # This only decorates another error.
+        return ""
+    return f": it has {', '.join(files[:20])}. Name one with filename=..." if files else ": it is empty"

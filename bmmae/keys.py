@@ -83,6 +83,19 @@ def compare(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], dropped
     )
 
 
+def require_complete(report: KeyReport, source: str, target: str) -> None:
+    """Refuse keys that do not all fit.
+
+    Raises:
+        CheckpointError: If keys are missing, unexpected or misshapen; it lists them.
+    """
+    if not report.complete:
+        raise CheckpointError(
+            f"the weights of {source} do not fit {target}: {report}. Load weights of the same architecture, or pass "
+            "partial=True to load only the keys that fit"
+        )
+
+
 def load_state(
     module: nn.Module,
     state: Mapping[str, Tensor],
@@ -104,11 +117,8 @@ def load_state(
         CheckpointError: If keys are missing, unexpected or misshapen; under `partial`, if not one fits.
     """
     report = compare(state, module.state_dict(), dropped)
-    if not report.complete and not partial:
-        raise CheckpointError(
-            f"the weights of {source} do not fit {type(module).__name__}: {report}. Load weights of the same "
-            "architecture, or pass partial=True to load only the keys that fit."
-        )
+    if not partial:
+        require_complete(report, source, type(module).__name__)
     if not report.loaded:
         raise CheckpointError(f"nothing in {source} fits {type(module).__name__}: {report}")
     module.load_state_dict({key: state[key] for key in report.loaded}, strict=False)

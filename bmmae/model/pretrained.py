@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
@@ -19,6 +19,8 @@ from bmmae.keys import KeyReport, load_state
 from bmmae.model.config import ModelConfig
 from bmmae.model_folder import WEIGHTS, SavedConfig, read_config, read_weights, write_folder
 from bmmae.schema import from_dict, to_dict
+
+Model = TypeVar("Model", bound="PretrainedModel")
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
         return kind
 
     @classmethod
-    def from_config(cls, config: Any) -> Self:
+    def from_config(cls: type[Model], config: Any) -> Model:
         """Build a model with new weights."""
-        build: Callable[[Any], Self] = cls
+        build: Callable[[Any], Model] = cls
         return build(config)
 
     @property
@@ -122,7 +124,8 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
             )
         folder = Path(save_directory)
         saved = self.saved_config()
-        write_folder(folder, saved, self.state_dict(), model_card(to_dict(saved), self.parameter_count()))
+        card = model_card(saved, self.model_config.modalities, self.parameter_count())
+        write_folder(folder, saved, self.state_dict(), card)
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
@@ -221,6 +224,15 @@ def find_model_config(config: Any) -> ModelConfig:
         if isinstance(value, ModelConfig):
             return value
     raise ConfigError(f"{type(config).__name__} holds no ModelConfig")
+
+
+def with_model_config(config: Any, new: ModelConfig) -> Any:
+    """Return a config with another `ModelConfig` in the place of the one that it is or holds."""
+    old = find_model_config(config)
+    if config is old:
+        return new
+    name = next(item.name for item in fields(config) if getattr(config, item.name) is old)
+    return replace(config, **{name: new})
 
 
 def class_of_kind(kind: str) -> type[PretrainedModel]:

@@ -1,0 +1,261 @@
+"""The published weights: from the authors' state dict to a model of this library, value by value."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bmmae.arrays import Tensor
+from bmmae.errors import CheckpointError, ConfigError
+from bmmae.keys import KeyReport, compare, require_complete, strip_prefixes
+from bmmae.modalities import in_table_order
+from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
+from bmmae.model.embed import sincos_positions
+from bmmae.model.mae import MAE
+from bmmae.patches import Triple
+
+PUBLISHED_HEADS = 12
+"""Attention heads of encoder and decoder alike: the one number that leaves no trace in the shapes."""
+
+_DEAD = re.compile(r"\.(norm_cross_attn|cross_attn)\.")
+"""Parameters that later MONAI versions put into every block, and that self-attention never reads."""
+
+_POSITIONS = "position_embeddings"
+_PATCHES = re.compile(r"tokenizers\.(\w+)\.patch_embedding\.patch_embeddings\.(weight|bias)")
+_DECODER_MODALITY = re.compile(r"decoder\.modality_embeddings\.(\w+)")
+_RENAMED = (
+    (re.compile(r"^decoder\.mask_tokens$"), "decoder.mask_token"),
+    (re.compile(r"^decoder\.decoder_pred\."), "head."),
+    (re.compile(r"^decoder\.decoder_"), "decoder."),
+    (re.compile(r"^(blocks\.|norm\.|cls_token$)"), r"encoder.\1"),
+    (re.compile(r"\.attn\.out_proj\."), ".attn.proj."),
+    (re.compile(r"\.mlp\.linear(\d)\."), r".mlp.fc\1."),
+)
+_TOLERANCE = 1e-4
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """Read a PyTorch file's state dict without running what it contains.
+
+    Raises:
+        CheckpointError: If the file is absent, holds more than tensors, is truncated, or has no state dict.
+    """
+    try:
+        with warnings.catch_warnings():
+            # A pickle written by another protocol warns before it is judged; the judgement is what counts.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file {path}") from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, str(error))) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged: download it again") from error
+    return _state_dict(content, path)
+
+
+def _refusal(path: Path, reason: str) -> str:
+    with path.open("rb") as file:
+        plain_pickle = file.read(1) == pickle.PROTO
+    if plain_pickle or "Unsupported global" in reason or "Unsupported class" in reason:
+        return (
+            f"{path} is refused: besides tensors it contains Python objects, and loading those can run any code. Ask "
+            "its author for a plain state dict or a safetensors file"
+        )
+    return f"{path} is no PyTorch file, or is damaged: download it again"
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """Find the state dict in what a training script saved."""
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path} holds no state dict: expected tensors by name, got {type(content).__name__}")
+    return strip_prefixes({str(key): value for key, value in content.items()})
+
+
+def convert_state(state: Mapping[str, Tensor], source: str, *, partial: bool = False) -> MAE:
+    """Build the model that a published state dict describes, with its values.
+
+    The published encoder has no modality embedding: ours is zero.
+
+    Args:
+        state: By the authors' key names, prefixes removed.
+        source: How messages name where it came from.
+        partial: Keep new weights where keys are missing or misshapen.
+
+    Returns:
+        The model in eval mode; `key_report` says what became of the keys.
+
+    Raises:
+        CheckpointError: If it is of another architecture, its position tables are not the fixed ones, or keys are
+            missing, unexpected or misshapen.
+    """
+    state = {key: value.float() for key, value in state.items()}
+    config = infer_config(state, source)
+    dead = [key for key in state if _DEAD.search(key)]
+    kept = {key: value for key, value in state.items() if key not in dead}
+    report = compare(kept, published_shapes(config), dead)
+    if not partial:
+        require_complete(report, source, "the published architecture")
+    tables = [key for key in report.loaded if _POSITIONS in key]
+    _check_tables({key: kept[key] for key in tables}, config, source)
+    model = MAE(config)
+    _fill(model, {key: kept[key] for key in report.loaded if key not in tables})
+    model.key_report = KeyReport(
+        loaded=tuple(key for key in report.loaded if key not in tables),
+        missing=report.missing,
+        unexpected=report.unexpected,
+        misshapen=report.misshapen,
+        dropped=(*dead, *tables),
+    )
+    return model.eval()
+
+
+def infer_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
+    """Read modalities, dims, depths, patch and window off the shapes of a published state dict.
+
+    Raises:
+        CheckpointError: If it is of another architecture.
+    """
+    names = [match[1] for key in state if (match := _PATCHES.fullmatch(key)) and match[2] == "weight"]
+    if not names or "cls_token" not in state:
+        raise CheckpointError(
+            f"{source} is no BM-MAE state dict: expected cls_token, tokenizers.<modality>.patch_embedding..., "
+            f"blocks.0...; found {', '.join(list(state)[:6])}"
+        )
+    weight = state[f"tokenizers.{names[0]}.patch_embedding.patch_embeddings.weight"]
+    dim, patch = int(weight.shape[0]), tuple(weight.shape[2:])
+    table = state.get(f"tokenizers.{names[0]}.patch_embedding.{_POSITIONS}")
+    try:
+        grid = _grid_of(table, source)
+        decoder_dim = int(state["decoder.mask_tokens"].shape[-1]) if "decoder.mask_tokens" in state else 384
+        return ModelConfig(
+            modalities=in_table_order(names),
+            patch=patch,  # type: ignore[arg-type]
+            size=tuple(g * p for g, p in zip(grid, patch, strict=True)),  # type: ignore[arg-type]
+            encoder=EncoderConfig(dim, _depth(state, "blocks"), PUBLISHED_HEADS, _ratio(state, "blocks", dim)),
+            decoder=DecoderConfig(
+                dim=decoder_dim,
+                depth=_depth(state, "decoder.decoder_blocks"),
+                heads=PUBLISHED_HEADS,
+                mlp_ratio=_ratio(state, "decoder.decoder_blocks", decoder_dim),
+            ),
+            tissue_only=False,
+        )
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(f"the shapes of {source} describe no BM-MAE: {error}") from error
+
+
+def _depth(state: Mapping[str, Tensor], blocks: str) -> int:
+    numbers = [int(m[1]) for key in state if (m := re.match(rf"{re.escape(blocks)}\.(\d+)\.", key))]
+    return 1 + max(numbers, default=-1)
+
+
+def _ratio(state: Mapping[str, Tensor], blocks: str, dim: int) -> float:
+    hidden = state.get(f"{blocks}.0.mlp.linear1.weight")
+    return 4.0 if hidden is None else hidden.shape[0] / dim
+
+
+def _grid_of(table: Tensor | None, source: str) -> Triple:
+    """Find the grid whose position table this is; without a table, the published 8 x 8 x 8."""
+    if table is None:
+        return (8, 8, 8)
+    count, dim = int(table.shape[-2]), int(table.shape[-1])
+    sides = [n for n in range(1, count + 1) if count % n == 0]
+    # From the most cubic on: that is the likely one, and each trial computes a table.
+    grids = [(h, w, count // (h * w)) for h, w in itertools.product(sides, sides) if count % (h * w) == 0]
+    for grid in sorted(grids, key=sum):
+        if torch.allclose(table[0], sincos_positions(grid, dim), atol=_TOLERANCE):
+            return grid
+    raise CheckpointError(_other_tables(source, "tokenizers"))
+
+
+def _check_tables(tables: Mapping[str, Tensor], config: ModelConfig, source: str) -> None:
+    """The tables are dropped, because positions are computed: they must be what is computed."""
+    grid = tuple(s // p for s, p in zip(config.size, config.patch, strict=True))
+    for key, table in tables.items():
+        expected = sincos_positions((grid[0], grid[1], grid[2]), table.shape[-1])
+        if not torch.allclose(table[0], expected, atol=_TOLERANCE):
+            raise CheckpointError(_other_tables(source, key))
+
+
+def _other_tables(source: str, key: str) -> str:
+    return (
+        f"the position table of {source} ({key}) is not the fixed sine-cosine one of the published model: it was "
+        "trained with other positions, which this library does not have"
+    )
+
+
+def published_shapes(config: ModelConfig) -> dict[str, Tensor]:
+    """Return the published state dict's keys, each with a tensor of its shape that holds no memory."""
+    encoder, decoder = config.encoder, config.decoder
+    places = 1
+    for size, patch in zip(config.size, config.patch, strict=True):
+        places *= size // patch
+    shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, encoder.dim)}
+    for name in config.modalities:
+        prefix = f"tokenizers.{name}.patch_embedding."
+        shapes[prefix + _POSITIONS] = (1, places, encoder.dim)
+        shapes[prefix + "patch_embeddings.weight"] = (encoder.dim, 1, *config.patch)
+        shapes[prefix + "patch_embeddings.bias"] = (encoder.dim,)
+        shapes[f"decoder.modality_embeddings.{name}"] = (1, 1, decoder.dim)
+    shapes["decoder.mask_tokens"] = (1, 1, decoder.dim)
+    shapes[f"decoder.{_POSITIONS}"] = (1, places, decoder.dim)
+    shapes |= _linear("decoder.decoder_embed", encoder.dim, decoder.dim)
+    voxels = config.patch[0] * config.patch[1] * config.patch[2]
+    shapes |= _linear("decoder.decoder_pred", decoder.dim, voxels)
+    shapes |= _norm("decoder.decoder_norm", decoder.dim) | _norm("norm", encoder.dim)
+    for stem, part in (("blocks", encoder), ("decoder.decoder_blocks", decoder)):
+        for number in range(part.depth):
+            shapes |= _block(f"{stem}.{number}", part.dim, int(part.dim * part.mlp_ratio))
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, dim: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+
+
+def _block(name: str, dim: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    return (
+        _linear(f"{name}.mlp.linear1", dim, hidden)
+        | _linear(f"{name}.mlp.linear2", hidden, dim)
+        | _norm(f"{name}.norm1", dim)
+        | _linear(f"{name}.attn.out_proj", dim, dim)
+        | _linear(f"{name}.attn.qkv", dim, 3 * dim)
+        | _norm(f"{name}.norm2", dim)
+    )
+
+
+@torch.no_grad()
+def _fill(model: MAE, published: Mapping[str, Tensor]) -> None:
+    """Copy each published value to where it belongs."""
+    ours = model.state_dict()
+    ours["encoder.embedding.modality"].zero_()
+    for key, value in published.items():
+        name, modality = destination(key)
+        slot = ours[name] if modality is None else ours[name][model.config.modalities.index(modality)]
+        slot.copy_(value.reshape(slot.shape))
+
+
+def destination(key: str) -> tuple[str, str | None]:
+    """Return our name of a published key, and the modality if it is one modality's slice."""
+    if match := _PATCHES.fullmatch(key):
+        return f"encoder.embedding.{match[2]}", match[1]
+    if match := _DECODER_MODALITY.fullmatch(key):
+        return "decoder.modality", match[1]
+    for pattern, replacement in _RENAMED:
+        key = pattern.sub(replacement, key)
+    return key, None

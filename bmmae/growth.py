@@ -1,0 +1,136 @@
+"""Models made from models: with one modality more, with fewer layers, with another model's encoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+
+from bmmae.arrays import Tensor
+from bmmae.errors import CheckpointError, ConfigError, ModalityError
+from bmmae.keys import KeyReport, load_state
+from bmmae.modalities import canonical, in_table_order
+from bmmae.model.config import ModelConfig
+from bmmae.model.pretrained import ModelMetadata, PretrainedModel, with_model_config
+
+Model = TypeVar("Model", bound=PretrainedModel)
+_ENCODER = "encoder."
+_BLOCK = re.compile(r"^encoder\.blocks\.(\d+)\.")
+
+
+def add_modality(model: Model, name: str, like: str) -> Model:
+    """Return a copy of a model that knows one modality more.
+
+    What is learned per modality is copied from `like`; for the modalities known before, nothing changes.
+
+    Args:
+        model: Any kind of model.
+        name: The new modality.
+        like: The known modality to start from.
+
+    Raises:
+        ModalityError: If the model knows `name` already, does not know `like`, or `name` cannot be one.
+    """
+    old = model.model_config
+    like = canonical(like, old.modalities)
+    if name in old.modalities:
+        raise ModalityError(f"the model knows '{name}' already: it has {', '.join(old.modalities)}")
+    new = replace(old, modalities=in_table_order((*old.modalities, name)))
+    origin = [old.modalities.index(like if modality == name else modality) for modality in new.modalities]
+    grown = _like(model, new)
+    shapes = {key: value.shape for key, value in grown.state_dict().items()}
+    counts = (len(old.modalities), len(new.modalities))
+    state = {key: _grow(key, value, shapes[key], counts, origin) for key, value in model.state_dict().items()}
+    load_state(grown, state, f"the model without {name}")
+    return grown
+
+
+def _grow(key: str, value: Tensor, shape: torch.Size, counts: tuple[int, int], origin: Sequence[int]) -> Tensor:
+    """Repeat the slices of `like` along each axis that counts modalities, or pairs of them."""
+    before, after = counts
+    for axis, (size, wanted) in enumerate(zip(value.shape, shape, strict=True)):
+        if size == wanted:
+            continue
+        if (size, wanted) == (before, after):
+            index = list(origin)
+        elif (size, wanted) == (before**2, after**2):
+            index = [row * before + column for row in origin for column in origin]
+        else:
+            raise CheckpointError(f"{key} cannot grow from {tuple(value.shape)} to {tuple(shape)}")
+        value = value.index_select(axis, torch.tensor(index, device=value.device))
+    return value
+
+
+def truncate(model: Model, depth: int) -> Model:
+    """Return a copy whose encoder ends after `depth` blocks: cheaper, and lower layers often transfer as well.
+
+    Raises:
+        ConfigError: If the encoder has fewer blocks than that, or `depth` is below one.
+    """
+    old = model.model_config
+    _check_depth(depth, old.encoder.depth)
+    shorter = _like(model, replace(old, encoder=replace(old.encoder, depth=depth)))
+    load_state(shorter, {k: v for k, v in model.state_dict().items() if _within(k, depth)}, "the deeper model")
+    return shorter
+
+
+def _check_depth(depth: int, available: int) -> None:
+    if not 1 <= depth <= available:
+        raise ConfigError(f"cannot read out {depth} encoder blocks: expected 1 to {available}, the encoder's depth")
+
+
+def _within(key: str, depth: int) -> bool:
+    match = _BLOCK.match(key)
+    return match is None or int(match[1]) < depth
+
+
+def _like(model: Model, config: ModelConfig) -> Model:
+    """A new model of the same kind, device, precision and metadata, with another `ModelConfig`."""
+    made = model.from_config(with_model_config(model.config, config))
+    made.metadata = model.metadata
+    first = next(model.parameters())
+    return made.to(first.device, first.dtype).train(model.training)
+
+
+def transplant_encoder(model: PretrainedModel, donor: PretrainedModel) -> KeyReport:
+    """Copy a model's encoder into another kind of model, in place.
+
+    Modalities are matched by name. The receiver may know fewer of them, and may have fewer blocks: those of the
+    donor's start are taken. It inherits the preprocessing, which its encoder was trained with.
+
+    Args:
+        model: What receives the encoder.
+        donor: Where it comes from.
+
+    Returns:
+        The encoder's keys.
+
+    Raises:
+        ModalityError: If the donor does not know all of the receiver's modalities.
+        ConfigError: If the receiver has more blocks than the donor.
+        CheckpointError: If dims or patch differ.
+    """
+    ours, theirs = model.model_config, donor.model_config
+    unknown = [name for name in ours.modalities if name not in theirs.modalities]
+    if unknown:
+        raise ModalityError(
+            f"the pretrained encoder does not know {', '.join(unknown)}, only {', '.join(theirs.modalities)}: add it "
+            f"first, with add_modality(donor, '{unknown[0]}', like='{theirs.modalities[0]}')"
+        )
+    _check_depth(ours.encoder.depth, theirs.encoder.depth)
+    index = torch.tensor([theirs.modalities.index(name) for name in ours.modalities])
+    state = {key: value for key, value in donor.state_dict().items() if key.startswith(_ENCODER)}
+    state = {key: value for key, value in state.items() if _within(key, ours.encoder.depth)}
+    for key in [key for key in state if key.startswith("encoder.embedding.")]:
+        state[key] = state[key].index_select(0, index.to(state[key].device))
+    report = load_state(
+        cast(nn.Module, model.encoder), {k.removeprefix(_ENCODER): v for k, v in state.items()}, "the pretrained model"
+    )
+    provenance = {key: donor.metadata.provenance.get(key) for key in ("synthetic", "generator")}
+    kept = {key: value for key, value in provenance.items() if value}
+    model.metadata = ModelMetadata(donor.metadata.preprocessing, {**model.metadata.provenance, **kept})
+    return report

@@ -1,0 +1,143 @@
+"""Where a model comes from: a name that a user gives, turned into a model folder or a file of published weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bmmae.errors import CheckpointError
+from bmmae.hub import check_sha256, fetch_file, fetch_model
+from bmmae.model_folder import CONFIG, WEIGHTS
+
+PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+"""Endings of PyTorch's own files."""
+
+INDEX = Path("checkpoints") / "index.json"
+"""What makes a folder a run folder: `{"best": NAME, "last": NAME}`, names of model folders beside the file."""
+
+MANIFEST = "manifest.json"
+"""Beside model folders and weight files: `{NAME: {"sha256": ...}}`."""
+
+
+def locate(source: str | Path, filename: str | None = None, revision: str | None = None) -> Path:
+    """Return the model folder or the published weights' file that a source means; fetch it if need be.
+
+    Args:
+        source: A folder, a run folder (`RUN`, `RUN@last`, `RUN@best`, `RUN@step-...`), a file, or a hub repository
+            (`org/name`, `org/name@revision`).
+        filename: A file in the folder or repository.
+        revision: Branch, tag or commit of a hub repository.
+
+    Raises:
+        CheckpointError: If there is nothing of the kind, or a manifest lists another hash.
+        HubError: If it cannot be fetched.
+    """
+    text = str(source)
+    name, _, tag = text.partition("@")
+    if Path(text).exists():
+        path = _in_folder(Path(text), filename, None)
+    elif tag and Path(name).is_dir():
+        path = _in_folder(Path(name), filename, tag)
+    elif Path(text).suffix in (*PICKLES, ".safetensors") or not _may_be_hub(name):
+        raise CheckpointError(_nothing(text))
+    else:
+        return _on_hub(name, filename, _one_revision(text, tag, revision))
+    _check_manifest(path)
+    return path
+
+
+def _may_be_hub(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
+def _nothing(text: str) -> str:
+    return (
+        f"there is no model '{text}': expected a model folder ({CONFIG} and {WEIGHTS}), a run folder, a .pth file of "
+        "published weights, or a hub name (org/name or org/name@revision)"
+    )
+
+
+def _one_revision(text: str, tag: str, revision: str | None) -> str | None:
+    if tag and revision and tag != revision:
+        raise CheckpointError(f"two revisions are asked for: '{tag}' in '{text}', and '{revision}'")
+    return tag or revision
+
+
+def _on_hub(name: str, filename: str | None, revision: str | None) -> Path:
+    if filename is None:
+        return fetch_model(name, revision)
+    path = fetch_file(name, filename, revision)
+    return path if path.suffix in PICKLES else path.parent
+
+
+def _in_folder(path: Path, filename: str | None, tag: str | None) -> Path:
+    if path.is_file():
+        return path if path.suffix in PICKLES else path.parent
+    if filename is not None:
+        return _named_file(path, filename)
+    if tag is None and (path / CONFIG).is_file() and not (path / INDEX).is_file():
+        return path
+    if (path / INDEX).is_file():
+        return _of_run(path, tag or "best")
+    if tag is not None:
+        raise CheckpointError(f"{path} is no run folder, so '@{tag}' means nothing: expected {INDEX} in it")
+    raise CheckpointError(_no_model(path))
+
+
+def _named_file(folder: Path, filename: str) -> Path:
+    path = folder / filename
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no file {filename}: it has {_files(folder)}")
+    return path if path.suffix in PICKLES else path.parent
+
+
+def _no_model(folder: Path) -> str:
+    return (
+        f"{folder} is no saved model: expected {CONFIG} and {WEIGHTS}, or a run's {INDEX}; it has {_files(folder)}. "
+        "Name a file of published weights with filename=..."
+    )
+
+
+def _files(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+
+
+def _of_run(run: Path, tag: str) -> Path:
+    """Return the checkpoint of a run that a tag means: what the index calls so, or a folder of that name."""
+    index = _json(run / INDEX)
+    name = index.get(tag) or tag
+    # A run that was never validated has no best checkpoint: what is there is then its last.
+    if tag == "best" and not index.get("best"):
+        name = index.get("last") or tag
+    folder = run / INDEX.parent / str(name)
+    if not (folder / CONFIG).is_file():
+        present = sorted(path.parent.name for path in (run / INDEX.parent).glob(f"*/{CONFIG}"))
+        raise CheckpointError(
+            f"the run {run} has no checkpoint '{tag}': it has {', '.join([*index, *present]) or 'none'}"
+        )
+    return folder
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a mapping, got {values!r}")
+    return values
+
+
+def _check_manifest(path: Path) -> None:
+    """Compare the weights with the hash that a manifest lists: beside the folder or file, or in a run's checkpoint."""
+    weights = path / WEIGHTS if path.is_dir() else path
+    beside = _listed(path.parent / MANIFEST).get(path.name)
+    inside = _listed(path / MANIFEST).get("files", {}).get(WEIGHTS) if path.is_dir() else None
+    for entry in (beside, inside):
+        if isinstance(entry, dict) and entry.get("sha256"):
+            check_sha256(weights, str(entry["sha256"]))
+
+
+def _listed(manifest: Path) -> dict[str, Any]:
+    return _json(manifest) if manifest.is_file() else {}
