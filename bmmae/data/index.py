@@ -106,7 +106,10 @@ def index_folder(folder: str | Path, modalities: Sequence[str] = table.STANDARD)
     files: list[_File] = []
     for path, parts in _walk(root, problems):
         file = _identify(path, parts, names)
-        (problems if isinstance(file, Problem) else files).append(file)  # type: ignore[arg-type]
+        if isinstance(file, Problem):
+            problems.append(file)
+        else:
+            files.append(file)
     groups = _named(_grouped(files, root, problems), root, problems)
     studies = [study for group in groups if (study := _as_study(group, problems)) is not None]
     if not studies:

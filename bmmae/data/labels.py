@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bmmae.arrays import Array, Bool
+from bmmae.arrays import Array, Bool, Int
 from bmmae.data.reading import INTEGRAL_TOLERANCE
 from bmmae.errors import LabelError
 
@@ -147,7 +147,7 @@ def propose_coding(names: Iterable[str | Path], values: Iterable[int]) -> Coding
         LabelError: If names and values contradict each other, or leave it open.
     """
     found = frozenset(values) - {0}
-    text = ["/".join(Path(name).parts[-2:]) for name in names]  # the file and its folder: either may say
+    text = [_telling(name) for name in names]
     early = any(EARLY_NAME.search(name) for name in text)
     late = any(LATE_NAME.search(name) for name in text)
     if early and late:
@@ -163,8 +163,19 @@ def propose_coding(names: Iterable[str | Path], values: Iterable[int]) -> Coding
         return BINARY
     raise LabelError(
         f"the label coding is open: values {sorted(found)} under names like '{_first(text)}' fit "
-        f"{_fitting(found) or 'no known coding'}; say which with data.labels"
+        f"{', '.join(fitting(found)) or 'no known coding'}; say which with data.labels"
     )
+
+
+def names_an_edition(name: str | Path) -> bool:
+    """Tell whether a file's name (or its folder's) is that of a BraTS edition whose coding is known."""
+    return bool(EARLY_NAME.search(_telling(name)) or LATE_NAME.search(_telling(name)))
+
+
+def fitting(values: Iterable[int]) -> tuple[str, ...]:
+    """Return the names of the codings that know all of the values."""
+    found = set(values) - {0}
+    return tuple(name for name, coding in CODINGS.items() if found <= set(coding.classes))
 
 
 def region_masks(labels: Array, coding: Coding) -> Bool[Array, "R H W D"]:
@@ -182,9 +193,34 @@ def region_masks(labels: Array, coding: Coding) -> Bool[Array, "R H W D"]:
     return np.stack([np.isin(whole, values) for values in coding.regions.values()])
 
 
+def labels_from_regions(masks: Bool[Array, "R H W D"], coding: Coding) -> Int[Array, "H W D"]:
+    """Return label values from region masks: the inverse of `regions` for masks that nest as the coding says.
+
+    Regions are painted from the largest to the smallest; each paints the value that sets it apart from those inside
+    it (WT oedema, TC core, ET enhancing).
+
+    Raises:
+        LabelError: If a region has no value of its own.
+    """
+    out = np.zeros(masks.shape[1:], dtype=np.int16)
+    order = sorted(coding.regions, key=lambda region: -len(coding.regions[region]))
+    for region in order:
+        values = set(coding.regions[region])
+        inner = [set(other) for other in coding.regions.values() if set(other) < values]
+        own = sorted(values.difference(*inner))
+        if len(own) != 1:
+            raise LabelError(
+                f"coding '{coding.name}': region '{region}' leaves the values {own} to choose from; regions must "
+                "nest so that each adds one value"
+            )
+        out[masks[list(coding.regions).index(region)]] = own[0]
+    return out
+
+
 def _first(names: Sequence[str]) -> str:
     return Path(names[0]).name if names else "nothing"
 
 
-def _fitting(found: frozenset[int]) -> str:
-    return ", ".join(name for name, coding in CODINGS.items() if found <= set(coding.classes))
+def _telling(name: str | Path) -> str:
+    """The file and its folder: either may carry the edition's name."""
+    return "/".join(Path(name).parts[-2:])
