@@ -16,7 +16,7 @@ _OFFLINE = (
     "To work without a network, fetch it once with one and set HF_HUB_OFFLINE=1 (the cache is then used), or pass the "
     "folder of a copy of the model"
 )
-_TRANSPORTS = {"httpx", "httpx2", "requests", "urllib3"}
+_CLIENTS = {"huggingface_hub", "httpx", "httpx2", "requests", "urllib3"}
 
 
 def fetch_model(repo_id: str, revision: str | None = None, **options: Any) -> Path:
@@ -90,17 +90,21 @@ def hub_errors(repo_id: str, filename: str | None = None, revision: str | None =
     Raises:
         HubError: In place of any error of the client or its transport.
     """
-    from huggingface_hub.errors import HFValidationError
-
     try:
         yield
-    except (OSError, HFValidationError) as error:
-        raise HubError(_explain(error, repo_id, filename, revision)) from error
     except Exception as error:
-        # The client's own HTTP library changed twice; its errors are recognised by where they were defined.
-        if {kind.__module__.partition(".")[0] for kind in type(error).__mro__}.isdisjoint(_TRANSPORTS):
+        if not _of_client(error):
             raise
         raise HubError(_explain(error, repo_id, filename, revision)) from error
+
+
+def _of_client(error: BaseException | None) -> bool:
+    """Whether an error is the client's or its transport's, or was caused by one (an upload's is a RuntimeError)."""
+    if error is None or isinstance(error, OSError):
+        return error is not None
+    # The client's HTTP library changed twice: its errors are recognised by where they were defined.
+    homes = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return not homes.isdisjoint(_CLIENTS) or _of_client(error.__cause__)
 
 
 def _explain(error: Exception, repo_id: str, filename: str | None, revision: str | None) -> str:
@@ -136,10 +140,10 @@ def _no_repository(repo_id: str) -> str:
 
 def _listing(repo_id: str, revision: str | None) -> str:
     """Say which files a repository has instead; nothing if it cannot be asked."""
-    from huggingface_hub import list_repo_files
+    from huggingface_hub import HfApi
 
     try:
-        files = [name for name in list_repo_files(repo_id, revision=revision) if not name.startswith(".")]
+        files = [name for name in HfApi().list_repo_files(repo_id, revision=revision) if not name.startswith(".")]
     except Exception:  # This only decorates another error.
         return ""
     return f": it has {', '.join(files[:20])}. Name one with filename=..." if files else ": it is empty"
