@@ -84,7 +84,7 @@ class _Group:
     @property
     def may_be_visit(self) -> bool:
         """Only a folder's name tells what it is, and its files do not repeat that name, as a patient's would."""
-        told = any(file.subject or file.path.name.lower().startswith(self.subject.lower()) for file in self.files)
+        told = any(file.subject or _begins_with(file.path.name, self.subject) for file in self.files)
         return bool(self.parent) and not self.session and not told
 
 
@@ -185,8 +185,14 @@ def _folder_file(path: Path, parts: tuple[str, ...], stem: str, declared: list[s
         if place.pop().lower() not in CONTAINERS:
             hint = hint or named
     leaf = place[-1] if place else ""
-    own = stem[len(leaf) :] if leaf and stem.lower().startswith(leaf.lower()) else stem
+    own = stem[len(leaf) :] if leaf and _begins_with(stem, leaf) else stem
     return _with_role(path, role_of(own, declared, hint), tuple(place), "", "")
+
+
+def _begins_with(name: str, start: str) -> bool:
+    """Tell whether a name begins with whole words: `p1_t1` begins with `p1`, `pet` does not begin with `p`."""
+    rest = name[len(start) :]
+    return name.lower().startswith(start.lower()) and not rest[:1].isalnum()
 
 
 def _grouped(files: Iterable[_File], root: Path, problems: list[Problem]) -> list[_Group]:
@@ -259,7 +265,7 @@ def _as_visit(group: _Group) -> _Group:
 
 def _with_place(group: _Group) -> _Group:
     """Put the folders into the subject's name; a name that files repeat is a patient's, wherever the copy lies."""
-    repeated = any(file.path.name.lower().startswith(group.subject.lower()) for file in group.files)
+    repeated = any(_begins_with(file.path.name, group.subject) for file in group.files)
     copied = repeated and not group.files[0].subject
     name = "_".join((*group.parent, group.subject))
     return replace(group, subject=name, patient=group.subject if copied else "")

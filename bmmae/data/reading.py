@@ -138,7 +138,7 @@ def read_header(path: str | Path) -> Header:
     _require_file(path)
     with _explained(path):
         raw = _parse_header(_first_bytes(path)) if _is_nifti(path) else _load(path).header
-        shape = _three_axes(path, raw.get_data_shape())
+        shape = _three_axes(path, tuple(map(int, raw.get_data_shape())))
         return Header(path, shape, _affine(path, raw.get_best_affine()), raw.get_data_dtype(), raw)
 
 
@@ -197,7 +197,7 @@ def _read(path: Path) -> tuple[Float[Array, "H W D"], Float[Array, "4 4"]]:
     with _explained(path):
         image = _parse(_decompressed(path)) if _is_nifti(path) else _load(path)
         affine = _affine(path, image.affine)
-        shape = _three_axes(path, image.shape)
+        shape = _three_axes(path, tuple(map(int, image.shape)))
         dtype = image.get_data_dtype()
         if dtype.kind not in "iufb":
             raise ImageError(f"{path} stores voxels as {dtype}: expected real numbers; convert it to grey values")
@@ -264,10 +264,10 @@ def _three_axes(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Drop trailing axes of length one beyond the third."""
     if len(shape) < 3 or any(size != 1 for size in shape[3:]) or 0 in shape:
         raise ImageError(
-            f"{path}: expected 3 axes, got shape {tuple(shape)}; write each volume to a file of its own, for example "
+            f"{path}: expected 3 axes, got shape {shape}; write each volume to a file of its own, for example "
             "with nibabel.four_to_three(image) or `fslsplit`"
         )
-    return tuple(int(size) for size in shape[:3])
+    return shape[:3]
 
 
 def _affine(path: Path, affine: Array | None) -> Float[Array, "4 4"]:

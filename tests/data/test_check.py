@@ -1,0 +1,191 @@
+"""The check opens every file, lists what is wrong, and never stops at a broken one."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bmmae.data.check import CheckReport, Finding, check_cohort, check_study, format_table
+from bmmae.data.cohort import Cohort, Study
+from bmmae.data.index import index_folder
+from bmmae.data.labels import BRATS2017
+
+SHAPE = (10, 10, 10)
+
+
+def brain(seed: int = 0, low: int = 2, high: int = 8) -> np.ndarray:
+    array = np.zeros(SHAPE, np.int16)
+    inside = (slice(2, 8), slice(2, 8), slice(low, high))
+    array[inside] = np.random.default_rng(seed).integers(1, 999, array[inside].shape)
+    return array
+
+
+def save(path: Path, array: np.ndarray, shift: float = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.eye(4)
+    affine[0, 3] = shift
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def study(folder: Path, seed: int = 0, **more: object) -> Study:
+    images = {name: save(folder / f"{name}.nii.gz", brain(seed + n)) for n, name in enumerate(("t1", "t2"))}
+    return Study(folder.name, images, **more)  # type: ignore[arg-type]
+
+
+def codes(findings: list[Finding]) -> list[tuple[str, str]]:
+    return [(finding.severity, finding.code) for finding in findings]
+
+
+def test_a_clean_study_has_no_findings(tmp_path: Path) -> None:
+    lesion = save(tmp_path / "p" / "seg.nii.gz", (brain() > 500).astype(np.float32))
+    assert check_study(study(tmp_path / "p", seg=lesion)) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_broken_files_are_errors_and_the_rest_is_still_checked(tmp_path: Path, content: bytes | None) -> None:
+    broken, whole = study(tmp_path / "a"), study(tmp_path / "b", seed=5)
+    broken.images["t1"].unlink()
+    if content is not None:
+        broken.images["t1"].write_bytes(content)
+    save(whole.images["t2"], brain(low=2, high=4))
+    report = check_cohort(Cohort((broken, whole)), workers=2, progress=False)
+    assert [(f.study, f.severity, f.code) for f in report.findings] == [
+        ("a", "error", "file"),
+        ("b", "warning", "coverage"),
+    ]
+    assert report.failed
+    assert (report.studies, report.files) == (2, 4)
+
+
+def test_truncated_four_dimensional_empty_and_not_finite_files_are_told_apart(tmp_path: Path) -> None:
+    kinds = {
+        "not finite": brain() * np.float32(np.nan),
+        "expected 3 axes": np.stack([brain()] * 2, -1),
+        "only zeros": np.zeros(SHAPE, np.int16),
+        "truncated": brain(),
+    }
+    paths = {name: save(tmp_path / f"{name}.nii.gz", array) for name, array in kinds.items()}
+    paths["truncated"].write_bytes(paths["truncated"].read_bytes()[:-50])
+    for sentence, path in paths.items():
+        (finding,) = check_study(Study("p", {"t1": path}))
+        assert sentence in finding.message
+        assert finding.path == path
+        assert str(tmp_path) not in finding.message
+
+
+@pytest.mark.parametrize(("shape", "shift", "word"), [((10, 10, 9), 0, "10x10x9"), (SHAPE, 0.01, "orientation")])
+def test_grids_that_differ_are_errors_that_name_the_way_out(
+    tmp_path: Path, shape: tuple[int, ...], shift: float, word: str
+) -> None:
+    case = study(tmp_path / "p")
+    save(case.images["t2"], brain()[: shape[0], : shape[1], : shape[2]], shift=shift)
+    (finding,) = check_study(case)
+    assert codes([finding]) == [("error", "grid")]
+    assert word in finding.message
+    assert "bmmae preprocess" in finding.message
+
+
+def test_affines_within_tolerance_are_one_grid(tmp_path: Path) -> None:
+    case = study(tmp_path / "p")
+    save(case.images["t2"], brain(3), shift=5e-4)
+    assert check_study(case) == []
+
+
+def test_heads_are_warned_of_unless_they_have_a_mask(tmp_path: Path) -> None:
+    images = {"t1": save(tmp_path / "t1.nii", np.random.default_rng(0).integers(1, 99, SHAPE).astype(np.int16))}
+    (finding,) = check_study(Study("p", images))
+    assert codes([finding]) == [("warning", "head")]
+    assert "brain_mask_t1" in finding.message
+    mask = save(tmp_path / "brainmask.nii", (brain() > 0).astype(np.uint8))
+    assert check_study(Study("p", images, brain_mask=mask)) == []
+
+
+def test_brain_masks_are_checked(tmp_path: Path) -> None:
+    case = study(tmp_path / "p")
+    for array, code in ((np.zeros(SHAPE, np.uint8), "empty"), (np.ones((9, 10, 10), np.uint8), "grid"), (None, "file")):
+        mask = tmp_path / f"{code}.nii"
+        if array is not None:
+            save(mask, array)
+        assert codes(check_study(Study("p", {"t1": case.images["t1"]}, brain_mask=mask))) == [("error", code)]
+
+
+def test_partial_coverage_is_given_in_percent(tmp_path: Path) -> None:
+    case = study(tmp_path / "p")
+    save(case.images["t2"], brain(low=2, high=5))
+    (finding,) = check_study(case)
+    assert codes([finding]) == [("warning", "coverage")]
+    assert "t2.nii.gz covers 50% of the brain" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("seg.nii.gz", 1, []),
+        ("seg.nii.gz", 0, [("warning", "empty")]),
+        ("seg.nii.gz", 4, [("warning", "labels")]),
+        ("seg.nii.gz", 9, [("error", "labels")]),
+        ("seg.nii.gz", 0.5, [("error", "labels")]),
+        ("Brats18_1_seg.nii.gz", 4, []),
+        ("Brats18_1_seg.nii.gz", 3, [("error", "labels")]),
+    ],
+)
+def test_segmentation_values(tmp_path: Path, name: str, value: float, expected: list[tuple[str, str]]) -> None:
+    labels = np.where(brain() > 500, np.float32(value), np.float32(0))
+    assert codes(check_study(study(tmp_path / "p", seg=save(tmp_path / "p" / name, labels)))) == expected
+
+
+def test_a_named_coding_settles_what_values_leave_open(tmp_path: Path) -> None:
+    case = study(tmp_path / "p", seg=save(tmp_path / "p" / "seg.nii", (brain() > 500) * np.int16(4)))
+    assert codes(check_study(case)) == [("warning", "labels")]
+    assert check_study(case, BRATS2017) == []
+
+
+def test_segmentations_on_another_grid_are_errors(tmp_path: Path) -> None:
+    seg = save(tmp_path / "p" / "seg.nii", (brain()[:9] > 500).astype(np.uint8))
+    assert codes(check_study(study(tmp_path / "p", seg=seg))) == [("error", "grid")]
+    assert codes(check_study(study(tmp_path / "p", seg=tmp_path / "none.nii"))) == [("error", "file")]
+
+
+@pytest.mark.parametrize(("splits", "severity"), [((None, None), "warning"), (("train", "test"), "error")])
+def test_one_patient_under_two_names_is_found(tmp_path: Path, splits: tuple[str | None, ...], severity: str) -> None:
+    cohort = Cohort(tuple(study(tmp_path / name, split=split) for name, split in zip("ab", splits, strict=True)))
+    report = check_cohort(cohort, progress=False)
+    assert [(f.study, f.severity, f.code) for f in report.findings] == [("b", severity, "duplicate")] * 2
+    assert "same voxels as t1.nii.gz of a" in report.findings[0].message
+
+
+def test_the_table_lines_up_and_counts(tmp_path: Path) -> None:
+    findings = (
+        Finding("a", "error", "file", tmp_path, "is broken"),
+        Finding("long_name", "warning", "coverage", tmp_path, "covers 66%"),
+    )
+    assert format_table(CheckReport(findings, studies=2, files=9)).splitlines() == [
+        "         study      code      what was found",
+        "error    a          file      is broken",
+        "warning  long_name  coverage  covers 66%",
+        "2 studies, 9 files: 1 errors, 1 warnings",
+    ]
+    assert format_table(CheckReport((), 1, 4)) == "1 studies, 4 files: 0 errors, 0 warnings; nothing wrong"
+    assert not CheckReport(findings[1:], 2, 9).failed
+
+
+@pytest.mark.real
+def test_native_space_is_refused_and_partial_coverage_is_seen(real: Path) -> None:
+    native = check_cohort(index_folder(real / "tcga_native").cohort, progress=False)
+    assert [f.path.name for f in native.findings if f.code == "grid"] == ["t2.nii.gz", "flair.nii.gz"]
+    assert native.failed
+    partial = check_cohort(index_folder(real / "brats18" / "Brats18_2013_20_1").cohort, progress=False)
+    assert [finding.code for finding in partial.findings] == ["coverage"]
+    assert "flair.nii.gz covers 66% of the brain" in partial.findings[0].message
+    assert not partial.failed
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_all_other_real_studies_pass(real: Path) -> None:
+    cohort = index_folder(real).cohort
+    report = check_cohort(cohort, progress=False)
+    assert {finding.study for finding in report.findings} == {"TCGA-FG-6692", "Brats18_2013_20_1"}
+    assert {finding.study for finding in report.findings if finding.severity == "error"} == {"TCGA-FG-6692"}

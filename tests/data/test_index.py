@@ -1,0 +1,277 @@
+"""Studies are found by file names in any mixture of layouts, and nothing is guessed."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from bmmae.data.cohort import Study, read_cohort
+from bmmae.data.index import IndexReport, index_folder
+from bmmae.data.naming import Role, role_of
+from bmmae.errors import CohortError
+
+
+def tree(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def found(root: Path, report: IndexReport) -> dict[tuple[str, str], dict[str, str]]:
+    return {
+        study.key: {name: path.relative_to(root).as_posix() for name, path in study.images.items()}
+        for study in report.cohort
+    }
+
+
+def only(report: IndexReport) -> Study:
+    assert len(report.cohort) == 1
+    return report.cohort[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "modality"),
+    [
+        (
+            "t1 T1w t1n T1_native mprage T1_brain T1_pre_contrast t1_without_contrast post_op_T1 T1_post_op pat_c_t1",
+            "t1",
+        ),
+        (
+            "t1ce T1c t1+c T1-Gd T1Gd t1_post T1_3D_post post_T1 mprage_post T1w_ce T1_axial_gd gad_T1w T1_contrast",
+            "t1ce",
+        ),
+        ("t2 T2w t2_tse T2_post", "t2"),
+        ("flair t2f t2_flair T2-FLAIR fla", "flair"),
+    ],
+)
+def test_the_longest_alias_in_a_name_decides(names: str, modality: str) -> None:
+    for name in names.split():
+        role = role_of(name)
+        assert isinstance(role, Role), f"{name}: {role}"
+        assert (role.kind, role.modality) == ("image", modality), name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "modality"),
+    [
+        ("seg", "seg", None),
+        ("mask", "seg", None),
+        ("tumor_segmentation", "seg", None),
+        ("lesion_mask", "seg", None),
+        ("W39_1998.09.19_Segm", "seg", None),
+        ("flair_seg", "seg", None),
+        ("brainmask", "brain_mask", None),
+        ("brain_segmentation", "brain_mask", None),
+        ("brainmask_t1ce", "brain_mask", "t1ce"),
+        ("t1_post_brain_mask", "brain_mask", "t1ce"),
+    ],
+)
+def test_masks_are_told_from_images(name: str, kind: str, modality: str | None) -> None:
+    role = role_of(name)
+    assert isinstance(role, Role)
+    assert (role.kind, role.modality) == (kind, modality)
+
+
+@pytest.mark.parametrize(
+    "name", ["001", "flair_in_t1", "FLAIR_T2", "t1_mask", "t1_lesion", "head_mask", "brain_tumor_mask", ""]
+)
+def test_names_that_say_two_things_or_none_are_left_out(name: str) -> None:
+    assert isinstance(role_of(name), str)
+
+
+def test_brats_editions(tmp_path: Path) -> None:
+    old = [f"HGG/Brats18_X_1/Brats18_X_1_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair", "seg")]
+    new = [
+        f"T/BraTS-GLI-00000-{v}/BraTS-GLI-00000-{v}-{n}.nii.gz" for v in ("000", "001") for n in ("t1n", "t1c", "seg")
+    ]
+    report = index_folder(tree(tmp_path, *old, *new, "T/BraTS-MEN-RT-0007-1/BraTS-MEN-RT-0007-1_t1c.nii.gz"))
+    keys = [("BraTS-GLI-00000", "000"), ("BraTS-GLI-00000", "001"), ("BraTS-MEN-RT-0007", "1"), ("Brats18_X_1", "")]
+    assert [study.key for study in report.cohort] == keys
+    assert [list(study.images) for study in report.cohort][0::3] == [["t1", "t1ce"], ["t1", "t1ce", "t2", "flair"]]
+    assert report.cohort[0].group == report.cohort[1].group == "BraTS-GLI-00000"
+    assert report.cohort[0].seg == tmp_path / new[2]
+    assert not report.problems
+
+
+def test_bids_entities(tmp_path: Path) -> None:
+    anat = "sub-01/ses-a/anat/sub-01_ses-a"
+    report = index_folder(
+        tree(
+            tmp_path,
+            f"{anat}_T1w.nii.gz",
+            f"{anat}_ce-Omniscan_T1w.nii.gz",
+            f"{anat}_acq-T1like_FLAIR.nii.gz",
+            f"{anat}_space-T1w_label-lesion_mask.nii.gz",
+            f"derivatives/bet/{anat}_space-T1w_desc-brain_mask.nii.gz",
+            f"derivatives/prep/{anat}_desc-preproc_T1w.nii.gz",
+            "sub-02/anat/sub-02_T2w.nii.gz",
+            "sub-02/func/sub-02_task-rest_bold.nii.gz",
+        )
+    )
+    first, second = report.cohort
+    assert (first.key, second.key) == (("sub-01", "ses-a"), ("sub-02", ""))
+    assert {name: path.name.split("ses-a_")[1] for name, path in first.images.items()} == {
+        "t1": "T1w.nii.gz",
+        "t1ce": "ce-Omniscan_T1w.nii.gz",
+        "flair": "acq-T1like_FLAIR.nii.gz",
+    }
+    assert first.seg is not None
+    assert first.seg.name.endswith("lesion_mask.nii.gz")
+    assert first.brain_mask is not None
+    assert [problem.reason for problem in report.problems] == ["is a derivative", "its name says no modality"]
+
+
+def test_one_folder_a_patient_at_any_depth(tmp_path: Path) -> None:
+    report = index_folder(
+        tree(
+            tmp_path,
+            "site/p1/t1.nii.gz",
+            "site/p1/anat/T1_post.nii",
+            "site/p1/mask.nii.gz",
+            "site/p1/brainmask_t1.nii.gz",
+            "p2/visit1/flair.nii.gz",
+            "p2/20200131/flair.nii.gz",
+            "CT_001/CT_001_t2.nii.gz",
+            "p3/T2/series.nii.gz",
+            "p3/FLAIR/series.nii.gz",
+        )
+    )
+    assert found(tmp_path, report) == {
+        ("CT_001", ""): {"t2": "CT_001/CT_001_t2.nii.gz"},
+        ("p1", ""): {"t1": "site/p1/t1.nii.gz", "t1ce": "site/p1/anat/T1_post.nii"},
+        ("p2", "20200131"): {"flair": "p2/20200131/flair.nii.gz"},
+        ("p2", "visit1"): {"flair": "p2/visit1/flair.nii.gz"},
+        ("p3", ""): {"t2": "p3/T2/series.nii.gz", "flair": "p3/FLAIR/series.nii.gz"},
+    }
+    assert report.cohort[1].seg == tmp_path / "site/p1/mask.nii.gz"
+    assert report.cohort[1].brain_mask_of("t1") == tmp_path / "site/p1/brainmask_t1.nii.gz"
+    assert not report.problems
+
+
+def test_one_study_alone(tmp_path: Path) -> None:
+    assert only(index_folder(tree(tmp_path / "patient7", "t1.nii.gz", "t2.nii.gz"))).subject == "patient7"
+
+
+@pytest.mark.parametrize("name", ["p{}_{}.nii.gz", "{1}/p{0}.nii.gz"])
+def test_many_patients_side_by_side(tmp_path: Path, name: str) -> None:
+    tree(tmp_path, *(name.format(patient, modality) for patient in (1, 2) for modality in ("t1", "t2")))
+    report = index_folder(tmp_path)
+    assert [(study.subject, list(study.images)) for study in report.cohort] == [
+        ("p1", ["t1", "t2"]),
+        ("p2", ["t1", "t2"]),
+    ]
+
+
+def test_series_numbers_are_no_patients(tmp_path: Path) -> None:
+    report = index_folder(tree(tmp_path / "anna", "003_t1.nii.gz", "004_t2.nii.gz", "005_t1.nii.gz"))
+    assert list(only(report).images) == ["t2"]
+    assert "2 files claim to be the T1 (003_t1.nii.gz, 005_t1.nii.gz)" in report.problems[0].reason
+
+
+def test_two_files_for_one_place_leave_it_blank(tmp_path: Path) -> None:
+    report = index_folder(
+        tree(tmp_path, "p/t1.nii.gz", "p/t1_bias.nii.gz", "p/t2.nii.gz", "p/seg.nii.gz", "p/label.nii")
+    )
+    assert list(only(report).images) == ["t2"]
+    assert only(report).seg is None
+    assert [problem.advice.split(";")[0] for problem in report.problems] == ["left blank", "left blank"]
+
+
+def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
+    names = ("p/t1.nii.gz", "p/adc.nii.gz", "p/unknown.nii.gz", "q/seg.nii.gz", "p/notes.txt", "p/._t1.nii.gz")
+    report = index_folder(tree(tmp_path, *names))
+    assert {problem.path.relative_to(tmp_path).as_posix(): problem.reason for problem in report.problems} == {
+        "p/adc.nii.gz": "is adc, which is not asked for",
+        "p/unknown.nii.gz": "its name says no modality",
+        "q/seg.nii.gz": "its study has no usable image",
+    }
+    assert all(str(problem.path) in str(problem) and problem.advice in str(problem) for problem in report.problems)
+
+
+def test_declared_modalities_are_found(tmp_path: Path) -> None:
+    report = index_folder(tree(tmp_path, "p/pet.nii.gz", "p/t1.nii.gz", "p/adc.nii.gz"), ("pet", "t1", "adc"))
+    assert list(only(report).images) == ["t1", "adc", "pet"]
+
+
+def test_folders_of_the_same_name_never_leak_a_patient(tmp_path: Path) -> None:
+    report = index_folder(tree(tmp_path, "a/1/t1.nii.gz", "a/2/t1.nii.gz", "b/1/t1.nii.gz", "c/t1.nii.gz"))
+    assert [(study.key, study.group) for study in report.cohort] == [
+        (("a", "1"), "a"),
+        (("a", "2"), "a"),
+        (("b", "1"), "b"),
+        (("c", ""), "c"),
+    ]
+    assert {problem.path.name for problem in report.problems} == {"a", "b"}
+    assert "taken as the patient" in report.problems[0].reason
+
+
+def test_a_copied_patient_stays_one_patient(tmp_path: Path) -> None:
+    names = [f"{place}/Brats18_{n}/Brats18_{n}_t1.nii.gz" for place, n in (("HGG", 1), ("HGG", 2), ("copy", 1))]
+    report = index_folder(tree(tmp_path, *names))
+    assert [(s.subject, s.group) for s in report.cohort] == [
+        ("Brats18_2", "Brats18_2"),
+        ("HGG_Brats18_1", "Brats18_1"),
+        ("copy_Brats18_1", "Brats18_1"),
+    ]
+    assert len(report.problems) == 2
+
+
+def test_subjects_of_two_data_sets_keep_apart(tmp_path: Path) -> None:
+    report = index_folder(tree(tmp_path, "A/sub-1/anat/sub-1_T1w.nii.gz", "B/sub-1/anat/sub-1_T1w.nii.gz"))
+    assert [study.group for study in report.cohort] == ["A_sub-1", "B_sub-1"]
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    tree(tmp_path, "p/t1.nii.gz")
+    (tmp_path / "p" / "back").symlink_to(tmp_path, target_is_directory=True)
+    assert only(index_folder(tmp_path)).subject == "p"
+
+
+def test_nothing_found_names_the_layouts(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="is not a folder"):
+        index_folder(tmp_path / "none")
+    with pytest.raises(CohortError, match=r"it has no NIfTI files\. Recognised layouts:\nBraTS 2017(.|\n)*BIDS"):
+        index_folder(tmp_path)
+    with pytest.raises(CohortError, match=r"1 files could not be used, such as .*x\.nii"):
+        index_folder(tree(tmp_path, "x.nii"))
+
+
+def test_an_index_is_read_back_from_its_table(tmp_path: Path) -> None:
+    report = index_folder(tree(tmp_path, "p/t1.nii.gz", "p/seg.nii.gz", "q/t2.nii.gz", "q/brainmask_t2.nii.gz"))
+    assert read_cohort(report.cohort.write(tmp_path / "cohort.csv")).studies == report.cohort.studies
+
+
+@pytest.mark.slow
+def test_ten_thousand_studies_are_indexed_in_seconds(tmp_path: Path) -> None:
+    for number in range(10_000):
+        folder = tmp_path / f"Brats_{number:05d}"
+        folder.mkdir()
+        for name in ("t1", "t1ce", "t2", "flair"):
+            (folder / f"{folder.name}_{name}.nii.gz").touch()
+    started = time.monotonic()
+    assert len(index_folder(tmp_path).cohort) == 10_000
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.real
+def test_real_layouts_together(real: Path) -> None:
+    report = index_folder(real)
+    studies = {study.subject: study for study in report.cohort}
+    assert len(report.cohort) == len(studies) == 18
+    assert not report.problems
+    assert sum(name.startswith("Brats18_") for name in studies) == 12
+    assert (studies["sub-113"].session, list(studies["sub-113"].images)) == ("ses-2", ["t1", "t2", "flair"])
+    assert (studies["BraTS-GLI-00000"].session, studies["BraTS-GLI-00000"].group) == ("000", "BraTS-GLI-00000")
+    assert set(studies["TCGA-FG-6692"].brain_masks) == {"t1", "t1ce", "t2", "flair"}
+    assert sum(study.seg is not None for study in report.cohort) == 16
+    assert sum(len(study.images) for study in report.cohort) == 71
+    assert all(path.is_file() for study in report.cohort for path in study.files())
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("folder", "count"), [("brats18", 12), ("brats23", 1), ("open_ms/patient07", 1), ("kirby21", 1)]
+)
+def test_real_layouts_alone(real: Path, folder: str, count: int) -> None:
+    assert len(index_folder(real / folder).cohort) == count

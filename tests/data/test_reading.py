@@ -1,0 +1,242 @@
+"""Whatever is wrong with a file ends in one sentence; whatever is right comes back unchanged."""
+
+import gzip
+import re
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bmmae.data.reading import array_hash, content_hash, read_header, read_image, read_labels, write_image
+from bmmae.errors import ImageError, LabelError, OutputError
+
+AFFINE = np.array([[-1.2, 0, 0, 30], [0, 1, 0.1, -20], [0, 0, 5.5, 7], [0, 0, 0, 1]], dtype=float)
+RAMP = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+
+
+def save(path: Path, array: np.ndarray = RAMP, affine: np.ndarray = AFFINE, kind: type = nib.Nifti1Image) -> Path:
+    nib.save(kind(array, affine), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.img", "a.mgz"])
+def test_every_format_gives_the_same_voxels(tmp_path: Path, name: str) -> None:
+    kind = nib.MGHImage if name.endswith("mgz") else nib.Nifti1Pair if name.endswith("img") else nib.Nifti1Image
+    image = read_image(save(tmp_path / name, kind=kind))
+    np.testing.assert_array_equal(image.array, RAMP)
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+    assert image.array.dtype == np.float32
+    assert image.affine.dtype == np.float64
+    assert image.spacing == pytest.approx((1.2, 1.0, 5.5), abs=0.01)
+
+
+def test_nifti2_and_big_endian_are_read(tmp_path: Path) -> None:
+    two = save(tmp_path / "two.nii.gz", kind=nib.Nifti2Image)
+    big = tmp_path / "big.nii"
+    nib.save(nib.Nifti1Image(RAMP, AFFINE, nib.Nifti1Header(endianness=">")), big)
+    for path in (two, big):
+        np.testing.assert_array_equal(read_image(path).array, RAMP)
+        assert read_header(path).shape == RAMP.shape
+
+
+def test_content_not_the_name_tells_whether_a_file_is_compressed(tmp_path: Path) -> None:
+    plain = save(tmp_path / "a.nii")
+    disguised = tmp_path / "b.nii.gz"
+    disguised.write_bytes(plain.read_bytes())
+    zipped = tmp_path / "c.nii"
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    for path in (disguised, zipped):
+        np.testing.assert_array_equal(read_image(path).array, RAMP)
+        assert read_header(path).shape == RAMP.shape
+
+
+def test_the_scale_factor_is_applied(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(RAMP, AFFINE)
+    image.header.set_slope_inter(2.0, -3.0)
+    image.to_filename(tmp_path / "a.nii.gz")
+    image = nib.load(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(read_image(tmp_path / "a.nii.gz").array, image.get_fdata())
+
+
+def test_huge_values_are_kept(tmp_path: Path) -> None:
+    assert read_image(save(tmp_path / "a.nii", RAMP * np.float32(1e30))).array.max() == np.float32(119e30)
+
+
+def test_trailing_axes_of_length_one_are_dropped(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", RAMP[..., None])
+    assert read_image(path).shape == read_header(path).shape == RAMP.shape
+
+
+def test_a_header_is_read_without_its_voxels(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).integers(0, 999, (40, 40, 40)).astype(np.int16))
+    path.write_bytes(path.read_bytes()[:2000])
+    header = read_header(path)
+    assert (header.shape, header.dtype) == ((40, 40, 40), np.int16)
+    np.testing.assert_allclose(header.affine, AFFINE, atol=1e-5)
+    assert header.spacing == pytest.approx((1.2, 1, 5.5), abs=0.01)
+
+
+def truncated(path: Path) -> None:
+    save(path, np.random.default_rng(0).integers(0, 999, (20, 20, 20)).astype(np.int16))
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+def corrupt(path: Path) -> None:
+    save(path)
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def with_value(value: float):
+    def write(path: Path) -> None:
+        array = RAMP.astype(np.float64)
+        array[0, 0, :2] = value
+        save(path, array)
+
+    return write
+
+
+BROKEN = {
+    "missing": (lambda path: None, "does not exist"),
+    "folder": (lambda path: path.mkdir(), "is a folder"),
+    "no image": (lambda path: path.write_text("<html>404</html>"), "cannot be read as an image"),
+    "empty file": (lambda path: path.touch(), "cannot be read as an image"),
+    "truncated": (truncated, "is truncated"),
+    "wrong checksum": (corrupt, "truncated or corrupt.*CRC"),
+    "four axes": (lambda path: save(path, np.stack([RAMP] * 3, -1)), r"expected 3 axes, got shape \(4, 5, 6, 3\)"),
+    "two axes": (lambda path: save(path, RAMP[0]), r"expected 3 axes, got shape \(5, 6\)"),
+    "all zeros": (lambda path: save(path, np.zeros_like(RAMP)), "holds only zeros"),
+    "NaN": (with_value(np.nan), "2 voxels of .* are not finite"),
+    "infinite": (with_value(np.inf), "2 voxels of .* are not finite"),
+    "beyond float32": (with_value(1e300), "2 voxels of .* are not finite"),
+    "complex": (lambda path: save(path, RAMP.astype(np.complex64)), "expected real numbers"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_each_broken_file_is_explained(tmp_path: Path, case: str) -> None:
+    make, sentence = BROKEN[case]
+    path = tmp_path / "scan.nii.gz"
+    make(path)
+    with pytest.raises(ImageError, match=sentence) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_plain_file_is_explained(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ImageError, match="is truncated: expected 240 bytes, got 200 bytes"):
+        read_image(path)
+
+
+def test_a_singular_affine_is_explained(tmp_path: Path) -> None:
+    header = nib.Nifti1Image(RAMP, AFFINE).header
+    header["sform_code"] = 1
+    header["srow_x"] = header["srow_y"]
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + b"\0" * 4 + RAMP.tobytes(order="F"))
+    for reader in (read_image, read_header, read_labels):
+        with pytest.raises(ImageError, match="singular affine"):
+            reader(tmp_path / "a.nii")
+
+
+def test_remarks_of_the_library_stay_inside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    image = nib.Nifti1Image(RAMP, AFFINE)
+    image.header["pixdim"][0] = 5  # nibabel prints "pixdim[0] (qfac) should be 1 ..."
+    (tmp_path / "a.nii").write_bytes(image.header.binaryblock + b"\0" * 4 + RAMP.tobytes(order="F"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(tmp_path / "a.nii")
+        read_header(tmp_path / "a.nii")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_labels_may_be_stored_as_whole_floats_and_be_empty(tmp_path: Path) -> None:
+    labels, affine = read_labels(save(tmp_path / "a.nii.gz", (RAMP % 4).astype(np.float32)))
+    np.testing.assert_array_equal(labels, RAMP % 4)
+    assert labels.dtype == np.int16
+    np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
+    assert not read_labels(save(tmp_path / "b.nii", np.zeros_like(RAMP)))[0].any()
+
+
+@pytest.mark.parametrize(("value", "count"), [(0.5, 1), (70000.0, 0)])
+def test_fractions_and_huge_numbers_are_no_labels(tmp_path: Path, value: float, count: int) -> None:
+    array = np.zeros((3, 3, 3), np.float32)
+    array[0, 0, 0] = value
+    with pytest.raises(LabelError, match=f"is not a segmentation.*got {count} other voxels"):
+        read_labels(save(tmp_path / "a.nii.gz", array))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32, np.float64, bool])
+def test_what_is_written_is_read_back(tmp_path: Path, dtype: type) -> None:
+    array = (RAMP % 100 if dtype is not bool else RAMP % 2).astype(dtype)
+    path = write_image(tmp_path / "new" / "a.nii.gz", array, AFFINE)
+    np.testing.assert_array_equal(read_image(path).array, array.astype(np.float32))
+    np.testing.assert_allclose(read_image(path).affine, AFFINE, atol=1e-4)
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (0, 2), (4, 4), (2, 0), (0, 0)])
+def test_codes_and_units_follow_the_input(tmp_path: Path, codes: tuple[int, int]) -> None:
+    rigid = np.array([[-2.0, 0, 0, 30], [0, 1, 0, -20], [0, 0, 3, 7], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(RAMP, rigid)
+    image.set_qform(rigid, code=codes[0])
+    image.set_sform(rigid, code=codes[1])
+    image.header.set_xyzt_units("mm", "sec")
+    image.to_filename(tmp_path / "in.nii.gz")
+    given = read_image(tmp_path / "in.nii.gz")
+    for like in (given.path, read_header(given.path)):
+        write_image(tmp_path / "out.nii.gz", RAMP.astype(np.float32), given.affine, like=like, description="x" * 200)
+        written = nib.load(tmp_path / "out.nii.gz")
+        kept = (int(written.header["qform_code"]), int(written.header["sform_code"]))
+        assert kept == (codes if any(codes) else (0, 1))
+        assert written.header.get_xyzt_units() == ("mm", "sec")
+        np.testing.assert_allclose(written.affine, given.affine, atol=1e-5)
+
+
+def test_a_shear_survives_a_header_that_has_only_a_qform(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(RAMP, np.diag([1.0, 1, 2, 1]))
+    image.set_qform(image.affine, code=1)
+    image.set_sform(None, code=0)
+    image.to_filename(tmp_path / "in.nii")
+    write_image(tmp_path / "out.nii", RAMP, AFFINE, like=tmp_path / "in.nii")
+    np.testing.assert_allclose(read_image(tmp_path / "out.nii").affine, AFFINE, atol=1e-4)
+
+
+def test_writing_twice_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
+    first = write_image(tmp_path / "a.nii.gz", RAMP, AFFINE).read_bytes()
+    assert write_image(tmp_path / "a.nii.gz", RAMP, AFFINE).read_bytes() == first
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_what_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="expected a name ending in"):
+        write_image(tmp_path / "a.png", RAMP, AFFINE)
+    with pytest.raises(OutputError, match="cannot write"):
+        write_image(tmp_path / "file" / "a.nii.gz", RAMP, AFFINE)
+    (tmp_path / "taken.nii.gz").mkdir()
+    with pytest.raises(OutputError, match=re.escape(str(tmp_path / "taken.nii.gz"))):
+        write_image(tmp_path / "taken.nii.gz", RAMP, AFFINE)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_hash_sees_voxels_and_nothing_else(tmp_path: Path) -> None:
+    one = content_hash(save(tmp_path / "patient_a.nii.gz"))
+    assert one == content_hash(save(tmp_path / "b.nii", RAMP.astype(np.float32), np.eye(4)))
+    assert one == array_hash(np.ascontiguousarray(RAMP.astype(np.float32)))
+    changed = RAMP.copy()
+    changed[1, 1, 1] += 1
+    assert len({one, content_hash(save(tmp_path / "c.nii", changed)), array_hash(RAMP.astype(np.float32).T)}) == 3
+
+
+@pytest.mark.real
+def test_real_images_are_written_over_themselves(real: Path, tmp_path: Path) -> None:
+    path = next(real.glob("kirby21/**/*_T1w.nii.gz"))
+    image = read_image(path)
+    copy = write_image(tmp_path / "copy.nii.gz", image.array, image.affine, like=path)
+    assert content_hash(copy) == array_hash(image.array)
+    np.testing.assert_array_equal(read_header(copy).affine, read_header(path).affine)
