@@ -194,7 +194,7 @@ def region_masks(labels: Array, coding: Coding) -> Bool[Array, "R H W D"]:
 
 
 def labels_from_regions(masks: Bool[Array, "R H W D"], coding: Coding) -> Int[Array, "H W D"]:
-    """Return label values from region masks: the inverse of `regions` for masks that nest as the coding says.
+    """Return label values from region masks: the inverse of `region_masks` for masks that nest as the coding says.
 
     Regions are painted from the largest to the smallest; each paints the value that sets it apart from those inside
     it (WT oedema, TC core, ET enhancing).

@@ -29,7 +29,7 @@ from bmmae.errors import ImageError, LabelError, OutputError
 GZIP_MAGIC = b"\x1f\x8b"
 NIFTI2_MAGIC = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 INTEGRAL_TOLERANCE = 1e-3
-"""Labels stored as float32 with a scale factor come back a rounding error away from whole numbers."""
+"""Labels stored with a scale factor come back a rounding error away from whole numbers."""
 
 _SILENCE = threading.Lock()
 
@@ -63,7 +63,7 @@ class Image:
     """One volume.
 
     Attributes:
-        array: float32 voxels in the file's own axis order (and usually its memory order, Fortran's).
+        array: float32 voxels in the file's own axis order (and usually in Fortran's memory order).
         affine: float64, voxel indices to world coordinates (mm).
         path: The file it came from.
     """
@@ -89,10 +89,7 @@ def spacing_of(affine: Float[Array, "4 4"]) -> tuple[float, ...]:
 
 
 def read_image(path: str | Path) -> Image:
-    """Read a volume of any format nibabel knows, with its scale factor applied.
-
-    Args:
-        path: The file; `.nii` and `.nii.gz` are told apart by content, not by name.
+    """Read a volume of any format nibabel knows, with its scale factor applied; content tells `.nii` from `.nii.gz`.
 
     Raises:
         ImageError: If the file is absent, a folder, no image, truncated, not of three axes, all zeros, has
@@ -106,10 +103,7 @@ def read_image(path: str | Path) -> Image:
 
 
 def read_labels(path: str | Path) -> tuple[Int[Array, "H W D"], Float[Array, "4 4"]]:
-    """Read a segmentation or a mask; it may be empty, and stored as whole-numbered floats.
-
-    Returns:
-        The int16 values and the float64 affine.
+    """Return the int16 values of a segmentation or mask, and its affine; it may be empty, and stored as floats.
 
     Raises:
         ImageError: As `read_image`, except that all zeros are accepted.
@@ -166,7 +160,7 @@ def write_image(
         ImageError: If `like` cannot be read.
     """
     path = Path(path)
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+    if not _is_nifti(path):
         raise OutputError(f"cannot write {path}: expected a name ending in .nii or .nii.gz")
     content = _encode(array, affine, _nifti_header(like), description)
     if path.name.lower().endswith(".gz"):
@@ -177,11 +171,7 @@ def write_image(
 
 
 def content_hash(path: str | Path) -> str:
-    """Return the sha256 of an image's decoded voxels: the same for any name, header or compression.
-
-    Raises:
-        ImageError: As `read_image`.
-    """
+    """Return the sha256 of an image's voxels, whatever its name, header or compression; raises as `read_image`."""
     return array_hash(read_image(path).array)
 
 
@@ -214,9 +204,9 @@ def _read(path: Path) -> tuple[Float[Array, "H W D"], Float[Array, "4 4"]]:
     return array, affine
 
 
-def _decompressed(path: Path) -> io.BytesIO:
+def _decompressed(path: Path) -> bytes:
     content = path.read_bytes()
-    return io.BytesIO(gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content)
+    return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -226,12 +216,12 @@ def _first_bytes(path: Path) -> bytes:
         return content.read(540)
 
 
-def _parse(stream: io.BytesIO) -> Any:
+def _parse(content: bytes) -> Any:
     import nibabel as nib
 
-    kind = nib.Nifti2Image if stream.getbuffer()[:4] in NIFTI2_MAGIC else nib.Nifti1Image
+    kind = nib.Nifti2Image if content[:4] in NIFTI2_MAGIC else nib.Nifti1Image
     with _silenced():
-        return kind.from_stream(stream)
+        return kind.from_stream(io.BytesIO(content))
 
 
 def _parse_header(block: bytes) -> Any:
@@ -302,8 +292,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except PermissionError as error:
-        raise ImageError(f"{path} cannot be opened: expected read permission, got '{error.strerror}'") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ImageError(
             f"{path} is truncated or corrupt: expected a whole gzip file, got '{error}'; copy or download it again"

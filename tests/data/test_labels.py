@@ -15,6 +15,7 @@ from bmmae.data.labels import (
     check_values,
     find_coding,
     fitting,
+    labels_from_regions,
     own_coding,
     propose_coding,
     region_masks,
@@ -41,6 +42,18 @@ def test_regions_unite_the_right_values(coding: Coding, expected: dict[str, list
     masks = region_masks(values, coding)
     assert list(coding.regions) == list(expected)
     assert {name: values[mask].tolist() for name, mask in zip(coding.regions, masks, strict=True)} == expected
+
+
+@pytest.mark.parametrize("coding", CODINGS.values(), ids=list(CODINGS))
+def test_regions_and_values_are_inverses(coding: Coding) -> None:
+    values = np.array([0, *coding.classes], dtype=np.int16).reshape(-1, 1, 1)
+    np.testing.assert_array_equal(labels_from_regions(region_masks(values, coding), coding), values)
+
+
+def test_regions_that_do_not_nest_cannot_be_painted() -> None:
+    coding = own_coding({1: "a", 2: "b"}, {"both": (1, 2)})
+    with pytest.raises(LabelError, match=r"region 'both' leaves the values \[1, 2\]"):
+        labels_from_regions(region_masks(LINE[:3], coding), coding)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32, np.float64])
