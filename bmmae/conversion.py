@@ -108,7 +108,8 @@ def convert_state(state: Mapping[str, Tensor], source: str, *, partial: bool = F
         require_complete(report, source, "the published architecture")
     tables = [key for key in report.loaded if _POSITIONS in key]
     _check_tables({key: kept[key] for key in tables}, config, source)
-    model = MAE(config)
+    with torch.random.fork_rng(devices=[]):
+        model = MAE(config)
     _fill(model, {key: kept[key] for key in report.loaded if key not in tables})
     model.key_report = KeyReport(
         loaded=tuple(key for key in report.loaded if key not in tables),

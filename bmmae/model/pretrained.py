@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
@@ -203,7 +204,10 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
                 f"{folder} holds a model of kind '{saved.kind}', expected '{cls.kind}': load it with bmmae.load_model"
             )
         try:
-            model = target.from_config(from_dict(target.config_class(), saved.model, "model"))
+            config = from_dict(target.config_class(), saved.model, "model")
+            # Initial weights are drawn, and then overwritten: the caller's random state stays as it was.
+            with torch.random.fork_rng(devices=[]):
+                model = target.from_config(config)
         except ConfigError as error:
             raise CheckpointError(f"the config of {folder} describes no model of this library: {error}") from error
         model.key_report = load_state(model, read_weights(folder / WEIGHTS), str(folder), partial=partial)
