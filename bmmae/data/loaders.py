@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -194,15 +195,10 @@ def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
 
 
 def _start_worker(_worker: int) -> None:
-    """Leave signals to the training process, and end with it.
+    """Let a worker end with its training process.
 
-    A scheduler signals every process of a job; the workers must outlive the signal so that the checkpoint on it can
-    be written. And the parent of a forkserver's child is the forkserver, so torch's own watch for a killed parent
-    sees nothing.
+    The parent of a forkserver's child is the forkserver, so torch's own watch for a killed parent sees nothing.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -217,11 +213,21 @@ def _worker_context() -> BaseContext:
     """How workers start. Not by fork: a training process has OpenMP and CUDA threads, whose locks a fork can freeze.
 
     A forkserver imports the libraries once and forks clean workers; where there is none (Windows), they are spawned.
+    A scheduler signals every process of a job, and the data must keep coming until the checkpoint is written: so the
+    server starts with these signals blocked, which its workers inherit.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
+    stops = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # the tracker's start has unblocked some
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

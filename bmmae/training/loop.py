@@ -138,7 +138,7 @@ def fit(
                 break
 
             # All the time: take a step, and agree with the other ranks whether to go on.
-            report = stepper.take(run.progress.step, stop.level)
+            report = stepper.take(run.progress.step, stop)
             run.note_step(report)
             records.note_step(report)
 

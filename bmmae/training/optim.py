@@ -123,11 +123,20 @@ def undecayed_names(model: nn.Module) -> set[str]:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The model's trainable parameters, with and without weight decay, each group with its `lr_scale`."""
+    """The model's trainable parameters, with and without weight decay, each group with its `lr_scale`.
+
+    Raises:
+        ConfigError: Layer decay is asked for, and the model does not say what its layers are.
+    """
     plain = undecayed_names(model)
     if config.layer_decay is not None:
         from timm.optim import param_groups_layer_decay
 
+        if not hasattr(model, "group_matcher"):
+            raise ConfigError(
+                f"optim.layer_decay needs a model that says what its layers are; {type(model).__name__} has no "
+                "group_matcher(): set optim.layer_decay to null."
+            )
         groups: list[dict[str, Any]] = param_groups_layer_decay(
             model, config.weight_decay, no_weight_decay_list=plain, layer_decay=config.layer_decay
         )

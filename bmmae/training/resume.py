@@ -101,7 +101,7 @@ def restore(
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} does not fit the model as configured now: {error}. Restore the model's settings (the run's "
+            f"{folder} does not fit the model as configured now: {' '.join(str(error).split())} Restore the model's settings (the run's "
             f"{CONFIG} has them), or start a new run in another folder."
         ) from error
     progress = Progress(**state["progress"])

@@ -1,7 +1,8 @@
 """Stopping in good order: a signal sets a flag, the ranks agree at the next step, a checkpoint is written.
 
 Exit codes: 0 finished; 75 (EX_TEMPFAIL) stopped before the end, resume me; 130 interrupted from the keyboard,
-resumable as well.
+resumable as well. A launcher (`accelerate launch`, `torchrun`) turns every code but 0 into 1; `status` in the run's
+checkpoints/index.json says the same as the code.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from bmmae.training.checkpointing import checkpoint_folder
 from bmmae.training.devices import exact_dtype, gather, seed_from_address, to_device, uses_bf16
 from bmmae.training.optim import OptimConfig, set_learning_rate
 from bmmae.training.run import Run, StepReport
+from bmmae.training.signals import StopRequest
 
 MOST_SKIPS_IN_A_ROW = 20
 
@@ -35,14 +36,14 @@ class Stepper:
         self.bf16 = uses_bf16(run.train.precision, run.accelerator.device)
         self.skips_in_a_row = 0
 
-    def take(self, step: int, stop: int) -> StepReport:
-        """Take optimiser step `step` (from 0); `stop` is this rank's stop level, agreed on with the others.
+    def take(self, step: int, stop: StopRequest) -> StepReport:
+        """Take optimiser step `step` (from 0), and agree with the other ranks whether a stop was asked of any.
 
         Raises:
             TrainingError: Loss or gradient is not finite, and the configuration says to stop then.
         """
         outputs, names, waited = self._accumulate(step)
-        loss, count, norm, stop = self._finish_gradients(outputs, stop)
+        loss, count, norm, level = self._finish_gradients(outputs, stop)
         finite = all(map(math.isfinite, (loss, count, norm)))
         lr = self.plan.schedule(step)
         if finite:
@@ -52,7 +53,7 @@ class Stepper:
             self._meet_nonfinite(step, outputs, names)
         self.skips_in_a_row = 0 if finite else self.skips_in_a_row + 1
         self.run.optimizer.zero_grad(set_to_none=True)
-        return StepReport(loss / count if count else 0.0, norm, lr, not finite, stop, outputs, waited)
+        return StepReport(loss / count if count else 0.0, norm, lr, not finite, level, outputs, waited)
 
     def _accumulate(self, step: int) -> tuple[list[StepOutput], list[list[Any]], float]:
         """Add up the gradients of this rank's micro-batches; ranks are brought together with the last one."""
@@ -78,7 +79,7 @@ class Stepper:
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
             return self.run.task.step(self.run.wrapped, batch)
 
-    def _finish_gradients(self, outputs: list[StepOutput], stop: int) -> tuple[float, float, float, int]:
+    def _finish_gradients(self, outputs: list[StepOutput], stop: StopRequest) -> tuple[float, float, float, int]:
         """Divide the gradients by the global count and clip them.
 
         Returns:
@@ -87,7 +88,8 @@ class Stepper:
         """
         device = self.accelerator.device
         sums = torch.stack([_total([o.loss_sum for o in outputs]), _total([o.loss_count for o in outputs])])
-        flags = torch.tensor([stop == 1, stop == 2], dtype=sums.dtype, device=device)
+        level = stop.level
+        flags = torch.tensor([level == 1, level == 2], dtype=sums.dtype, device=device)
         shared: Tensor = self.accelerator.reduce(torch.cat([sums, flags]), "sum")
         count = shared[1]
         # DDP has averaged over the ranks: undo that. Without anything counted there is no gradient either.

@@ -113,7 +113,7 @@ def train_toy(
         dataset or ToyDataset(),
         ToyDataset(length=7, seed=9) if validate else None,
         train=settings(**changes),
-        optim=optim or OptimConfig(lr=1e-2, warmup_steps=3),
+        optim=optim or OptimConfig(lr=1e-2, warmup_steps=1),
         run_dir=run_dir,
         save_model=save_toy,
     )

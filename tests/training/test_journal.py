@@ -1,0 +1,33 @@
+"""metrics.jsonl survives a kill and holds each step once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bmmae.training.journal import Journal, read_journal
+
+
+def test_rows_past_the_resumed_step_and_a_torn_line_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    journal = Journal(path, step=2)
+    journal.write({"step": 3, "loss": 0.5})
+    journal.close()
+    assert read_journal(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
+
+
+def test_a_torn_line_is_left_out_when_reading(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st')
+    assert read_journal(path) == [{"step": 1}]
+
+
+def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
+    assert read_journal(tmp_path / "metrics.jsonl") == []
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl", step=0)
+    journal.write({"step": 1, "loss": float("nan")})
+    journal.close()
+    assert read_journal(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None}]

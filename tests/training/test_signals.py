@@ -1,0 +1,65 @@
+"""A signal asks for a stop; the handlers are put back afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from bmmae.training.signals import StopRequest, status_of
+
+
+@pytest.mark.parametrize(("number", "level"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGINT, 2)])
+def test_a_signal_asks_for_a_stop(number: signal.Signals, level: int) -> None:
+    with StopRequest() as stop:
+        assert stop.level == 0
+        os.kill(os.getpid(), number)
+        assert stop.level == level
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_termination_after_an_interrupt_changes_nothing() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.level == 2
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_time_limit_asks_for_a_stop() -> None:
+    now = 0.0
+    with StopRequest(time_limit_hours=2.0, clock=lambda: now) as stop:
+        assert stop.level == 0
+        now = 7200.0
+        assert stop.level == 1
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def look() -> None:
+        with StopRequest():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_levels_have_a_status() -> None:
+    assert [status_of(level) for level in range(3)] == ["finished", "stopped", "interrupted"]
