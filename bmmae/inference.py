@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from bmmae._version import __version__
-from bmmae.arrays import Array, Bool, Float, Tensor
+from bmmae.arrays import Array, Float, Tensor
 from bmmae.checkpoint import preprocessing_of
 from bmmae.data.labels import find_coding, labels_from_regions
 from bmmae.data.preprocess import PreparedStudy, check_same_grid, prepare_images
-from bmmae.data.reading import Header, Image, read_image, read_labels, write_image
-from bmmae.errors import GeometryError, ModalityError
+from bmmae.data.reading import Header, Image, read_header, read_image, read_labels, write_image
+from bmmae.errors import GeometryError, ModalityError, OutputError
 from bmmae.modalities import canonical, in_table_order, title
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel
@@ -73,8 +73,8 @@ def load_study(
     named = {canonical(name, known): path for name, path in images.items()}
     if len(named) < len(images):
         raise ModalityError(f"a modality is given twice under two names: {', '.join(images)}")
-    names = in_table_order(named)
-    read = {name: read_image(named[name]) for name in names}
+    names = tuple(name for name in known if name in named)
+    read = _read_all({name: Path(named[name]) for name in names})
     check_same_grid(list(read.values()))
     mask = None if brain_mask is None else _read_mask(Path(brain_mask), read[names[0]])
     prepared = prepare_images(names, list(read.values()), preprocessing_of(model), masks=[mask] * len(names))
@@ -110,11 +110,7 @@ def reconstruct(
     if not isinstance(model, MAE):
         raise ModalityError(f"a {model.kind} model cannot reconstruct: use a pretrained model (kind 'mae')")
     study = load_study(model, images, brain_mask)
-    absent = [name for name in model.config.modalities if name not in study.images]
-    if only is not None:
-        absent = [name for name in absent if name in {canonical(n, model.config.modalities) for n in only}]
-    if not absent:
-        raise ModalityError("no modality is left to reconstruct: all are given")
+    absent = _absent(model, study, only)
     scores = reconstruct_prepared(model, study.prepared, absent)
     mean, deviation = np.median(np.asarray(study.prepared.scales), axis=0)
     out = {}
@@ -126,6 +122,19 @@ def reconstruct(
     return out
 
 
+def _absent(model: MAE, study: LoadedStudy, only: Sequence[str] | None) -> list[str]:
+    """The modalities to synthesise, in the model's order."""
+    names = model.config.modalities
+    wanted = names if only is None else [canonical(name, names) for name in only]
+    given = [name for name in wanted if name in study.images]
+    if only is not None and given:
+        raise ModalityError(f"{', '.join(given)} cannot be synthesised: it is among the images given")
+    absent = [name for name in names if name in wanted and name not in study.images]
+    if not absent:
+        raise ModalityError(f"no modality is left to reconstruct: all of {', '.join(names)} are given")
+    return absent
+
+
 def reconstruct_prepared(
     model: MAE, prepared: PreparedStudy, absent: Sequence[str]
 ) -> dict[str, Float[np.ndarray, "H W D"]]:
@@ -135,14 +144,13 @@ def reconstruct_prepared(
         Z-scores by modality; 0 outside the brain.
     """
     names = model.config.modalities
-    wanted = torch.tensor([name in absent for name in names])
-    given = torch.tensor([name in prepared.names and name not in absent for name in names])
 
     def predict(images: Tensor, valid: Tensor, brain: Tensor) -> Tensor:
-        scanned = valid & given[None, :, None, None, None]
-        shown = scanned & brain if model.config.tissue_only else scanned
-        visible = any_in_patch(shown, model.config.patch)
-        targets = any_in_patch(brain, model.config.patch) & wanted[None, :, None]
+        wanted = torch.tensor([name in absent for name in names], device=images.device)[:, None]
+        # A model trained on background too sees and decodes it, as in training; it is cut off below.
+        tissue = brain if model.config.tissue_only else torch.ones_like(brain)
+        visible = any_in_patch(valid & tissue, model.config.patch) & ~wanted
+        targets = any_in_patch(tissue, model.config.patch) & wanted
         if not bool(visible.any()) or not bool(targets.any()):
             return torch.zeros_like(images)
         return model.predict(images, visible, targets)
@@ -167,22 +175,22 @@ def segment(
         raise ModalityError(f"a {model.kind} model cannot segment: fine-tune it with finetune/segmentation.py first")
     study = load_study(model, images, brain_mask)
     probabilities = segment_prepared(model, study.prepared)
-    regions = np.stack([to_native(study.prepared, p, inside=None) for p in probabilities]) > 0.5
+    regions = np.stack([to_native(study.prepared, p, within_brain=False) for p in probabilities]) > 0.5
     labels = labels_from_regions(regions, find_coding(model.config.coding)).astype(np.uint8)
     return _image(labels, study.reference, f"bmmae segmentation, {model.config.coding}")
 
 
 def segment_prepared(model: SegmentationModel, prepared: PreparedStudy) -> Float[np.ndarray, "R H W D"]:
     """Return region probabilities on the model's grid; 0 outside the brain."""
-    available = torch.tensor([[name in prepared.names for name in model.config.model.modalities]])
+    config = model.config.model
 
     def predict(images: Tensor, valid: Tensor, brain: Tensor) -> Tensor:
         regions = len(model.config.regions)
         if not bool(brain.any()):
             return images.new_zeros(1, regions, *images.shape[2:])
-        del valid
-        tissue = brain if model.config.model.tissue_only else None
-        return cast(Tensor, model(images, available, tissue)).sigmoid() * brain
+        available = torch.tensor([[name in prepared.names for name in config.modalities]], device=images.device)
+        tissue = brain if config.tissue_only else None
+        return cast(Tensor, model(images, available, valid, tissue)).sigmoid() * brain
 
     return over_windows(model, prepared, predict)
 
@@ -195,45 +203,51 @@ def over_windows(
     Args:
         model: Says how large a window is and in which order modalities come.
         prepared: The study.
-        predict: From images Float[1, M, h, w, d], valid Bool[1, M, h, w, d] and brain Bool[1, 1, h, w, d] to
-            Float[1, C, h, w, d].
+        predict: From images Float[1, M, h, w, d], valid Bool[1, M, h, w, d] (False for absent modalities) and brain
+            Bool[1, 1, h, w, d], on the model's device, to Float[1, C, h, w, d].
     """
     from monai.inferers.utils import sliding_window_inference
 
     config = model.model_config
     count = len(config.modalities)
+    device = next(model.parameters()).device
+    # Windows are padded with zeros, and beyond a study is background, which counts as scanned: so, `unscanned`.
     channels = torch.zeros(1, 2 * count + 1, *prepared.shape)
     for index, name in enumerate(prepared.names):
         slot = config.modalities.index(name)
         channels[0, slot] = torch.from_numpy(np.asarray(prepared.images[index], np.float32))
-        channels[0, count + slot] = torch.from_numpy(np.asarray(prepared.valid[index], np.float32))
+        channels[0, count + slot] = torch.from_numpy(np.asarray(~prepared.valid[index], np.float32))
     channels[0, -1] = torch.from_numpy(np.asarray(prepared.brain, np.float32))
 
     def on_window(window: Tensor) -> Tensor:
-        images, valid, brain = torch.split(window, (count, count, 1), dim=1)
-        return predict(images, valid > 0.5, brain > 0.5)
+        images, unscanned, brain = torch.split(window, [count, count, 1], dim=1)
+        available = torch.tensor([name in prepared.names for name in config.modalities], device=window.device)
+        return predict(images, (unscanned < 0.5) & available[:, None, None, None], brain > 0.5)
 
     with torch.inference_mode():
-        blended = sliding_window_inference(channels, config.size, 1, on_window, overlap=OVERLAP, mode="gaussian")
+        blended = sliding_window_inference(
+            channels, config.size, 1, on_window, OVERLAP, mode="gaussian", sw_device=device, device="cpu"
+        )
     return np.asarray(cast(Tensor, blended)[0].numpy())
 
 
 def to_native(
     prepared: PreparedStudy,
     volume: Float[np.ndarray, "H W D"],
-    inside: Bool[np.ndarray, "H W D"] | None | str = "brain",
+    *,
+    within_brain: bool = True,
 ) -> Float[np.ndarray, "X Y Z"]:
-    """Bring a volume from the model's grid to the input's, without letting what lies outside the brain bleed in.
+    """Bring a volume from the model's grid to the input's.
 
     Args:
         prepared: The study that the volume belongs to.
         volume: On the model's grid.
-        inside: Voxels that carry values: by default the brain; None for all.
+        within_brain: Only brain voxels carry values: what lies outside must not bleed in.
     """
     geometry = prepared.geometry
-    if inside is None:
+    if not within_brain:
         return geometry.from_canonical(geometry.to_native_spacing(volume))
-    weights = (prepared.brain if isinstance(inside, str) else inside).astype(np.float32)
+    weights = prepared.brain.astype(np.float32)
     total = geometry.to_native_spacing(volume * weights)
     share = geometry.to_native_spacing(weights)
     return geometry.from_canonical(np.where(share > 1e-3, total / np.maximum(share, 1e-3), 0).astype(np.float32))
@@ -267,7 +281,7 @@ def reconstruct_to_folder(
     known = model.model_config.modalities
     given = {canonical(name, known): Path(path) for name, path in images.items()}
     if complete:
-        made |= {name: nib.load(path) for name, path in given.items()}
+        made |= {name: _image(image.array, image, "") for name, image in _read_all(given).items()}
     paths = {name: save_image(made[name], Path(folder) / f"{name}.nii.gz") for name in in_table_order(made)}
     note = {
         "bmmae": __version__,
@@ -277,7 +291,10 @@ def reconstruct_to_folder(
         "model": dict(model.metadata.provenance),
         "notice": "Synthetic images made by research software; not acquired, not for diagnosis.",
     }
-    (Path(folder) / "reconstruction.json").write_text(json.dumps(note, indent=2, default=str))
+    try:
+        (Path(folder) / "reconstruction.json").write_text(json.dumps(note, indent=2, default=str))
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}/reconstruction.json: {error.strerror}") from error
     return paths
 
 
@@ -293,15 +310,19 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> Path:
 
 
 def _image(values: Array, like: Image, description: str) -> nib.Nifti1Image:
-    source = nib.load(like.path)
+    source = read_header(like.path).raw
     image = nib.Nifti1Image(values, like.affine)
-    if isinstance(source, nib.Nifti1Image):
+    if isinstance(source, nib.Nifti1Header):
         for kind in ("qform", "sform"):
             matrix, code = getattr(source, f"get_{kind}")(coded=True)
             getattr(image, f"set_{kind}")(matrix, code)
-        image.header.set_xyzt_units(*source.header.get_xyzt_units())
+        image.header.set_xyzt_units(*source.get_xyzt_units())
     image.header["descrip"] = description.encode()[:79]
     return image
+
+
+def _read_all(paths: Mapping[str, Path]) -> dict[str, Image]:
+    return {name: read_image(path) for name, path in paths.items()}
 
 
 def _read_mask(path: Path, like: Image) -> Array:

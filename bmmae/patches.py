@@ -65,7 +65,12 @@ def unpatchify(patches: Float[Tensor, "*batch L P"], grid: Triple, patch: Triple
 
 
 def any_in_patch(flags: AnyArray, patch: Triple) -> AnyArray:
-    """Return, per patch, whether any of its voxels is flagged: Bool[..., H, W, D] to Bool[..., L]."""
+    """Return, per patch, whether any of its voxels is flagged: Bool[..., H, W, D] to Bool[..., L].
+
+    Raises:
+        ConfigError: If the size is not a multiple of the patch.
+    """
+    patch_grid(flags.shape[-3:], patch)
     p, q, r = patch
     pattern = "... (h p) (w q) (d r) -> ... (h w d)"
     if isinstance(flags, Tensor):

@@ -1,7 +1,7 @@
 """Preprocessed studies on disk: written once, read by memory map, only the window that a sample needs.
 
-One folder a study, named by what went into it: its source files (path, size, modification time), the modalities and
-the preprocessing. A changed source or setting is another name, so a stale entry is never read.
+One folder a study, named by what went into it: its source files (role, path, size, modification time) and the
+preprocessing. A changed source or setting is another name, so a stale entry is never read.
 """
 
 from __future__ import annotations
@@ -95,20 +95,13 @@ class StudyCache:
         content = {
             "version": VERSION,
             "preprocess": asdict(self.config),
-            "modalities": [name for name in self.modalities if name in study.images],
-            "files": [_fingerprint(path) for path in study.files()],
+            "files": {role: _fingerprint(path) for role, path in self._sources(study).items()},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def find(self, study: Study) -> CachedStudy | None:
         """Return a study's entry, or None if it has not been stored."""
-        if self.folder is None:
-            return None
-        folder = self.folder / self.key(study)
-        if not (folder / META).is_file():
-            return None
-        meta = json.loads((folder / META).read_text())
-        return CachedStudy(folder, tuple(meta["names"]), as_triple(meta["shape"]), meta["labelled"])
+        return None if self.folder is None else _open_entry(self.folder / self.key(study))
 
     def store(self, study: Study) -> CachedStudy:
         """Prepare a study and store it, all or nothing; an entry that is there already is kept.
@@ -119,7 +112,9 @@ class StudyCache:
         """
         if self.folder is None:
             raise OutputError("there is no cache folder to store a study in")
-        found = self.find(study)
+        # Named before it is read: a source that changes meanwhile must not pass for the new one.
+        folder = self.folder / self.key(study)
+        found = _open_entry(folder)
         if found is not None:
             return found
         prepared = prepare_study(study, self.config, self.modalities)
@@ -129,17 +124,31 @@ class StudyCache:
             try:
                 _write(prepared, partial)
                 partial.chmod(0o755)
-                _publish(partial, self.folder / self.key(study))
+                _publish(partial, folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
             raise OutputError(f"the cache {self.folder} cannot be written: {error.strerror or error}") from error
-        stored = self.find(study)
+        stored = _open_entry(folder)
         if stored is None:
             raise OutputError(
                 f"the cache entry of study '{study.subject}' vanished from {self.folder} while it was used"
             )
         return stored
+
+    def _sources(self, study: Study) -> dict[str, Path]:
+        """The files that an entry is made of, by what they are used as."""
+        names = [name for name in self.modalities if name in study.images]
+        masks = {f"brain_mask_{name}": study.brain_mask_of(name) for name in names}
+        optional = {"seg": study.seg, **masks}
+        return {name: study.images[name] for name in names} | {k: v for k, v in optional.items() if v is not None}
+
+
+def _open_entry(folder: Path) -> CachedStudy | None:
+    if not (folder / META).is_file():
+        return None
+    meta = json.loads((folder / META).read_text())
+    return CachedStudy(folder, tuple(meta["names"]), as_triple(meta["shape"]), meta["labelled"])
 
 
 def build_cache(cache: StudyCache, cohort: Cohort, *, workers: int = 2, skip_broken: bool = False) -> list[str]:
@@ -185,15 +194,15 @@ def _fingerprint(path: Path) -> tuple[str, int, int]:
 
 
 def _write(prepared: PreparedStudy, folder: Path) -> None:
-    flags = prepared.brain.astype(np.uint16)
+    kind = np.min_scalar_type(2 ** (1 + len(prepared.names)) - 1)  # one bit for the brain, one a modality
+    flags = prepared.brain.astype(kind)
     for index, valid in enumerate(prepared.valid):
-        flags |= valid.astype(np.uint16) << np.uint16(1 + index)
+        flags |= valid.astype(kind) << kind.type(1 + index)
     np.save(folder / "images.npy", prepared.images.astype(np.float16))
     np.save(folder / "flags.npy", flags)
-    label = np.zeros((0, 0, 0), np.int16) if prepared.label is None else prepared.label
     if prepared.label is not None:
-        np.save(folder / "label.npy", label)
-    np.save(folder / "lesion_voxels.npy", sample_voxels(label))
+        np.save(folder / "label.npy", prepared.label)
+    np.save(folder / "lesion_voxels.npy", prepared.lesion_voxels())
     meta = {
         "names": prepared.names,
         "shape": prepared.shape,
@@ -203,14 +212,6 @@ def _write(prepared: PreparedStudy, folder: Path) -> None:
     }
     # Last, so that a folder with a study.json is complete.
     (folder / META).write_text(json.dumps(meta, indent=1))
-
-
-def sample_voxels(label: Array, count: int = 512) -> Array:
-    """Return up to `count` labelled voxels, Int[n, 3], evenly spread over the list of all of them."""
-    voxels = np.argwhere(label > 0).astype(np.int16)
-    if len(voxels) <= count:
-        return voxels
-    return np.asarray(voxels[np.linspace(0, len(voxels) - 1, count).astype(int)])
 
 
 def _publish(partial: Path, final: Path) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from bmmae.arrays import Array
-from bmmae.data.cache import StudyCache, sample_voxels
+from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
 from bmmae.data.labels import Coding, region_masks
 from bmmae.data.loaders import EVALUATION_EPOCH, Address, Sample, sample_generator
-from bmmae.data.preprocess import PreparedStudy, Window, prepare_study
+from bmmae.data.preprocess import Window, prepare_study
 from bmmae.errors import ConfigError
 from bmmae.masking import MaskingConfig, draw_tokens
 from bmmae.patches import Triple, any_in_patch
@@ -51,16 +51,24 @@ class Viewer(Protocol):
     """Whatever says what a model needs to see, above all its config."""
 
     @property
-    def modalities(self) -> tuple[str, ...]: ...
+    def modalities(self) -> tuple[str, ...]:
+        """Canonical names, in table order."""
+        ...
 
     @property
-    def size(self) -> Triple: ...
+    def size(self) -> Triple:
+        """Voxels of the window."""
+        ...
 
     @property
-    def patch(self) -> Triple: ...
+    def patch(self) -> Triple:
+        """Voxels of a patch."""
+        ...
 
     @property
-    def tissue_only(self) -> bool: ...
+    def tissue_only(self) -> bool:
+        """Whether patches without brain are no tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,8 @@ class _Windowed(Protocol):
     @property
     def shape(self) -> Triple: ...
 
+    def lesion_voxels(self) -> Array: ...
+
     def window(self, start: Triple, size: Triple) -> Window: ...
 
 
@@ -106,6 +116,9 @@ class StudyDataset:
         masking: How to hide tokens; None for tasks that hide none.
         coding: Label coding, for tasks that need regions; their studies must have a segmentation.
         augment: Training augmentation.
+
+    Raises:
+        ConfigError: If the cache prepares other modalities than the view shows.
     """
 
     def __init__(
@@ -120,6 +133,11 @@ class StudyDataset:
         augment: AugmentConfig = NO_AUGMENTATION,
     ) -> None:
         usable = set(view.modalities)
+        if set(cache.modalities) != usable:
+            raise ConfigError(
+                f"the model sees {', '.join(view.modalities)}, but the cache prepares {', '.join(cache.modalities)}: "
+                "give both the same modalities"
+            )
         self.studies = [study for study in studies if usable & set(study.images)]
         if coding is not None:
             self.studies = [study for study in self.studies if study.seg is not None]
@@ -157,7 +175,7 @@ class StudyDataset:
     def _start(self, source: _Windowed, rng: np.random.Generator) -> Triple:
         """Place the window at random: anywhere inside, or jittered around a study that is smaller."""
         size = self.view.size
-        voxels = lesion_voxels(source) if self.augment.lesion_share > 0 else np.zeros((0, 3))
+        voxels = source.lesion_voxels() if self.augment.lesion_share > 0 else np.zeros((0, 3))
         aim = voxels[rng.integers(len(voxels))] if len(voxels) and rng.random() < self.augment.lesion_share else None
         starts = []
         for axis, (extent, wanted) in enumerate(zip(source.shape, size, strict=True)):
@@ -187,8 +205,12 @@ class StudyDataset:
         return sample
 
     def _mask(self, sample: dict[str, Array], masking: MaskingConfig, rng: np.random.Generator) -> None:
-        draw = draw_tokens(rng, token_flags(sample, self.view), masking)
-        sample["mask"], sample["decode"] = draw.mask, draw.decode
+        exists = token_flags(sample, self.view)
+        if exists.any():
+            draw = draw_tokens(rng, exists, masking)
+            sample["mask"], sample["decode"] = draw.mask, draw.decode
+        else:  # none of the modalities that were kept was scanned here: nothing to see, nothing to predict
+            sample["mask"], sample["decode"] = ~exists, exists
 
 
 def token_flags(sample: dict[str, Array], view: View) -> Array:
@@ -206,13 +228,6 @@ def centred(extent: Triple, size: Triple) -> Triple:
     """Return the start of a window whose centre is that of an array of the given extent."""
     starts = [(whole - wanted) // 2 for whole, wanted in zip(extent, size, strict=True)]
     return (starts[0], starts[1], starts[2])
-
-
-def lesion_voxels(source: object) -> Array:
-    """Return some labelled voxels of a study, Int[n, 3]."""
-    if isinstance(source, PreparedStudy):
-        return sample_voxels(np.zeros((0, 0, 0)) if source.label is None else source.label)
-    return np.asarray(source.lesion_voxels())  # type: ignore[attr-defined]
 
 
 def augment_sample(sample: dict[str, Array], config: AugmentConfig, rng: np.random.Generator) -> dict[str, Array]:

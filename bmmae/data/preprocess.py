@@ -18,7 +18,7 @@ from bmmae.data.reading import Image, read_image, read_labels
 from bmmae.errors import ConfigError, GeometryError, ImageError
 from bmmae.patches import Triple
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same images would give other arrays; part of every cache key."""
 
 GRID_TOLERANCE = 1e-3
@@ -74,6 +74,10 @@ class PreparedStudy:
     def shape(self) -> Triple:
         """Voxels of the arrays."""
         return self.geometry.shape
+
+    def lesion_voxels(self) -> Int[np.ndarray, "n 3"]:
+        """Return a sample of the labelled voxels; empty when there is none."""
+        return sample_voxels(np.zeros((0, 0, 0), np.int16) if self.label is None else self.label)
 
     def window(self, start: Triple, size: Triple) -> Window:
         """Cut a window out; it may reach beyond the arrays."""
@@ -141,6 +145,14 @@ def place_window(names: tuple[str, ...], part: Part, here: Slices, size: Triple)
         brain=place(part.brain, 0, np.bool_),
         label=None if part.label is None else place(part.label, 0, np.int16),
     )
+
+
+def sample_voxels(label: Int[np.ndarray, "H W D"], count: int = 512) -> Int[np.ndarray, "n 3"]:
+    """Return up to `count` labelled voxels, evenly spread over the list of all of them."""
+    voxels = np.argwhere(label > 0).astype(np.int16)
+    if len(voxels) <= count:
+        return voxels
+    return np.asarray(voxels[np.linspace(0, len(voxels) - 1, count).astype(int)])
 
 
 def prepare_study(study: Study, config: PreprocessConfig, modalities: tuple[str, ...]) -> PreparedStudy:
@@ -251,12 +263,14 @@ def _resample_all(
     valid = np.zeros(images.shape, dtype=bool)
     inside = geometry.to_model(brain.mask)
     for index, (volume, covered, (mean, deviation)) in enumerate(zip(volumes, brain.covered, scales, strict=True)):
-        scored = np.where(covered, (volume - mean) / deviation, 0).astype(np.float32)
+        # Clipped first: one huge voxel must neither overflow nor bleed into its neighbours.
+        clipped = np.clip(volume, mean - clip * deviation, mean + clip * deviation)
+        scored = np.where(covered, (clipped - mean) / deviation, 0).astype(np.float32)
         share = geometry.to_model(covered)
         has_data = share >= 0.5 * np.maximum(inside, 1e-6)
         tissue = (inside >= 0.5) & has_data
         values = geometry.to_model(scored) / np.maximum(share, 1e-6)
-        images[index][tissue] = np.clip(values[tissue], -clip, clip)
+        images[index][tissue] = np.clip(values[tissue], -clip, clip)  # rounding may leave the range by a little
         valid[index] = has_data | (inside < 0.5)
     return images, valid
 

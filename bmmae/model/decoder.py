@@ -95,15 +95,15 @@ class Decoder(nn.Module):
 
     def _placed(self, context: Tensor, visible: TokenIndex, grid: Triple) -> Float[Tensor, "T D"]:
         """The visible tokens, with the decoder's positions and modality embeddings."""
-        return visible.flatten(context[:, 1:]) + self._address(visible, grid, context)
+        return visible.flatten(context[:, 1:]) + self._address(visible, grid)
 
-    def _address(self, tokens: TokenIndex, grid: Triple, like: Tensor) -> Float[Tensor, "T D"]:
-        positions = sincos_positions(grid, self.config.dim).to(like.device)
+    def _address(self, tokens: TokenIndex, grid: Triple) -> Float[Tensor, "T D"]:
+        positions = sincos_positions(grid, self.config.dim).to(self.modality)
         return positions[tokens.place] + self.modality[tokens.modality]
 
     def _starts(self, placed: Tensor, visible: TokenIndex, targets: TokenIndex, grid: Triple) -> Float[Tensor, "T D"]:
         """What the target tokens start from: the mask token and, if so configured, what is visible in their place."""
-        starts = self.mask_token + self._address(targets, grid, placed)
+        starts = self.mask_token + self._address(targets, grid)
         if not self.config.colocated:
             return starts
         places = visible.chosen.shape[-1]

@@ -60,7 +60,7 @@ class PatchEmbedding(nn.Module):
         """Return the embedded tokens in the order of `tokens`, positions and modality embeddings added."""
         patches = gather_patches(images, self.patch, tokens.sample, tokens.modality, tokens.place)
         grid = patch_grid(images.shape[-3:], self.patch)
-        positions = sincos_positions(grid, self.bias.shape[1]).to(images.device)
+        positions = sincos_positions(grid, self.bias.shape[1]).to(self.bias)
         start = (self.bias + self.modality)[tokens.modality] + positions[tokens.place]
         return start + project_by_modality(patches, tokens.modality, self.weight)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class SegmentationConfig:
         if not self.regions:
             raise ConfigError("a segmentation model needs at least one region, got none")
         exponent = int(math.log2(self.model.patch[0]))
-        if any(p != 2**exponent for p in self.model.patch):
+        if exponent < 1 or any(p != 2**exponent for p in self.model.patch):
             raise ConfigError(f"segmentation needs a cubic patch whose side is a power of 2, got {self.model.patch}")
 
 
@@ -69,7 +70,7 @@ class AnySubsetStem(nn.Module):
     """Full-resolution features of any subset: one shared convolution a modality, fused over the available ones.
 
     Every modality passes the same convolutions, told apart by an embedding that scales and shifts its features; mean
-    and maximum over the available modalities do not depend on their number or order.
+    and maximum over the modalities scanned at a voxel do not depend on their number or order.
 
     Args:
         modalities: How many modalities there are.
@@ -86,23 +87,35 @@ class AnySubsetStem(nn.Module):
         self.down = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in pairwise(widths))
 
     def forward(
-        self, images: Float[Tensor, "B M H W D"], available: Bool[Tensor, "B M"]
-    ) -> list[Float[Tensor, "B C H2 W2 D2"]]:
-        """Return fused features at each resolution, full resolution first."""
+        self,
+        images: Float[Tensor, "B M H W D"],
+        available: Bool[Tensor, "B M"],
+        valid: Bool[Tensor, "B M H W D"] | None = None,
+    ) -> list[Float[Tensor, "B _ _ _ _"]]:
+        """Return fused features at each resolution, full resolution first; see `SegmentationModel.forward`."""
         sample, modality = available.nonzero(as_tuple=True)
         features = self.entry(images[sample, modality][:, None])
         scale, shift = self.scale[modality], self.shift[modality]
         features = features * scale[:, :, None, None, None] + shift[:, :, None, None, None]
-        fused = [self.fuse(_mean_and_max(nn.functional.leaky_relu(features, 0.01), sample, len(images)))]
+        features = nn.functional.leaky_relu(features, 0.01)
+        counts = torch.bincount(sample, minlength=len(images)).tolist()
+        groups = torch.split(features, counts)
+        scanned = [None] * len(groups) if valid is None else torch.split(valid[sample, modality][:, None], counts)
+        fused = [self.fuse(torch.stack([_mean_and_max(*pair) for pair in zip(groups, scanned, strict=True)]))]
         for block in self.down:
             fused.append(block(fused[-1]))
         return fused
 
 
-def _mean_and_max(features: Tensor, sample: Tensor, batch: int) -> Float[Tensor, "B C2 H W D"]:
-    """Mean and maximum over the modalities of each sample, as channels."""
-    groups = torch.split(features, torch.bincount(sample, minlength=batch).tolist())
-    return torch.stack([torch.cat([group.mean(0), group.amax(0)]) for group in groups])
+def _mean_and_max(
+    features: Float[Tensor, "K C H W D"], scanned: Bool[Tensor, "K 1 H W D"] | None
+) -> Float[Tensor, "C2 H W D"]:
+    """Mean and maximum over the modalities scanned at each voxel, as channels; zero where there is none."""
+    if scanned is None or bool(scanned.all()):
+        return torch.cat([features.mean(0), features.amax(0)])
+    mean = (features * scanned).sum(0) / scanned.sum(0).clamp(min=1)
+    lowest = torch.finfo(features.dtype).min
+    return torch.cat([mean, features.masked_fill(~scanned, lowest).amax(0) * scanned.any(0)])
 
 
 class SegmentationModel(PretrainedModel):
@@ -136,25 +149,28 @@ class SegmentationModel(PretrainedModel):
         self,
         images: Float[Tensor, "B M H W D"],
         available: Bool[Tensor, "B M"],
-        tissue: Bool[Tensor, "B _ H W D"] | None = None,
+        valid: Bool[Tensor, "B M H W D"] | None = None,
+        tissue: Bool[Tensor, "B 1 H W D"] | None = None,
     ) -> Float[Tensor, "B R H W D"]:
         """Return a logit a region and voxel.
 
         Args:
             images: Volumes, z-scored; those of absent modalities are not read.
-            available: Which modalities each sample has.
+            available: Which modalities each sample has; at least one.
+            valid: Where each modality was scanned: elsewhere it counts as absent; default: everywhere.
             tissue: Patches without any of it are left out of the tokens; default: all patches are tokens.
         """
         patch = self.config.model.patch
         grid = patch_grid(images.shape[-3:], patch)
         places = math.prod(grid)
         exists = available[:, :, None].expand(-1, -1, places)
-        if tissue is not None:
-            exists = exists & any_in_patch(tissue, patch)
+        within = [flags for flags in (valid, tissue) if flags is not None]
+        if within:
+            exists = exists & any_in_patch(functools.reduce(torch.logical_and, within), patch)
         tokens = TokenIndex.of(exists)
         encoded = self.bottom(tokens.flatten(self.encoder(images, tokens)[:, 1:]))
         x = self._to_grid(encoded, tokens, grid)
-        skips = self.stem(images, available)
+        skips = self.stem(images, available, valid)
         for up, merge, skip in zip(self.up, self.merge, reversed(skips), strict=True):
             x = merge(torch.cat([up(x), skip], dim=1))
         logits: Tensor = self.head(x)
@@ -173,12 +189,20 @@ class SegmentationModel(PretrainedModel):
         return rearrange(sums / counts, "(b h w d) c -> b c h w d", b=batch, h=h, w=w, d=d)
 
     @torch.no_grad()
-    def segment(self, images: Mapping[str, Float[Tensor, "B 1 H W D"]]) -> Float[Tensor, "B R H W D"]:
-        """Return region probabilities for preprocessed volumes by modality name, in any order.
+    def segment(
+        self,
+        images: Mapping[str, Float[Tensor, "B 1 H W D"]],
+        tissue: Bool[Tensor, "B 1 H W D"] | None = None,
+    ) -> Float[Tensor, "B R H W D"]:
+        """Return region probabilities.
+
+        Args:
+            images: Preprocessed volumes by modality name, in any order.
+            tissue: Where the brain is; if given, patches without brain are left out of the tokens.
 
         Raises:
             ModalityError: If none is given, or one is not known to the model.
         """
         volumes, available = stack_modalities(images, self.config.model)
-        probabilities: Tensor = self(volumes, available).sigmoid()
+        probabilities: Tensor = self(volumes, available, tissue=tissue).sigmoid()
         return probabilities

@@ -43,9 +43,9 @@ class SegmentationTask:
         return StepOutput(losses.sum(), losses.new_tensor(len(losses)), metrics)
 
     def _logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B R H W D"]:
-        images, available, brain = tensors(batch, "images", "available", "brain")
+        images, available, valid, brain = tensors(batch, "images", "available", "valid", "brain")
         tissue = brain[:, None] if self.config.model.tissue_only else None
-        logits: Tensor = model(images, available, tissue)
+        logits: Tensor = model(images, available, valid, tissue)
         return logits
 
 

@@ -1,0 +1,60 @@
+"""Losses equal their formulas, written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny_models import flags, volumes
+
+from bmmae.losses import dice_and_cross_entropy, masked_squared_error
+
+
+def test_squared_error_counts_only_what_is_counted() -> None:
+    predicted, target = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    counted = torch.tensor([[True, False], [True, False]])
+    total, count = masked_squared_error(predicted, target, counted)
+    assert (float(total), float(count)) == (5.0, 2.0)
+
+
+def test_squared_error_of_nothing_is_zero_with_a_gradient() -> None:
+    predicted = torch.ones(0, 8, requires_grad=True)
+    total, count = masked_squared_error(predicted, torch.ones(0, 8), torch.ones(0, 8, dtype=torch.bool))
+    total.backward()
+    assert (float(total.detach()), float(count)) == (0.0, 0.0)
+    assert predicted.grad is not None
+
+
+def test_dice_and_cross_entropy_equal_their_formulas() -> None:
+    logits, target = volumes(2, 3, (4, 4, 4)), flags(2, 3, 4, 4, 4, seed=1)
+    losses = dice_and_cross_entropy(logits, target)
+    for sample in range(2):
+        total = 0.0
+        for region in range(3):
+            p, t = logits[sample, region].sigmoid().flatten(), target[sample, region].float().flatten()
+            dice = 1 - (2 * float(p @ t) + 1) / (float(p.sum() + t.sum()) + 1)
+            entropy = -float((t * p.log() + (1 - t) * (1 - p).log()).mean())
+            total += (dice + entropy) / 6
+        assert float(losses[sample]) == pytest.approx(total, rel=1e-5)
+
+
+def test_an_empty_region_that_is_not_predicted_costs_nothing() -> None:
+    losses = dice_and_cross_entropy(torch.full((1, 2, 4, 4, 4), -50.0), torch.zeros(1, 2, 4, 4, 4, dtype=torch.bool))
+    assert float(losses[0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_perfect_segmentation_costs_nothing_and_its_inverse_much() -> None:
+    target = flags(1, 1, 4, 4, 4)
+    logits = torch.where(target, 30.0, -30.0)
+    assert float(dice_and_cross_entropy(logits, target)[0]) == pytest.approx(0, abs=1e-6)
+    assert float(dice_and_cross_entropy(-logits, target)[0]) > 10
+
+
+def test_an_undecided_prediction_costs_half_of_log_two_in_cross_entropy() -> None:
+    target = flags(1, 1, 4, 4, 4)
+    inside = float(target.sum())
+    dice = 1 - (inside + 1) / (32 + inside + 1)
+    assert float(dice_and_cross_entropy(torch.zeros(1, 1, 4, 4, 4), target)[0]) == pytest.approx(
+        0.5 * dice + 0.5 * math.log(2)
+    )

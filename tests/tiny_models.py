@@ -1,0 +1,57 @@
+"""Models small enough for any test: two blocks in all, 24 values a token, patches of eight voxels a side."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
+from bmmae.model.mae import MAE
+from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+from bmmae.patches import Triple
+
+DECODERS: tuple[dict[str, Any], ...] = (
+    {"kind": "self"},
+    {"kind": "cross"},
+    {"kind": "cross", "colocated": True, "mixing": True},
+    {"kind": "self", "colocated": True, "mixing": True},
+)
+
+
+def tiny_config(size: Triple = (16, 16, 16), patch: Triple = (8, 8, 8), **decoder: Any) -> ModelConfig:
+    """A config of 24 values a token; further arguments are the decoder's."""
+    return ModelConfig(
+        patch=patch,
+        size=size,
+        encoder=EncoderConfig(dim=24, depth=1, heads=2),
+        decoder=DecoderConfig(**{"dim": 24, "depth": 1, "heads": 2, **decoder}),
+    )
+
+
+def tiny_mae(size: Triple = (16, 16, 16), patch: Triple = (8, 8, 8), **decoder: Any) -> MAE:
+    """A model whose every parameter matters: voxel mixing would start at zero."""
+    torch.manual_seed(0)
+    model = MAE(tiny_config(size, patch, **decoder))
+    if model.mixing is not None:
+        for parameter in model.mixing.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def tiny_segmentation(size: Triple = (16, 16, 16), coding: Literal["brats2017"] = "brats2017") -> SegmentationModel:
+    """Three regions from 24 values a token."""
+    torch.manual_seed(0)
+    model = SegmentationModel(SegmentationConfig(tiny_config(size), coding=coding, width=4)).eval()
+    torch.nn.init.zeros_(model.head.bias)  # an untrained model finds nothing otherwise
+    return model
+
+
+def volumes(batch: int = 1, modalities: int = 4, size: Triple = (16, 16, 16), seed: int = 0) -> torch.Tensor:
+    """Standard normal voxels, Float[B, M, H, W, D]."""
+    return torch.randn(batch, modalities, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def flags(*shape: int, share: float = 0.5, seed: int = 0) -> torch.Tensor:
+    """Random flags, True with the given chance."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < share
