@@ -25,7 +25,8 @@ _BLOCK = re.compile(r"^encoder\.blocks\.(\d+)\.")
 def add_modality(model: Model, name: str, like: str) -> Model:
     """Return a copy of a model that knows one modality more.
 
-    What is learned per modality is copied from `like`; for the modalities known before, nothing changes.
+    What is learned per modality is copied from `like`. Tokens of the modalities known before stay the same, and so do
+    their predictions (a `self` decoder's, as long as it is asked for the same tokens).
 
     Args:
         model: Any kind of model.

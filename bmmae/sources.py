@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 INDEX = Path("checkpoints") / "index.json"
 """What makes a folder a run folder: `{"best": NAME, "last": NAME}`, names of model folders beside the file."""
 
-MANIFEST = "manifest.json"
-"""Beside model folders and weight files: `{NAME: {"sha256": ...}}`."""
+MANIFEST = "README.md"
+"""Beside model folders and weight files: may hold a table with the columns `name` and `sha256`."""
+
+RUN_MANIFEST = "manifest.json"
+"""In a run's checkpoints: `{"files": {NAME: {"sha256": ...}}}`."""
 
 
 def locate(source: str | Path, filename: str | None = None, revision: str | None = None) -> Path:
@@ -132,12 +136,26 @@ def _json(path: Path) -> dict[str, Any]:
 def _check_manifest(path: Path) -> None:
     """Compare the weights with the hash that a manifest lists: beside the folder or file, or in a run's checkpoint."""
     weights = path / WEIGHTS if path.is_dir() else path
-    beside = _listed(path.parent / MANIFEST).get(path.name)
-    inside = _listed(path / MANIFEST).get("files", {}).get(WEIGHTS) if path.is_dir() else None
-    for entry in (beside, inside):
-        if isinstance(entry, dict) and entry.get("sha256"):
-            check_sha256(weights, str(entry["sha256"]))
+    expected = [_table_hashes(path.parent / MANIFEST).get(path.name)]
+    if path.is_dir() and (path / RUN_MANIFEST).is_file():
+        files = _json(path / RUN_MANIFEST).get("files", {})
+        expected.append(files.get(WEIGHTS, {}).get("sha256"))
+    for digest in filter(None, expected):
+        check_sha256(weights, digest)
 
 
-def _listed(manifest: Path) -> dict[str, Any]:
-    return _json(manifest) if manifest.is_file() else {}
+def _table_hashes(readme: Path) -> dict[str, str]:
+    """Read the hashes by name from the Markdown table that has both columns; nothing where there is none."""
+    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    columns: list[str] = []
+    hashes = {}
+    for line in lines:
+        cells = [cell.strip(" `") for cell in line.strip().strip("|").split("|")]
+        if {"name", "sha256"} <= set(cells):
+            columns = cells
+        elif columns and len(cells) == len(columns):
+            row = dict(zip(columns, cells, strict=True))
+            hashes[row["name"]] = row["sha256"]
+        else:
+            columns = []
+    return {name: digest for name, digest in hashes.items() if re.fullmatch(r"[0-9a-fA-F]{64}", digest)}

@@ -203,18 +203,22 @@ def test_missing_weights_are_named(saved) -> None:
         load_model(saved)
 
 
-@pytest.mark.parametrize("place", ["manifest beside it", "manifest of a run"])
-def test_a_wrong_sha256_is_refused_and_a_right_one_accepted(saved, place) -> None:
+def test_a_wrong_sha256_is_refused_and_a_right_one_accepted(saved) -> None:
     right = sha256_of(saved / "model.safetensors")
-    beside = place == "manifest beside it"
-    path = (saved.parent if beside else saved) / "manifest.json"
-    for digest in (right, "0" * 64):
-        entry = {"sha256": digest}
-        path.write_text(json.dumps({"model": entry} if beside else {"files": {"model.safetensors": entry}}))
-        if digest == right:
-            load_model(saved)
-    with pytest.raises(CheckpointError, match=f"expected SHA-256 {'0' * 64}, got {right}"):
+    table = "# Weights\n\n| name | data | sha256 |\n|---|---|---|\n| `model` | x | `{}` |\n| other | y | |\n"
+    (saved.parent / "README.md").write_text(table.format(right))
+    load_model(saved)
+    (saved.parent / "README.md").write_text(table.format("0" * 64))
+    with pytest.raises(CheckpointError, match=f"expected SHA-256 {'0' * 64}, got {right}. Fetch or make it again"):
         load_model(saved)
+
+
+def test_a_changed_checkpoint_of_a_run_is_refused(run) -> None:
+    folder = run / "checkpoints" / "step-00000001"
+    files = {"model.safetensors": {"size": 1, "sha256": "0" * 64}}
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    with pytest.raises(CheckpointError, match="is not the file that the manifest lists"):
+        load_model(run)
 
 
 def test_weights_of_another_architecture_list_what_does_not_fit(saved) -> None:

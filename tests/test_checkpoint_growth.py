@@ -1,0 +1,164 @@
+"""Converted weights work everywhere ours do: other grids, further modalities, fewer layers, any head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from published import SMALL, published_state
+
+from bmmae.checkpoint import add_modality, load_encoder, load_model, save_model, truncate
+from bmmae.conversion import convert_state
+from bmmae.errors import CheckpointError, ConfigError, ModalityError
+from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
+from bmmae.model.mae import MAE
+from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+
+MIXING = ModelConfig(
+    modalities=("t1", "flair"),
+    patch=(8, 8, 8),
+    size=(16, 16, 16),
+    encoder=EncoderConfig(24, 2, 2),
+    decoder=DecoderConfig(kind="cross", dim=12, depth=1, heads=2, colocated=True, mixing=True),
+)
+
+
+@pytest.fixture(scope="module")
+def published() -> MAE:
+    """A small model of the published architecture, converted."""
+    return convert_state(published_state(SMALL), "a test")
+
+
+@pytest.fixture
+def mixing() -> MAE:
+    """One of our recipes, whose voxel mixing has learned something."""
+    model = MAE(MIXING).eval()
+    for layer in (model.mixing.linear, model.mixing.quadratic):
+        torch.nn.init.normal_(layer.weight)
+        torch.nn.init.normal_(layer.bias)
+    return model
+
+
+def volume(*size: int) -> torch.Tensor:
+    return torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(sum(size)))
+
+
+@torch.inference_mode()
+def encode(model: MAE, **images: torch.Tensor) -> torch.Tensor:
+    return model.encode(images)
+
+
+@torch.inference_mode()
+def predict(model: MAE, wanted: tuple[str, ...], **images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Predict the modalities named; a `self` decoder's answer depends on what else it is asked for."""
+    names = model.config.modalities
+    volumes, available = model.stack(images)
+    asked = torch.tensor([name in wanted for name in names]) & ~available
+    predicted = model.predict(volumes, model.tokens(volumes, available), model.tokens(volumes, asked))
+    return {name: predicted[:, names.index(name)] for name in wanted if name not in images}
+
+
+@pytest.mark.parametrize("size", [(16, 16, 24), (8, 8, 8), (24, 8, 40)])
+def test_converted_weights_encode_and_reconstruct_any_grid(published, size) -> None:
+    tokens = encode(published, flair=volume(*size), t1=volume(*size))
+    assert tokens.shape == (2, 1 + 2 * size[0] * size[1] * size[2] // 512, 48)
+    absent = published.reconstruct({"t1": volume(*size)})
+    assert {name: tuple(v.shape) for name, v in absent.items()} == dict.fromkeys(("t1ce", "t2", "flair"), (2, 1, *size))
+
+
+@pytest.mark.parametrize("name", ["dwi", "pet"])
+@pytest.mark.parametrize("which", ["published", "mixing"])
+def test_a_further_modality_changes_nothing_for_those_known_before(request, which, name) -> None:
+    model = request.getfixturevalue(which)
+    grown = add_modality(model, name, like="flair")
+    images = {"t1": volume(16, 16, 16)}
+    assert torch.equal(encode(grown, **images), encode(model, **images))
+    before, after = (predict(m, model.config.modalities, **images) for m in (model, grown))
+    assert all(torch.allclose(after[known], before[known], atol=1e-6) for known in before)
+    assert set(grown.reconstruct(images)) - set(model.reconstruct(images)) == {name}
+
+
+def test_a_further_modality_starts_as_the_one_it_is_like(mixing) -> None:
+    grown = add_modality(mixing, "dwi", like="flair")
+    image = volume(16, 16, 16)
+    assert grown.config.modalities == ("t1", "flair", "dwi")
+    assert torch.equal(encode(grown, dwi=image), encode(grown, flair=image))
+    absent = grown.reconstruct({"t1": image})
+    assert torch.allclose(absent["dwi"], absent["flair"])
+
+
+def test_the_model_that_grows_stays_as_it_was(mixing) -> None:
+    before = {key: value.clone() for key, value in mixing.state_dict().items()}
+    grown = add_modality(mixing, "dwi", like="t1")
+    with torch.no_grad():
+        for parameter in grown.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, before[key]) for key, value in mixing.state_dict().items())
+    assert mixing.config == MIXING
+
+
+def test_a_grown_model_is_saved_and_loaded_like_any_other(mixing, tmp_path) -> None:
+    grown = add_modality(add_modality(mixing, "pet", like="t1"), "ct", like="pet")
+    loaded = load_model(save_model(grown, tmp_path / "grown"))
+    assert loaded.config.modalities == ("t1", "flair", "ct", "pet")
+
+
+def test_a_segmentation_model_grows_as_well() -> None:
+    model = SegmentationModel(SegmentationConfig(model=MIXING, regions=("WT",), width=4)).eval()
+    grown = add_modality(model, "dwi", like="flair")
+    images, available = torch.cat([volume(16, 16, 16)] * 2, 1), torch.tensor([[True, False]] * 2)
+    more, still = torch.cat([images, images[:, :1]], 1), torch.tensor([[True, False, False]] * 2)
+    with torch.inference_mode():
+        assert torch.allclose(model(images, available), grown(more, still), atol=1e-6)
+
+
+def test_growing_refuses_what_makes_no_sense(mixing) -> None:
+    with pytest.raises(ModalityError, match="the model knows 'flair' already: it has t1, flair"):
+        add_modality(mixing, "flair", like="t1")
+    with pytest.raises(ModalityError, match="unknown modality 't2': expected one of t1, flair"):
+        add_modality(mixing, "dwi", like="t2")
+    with pytest.raises(ModalityError, match="'D W I' cannot be a modality name"):
+        add_modality(mixing, "D W I", like="t1")
+
+
+def test_fewer_layers_read_out_what_those_layers_computed(published) -> None:
+    from bmmae.model.tokens import TokenIndex
+
+    image = volume(16, 16, 16)
+    volumes, available = published.stack({"t2": image})
+    tokens = TokenIndex.of(published.tokens(volumes, available))
+    with torch.inference_mode():
+        second = list(published.encoder.layers(volumes, tokens))[2]
+        assert torch.equal(encode(truncate(published, 2), t2=image), published.encoder.norm(second))
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_more_layers_than_there_are_is_refused(published, depth) -> None:
+    with pytest.raises(ConfigError, match=f"cannot read out {depth} encoder blocks: expected 1 to 3"):
+        truncate(published, depth)
+
+
+def test_a_head_receives_the_converted_encoder(published) -> None:
+    head = SegmentationModel(SegmentationConfig(model=SMALL, regions=("WT",), width=4)).eval()
+    assert load_encoder(head, published).complete
+    ours, theirs = head.encoder.state_dict(), published.encoder.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    images = torch.randn(1, 4, 16, 16, 24)
+    with torch.inference_mode():
+        out = head(images, torch.tensor([[True, False, False, True]]))
+    assert out.shape == (1, 1, 16, 16, 24)
+    assert bool(torch.isfinite(out).all())
+
+
+def test_an_encoder_that_lacks_a_modality_says_how_to_add_it(published, mixing) -> None:
+    head = add_modality(published, "ct", like="t1")
+    with pytest.raises(ModalityError, match=r"does not know ct, only t1, .*add_modality\(donor, 'ct', like='t1'\)"):
+        load_encoder(head, published)
+
+
+def test_an_encoder_of_another_shape_is_refused(mixing, published) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"do not fit Encoder: .*misshapen: .*cls_token \(expected .*24\), got .*48"
+    ):
+        load_encoder(mixing, published)
+    with pytest.raises(ConfigError, match="cannot read out 3 encoder blocks: expected 1 to 2"):
+        load_encoder(published, truncate(published, 2))
