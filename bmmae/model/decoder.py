@@ -73,11 +73,11 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        encoded: Float[Tensor, "B 1+N E"],
+        encoded: Float[Tensor, "B S E"],
         visible: TokenIndex,
         targets: TokenIndex,
         grid: Triple,
-    ) -> Float[Tensor, "T D"]:
+    ) -> Float[Tensor, "T C"]:
         """Return features of the target tokens.
 
         Args:
@@ -93,15 +93,15 @@ class Decoder(nn.Module):
             return self._cross(torch.cat([context[:, :1], visible.pad(placed)], 1), starts, visible, targets)
         return self._self(context[:, :1], placed, starts, visible, targets)
 
-    def _placed(self, context: Tensor, visible: TokenIndex, grid: Triple) -> Float[Tensor, "T D"]:
+    def _placed(self, context: Tensor, visible: TokenIndex, grid: Triple) -> Float[Tensor, "T C"]:
         """The visible tokens, with the decoder's positions and modality embeddings."""
         return visible.flatten(context[:, 1:]) + self._address(visible, grid)
 
-    def _address(self, tokens: TokenIndex, grid: Triple) -> Float[Tensor, "T D"]:
+    def _address(self, tokens: TokenIndex, grid: Triple) -> Float[Tensor, "T C"]:
         positions = sincos_positions(grid, self.config.dim).to(self.modality)
         return positions[tokens.place] + self.modality[tokens.modality]
 
-    def _starts(self, placed: Tensor, visible: TokenIndex, targets: TokenIndex, grid: Triple) -> Float[Tensor, "T D"]:
+    def _starts(self, placed: Tensor, visible: TokenIndex, targets: TokenIndex, grid: Triple) -> Float[Tensor, "T C"]:
         """What the target tokens start from: the mask token and, if so configured, what is visible in their place."""
         starts = self.mask_token + self._address(targets, grid)
         if not self.config.colocated:
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
         count = visible.chosen.sum(1).flatten().clamp(min=1)
         return starts + sums[here] / count[here, None]
 
-    def _cross(self, context: Tensor, starts: Tensor, visible: TokenIndex, targets: TokenIndex) -> Float[Tensor, "T D"]:
+    def _cross(self, context: Tensor, starts: Tensor, visible: TokenIndex, targets: TokenIndex) -> Float[Tensor, "T C"]:
         mask = None
         if visible.padded:
             keep = visible.keep()
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
 
     def _self(
         self, cls_token: Tensor, placed: Tensor, starts: Tensor, visible: TokenIndex, targets: TokenIndex
-    ) -> Float[Tensor, "T D"]:
+    ) -> Float[Tensor, "T C"]:
         """Attention ignores order, so the sequence is simply: class token, visible tokens, targets that are hidden.
 
         A target that is visible takes the place of its own visible token: it must not be attended to twice.

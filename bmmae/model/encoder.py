@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=1e-5)
         self.blocks.apply(initialise)
 
-    def forward(self, images: Float[Tensor, "B M H W D"], tokens: TokenIndex) -> Float[Tensor, "B 1+N E"]:
+    def forward(self, images: Float[Tensor, "B M H W D"], tokens: TokenIndex) -> Float[Tensor, "B S E"]:
         """Encode the visible tokens.
 
         Args:
@@ -62,12 +62,13 @@ class Encoder(nn.Module):
             tokens: The visible tokens.
 
         Returns:
-            The class token, then each sample's tokens in the order of `tokens`; behind shorter sequences, padding.
+            The class token, then each sample's tokens in the order of `tokens` (S = 1 + N); behind shorter sequences,
+            padding.
         """
         last = deque(self.layers(images, tokens), maxlen=1).pop()
         return cast(Tensor, self.norm(last))
 
-    def layers(self, images: Float[Tensor, "B M H W D"], tokens: TokenIndex) -> Iterator[Float[Tensor, "B 1+N E"]]:
+    def layers(self, images: Float[Tensor, "B M H W D"], tokens: TokenIndex) -> Iterator[Float[Tensor, "B S E"]]:
         """Yield the tokens before the first block and after each one, without the final norm."""
         sequence = tokens.pad(self.embedding(images, tokens))
         cls_token = self.cls_token.to(sequence.dtype).expand(len(sequence), -1, -1)
@@ -79,7 +80,7 @@ class Encoder(nn.Module):
             yield sequence
 
     @staticmethod
-    def attention_mask(tokens: TokenIndex) -> Bool[Tensor, "B 1 1 1+N"] | None:
+    def attention_mask(tokens: TokenIndex) -> Bool[Tensor, "B 1 1 S"] | None:
         """Return which keys may be attended to, or None when nothing is padded."""
         if not tokens.padded:
             return None

@@ -93,7 +93,7 @@ class MAE(PretrainedModel):
         self,
         images: Mapping[str, Float[Tensor, "B 1 H W D"]],
         tissue: Bool[Tensor, "B 1 H W D"] | None = None,
-    ) -> Float[Tensor, "B 1+N E"]:
+    ) -> Float[Tensor, "B S E"]:
         """Encode all patches of the modalities given.
 
         Args:

@@ -32,7 +32,7 @@ class VoxelMixing(nn.Module):
 
     def forward(
         self,
-        features: Float[Tensor, "T D"],
+        features: Float[Tensor, "T C"],
         images: Float[Tensor, "B M H W D"],
         visible: Bool[Tensor, "B M L"],
         targets: TokenIndex,
