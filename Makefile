@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-fast lint bench bench-tables docs clean
+.PHONY: install demo demo-quick test test-fast lint bench bench-tables docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -11,6 +11,9 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 install: $(VENV)/.installed
+
+demo-quick: install
+	$(BIN)/bmmae demo --out runs/demo-quick --quick
 
 demo: install
 	$(BIN)/bmmae demo --out runs/demo

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Array", "Bool", "Float", "Int", "Tensor"]
+__all__ = ["Array", "Bool", "Float", "Int", "Shaped", "Tensor"]
 
 Array: TypeAlias = NDArray[Any]
 Volume: TypeAlias = NDArray[np.float32]

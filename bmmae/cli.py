@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, TypeAlias
 from bmmae._version import __version__
 from bmmae.errors import BmmaeError, ConfigError, ModalityError, OutputError
 from bmmae.modalities import STANDARD, TABLE, title
+from bmmae.notice import NOTICE
 
 if TYPE_CHECKING:
     from bmmae.model.pretrained import PretrainedModel
 
 EXIT_ERROR = 2
-NOTICE = "Research software: not a medical device. Synthesised images are guesses; do not read diagnoses from them."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,13 +93,12 @@ def _index(commands: Commands) -> None:
 
 
 def _run_index(given: argparse.Namespace) -> int:
-    from bmmae.data.cohort import write_cohort
     from bmmae.data.index import index_folder
 
     report = index_folder(given.folder, _modalities(given))
     for problem in report.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    path = write_cohort(report.cohort, given.out)
+    path = report.cohort.write(given.out)
     counts = ", ".join(f"{title(m)} {sum(m in s.images for s in report.cohort)}" for m in report.cohort.modalities)
     print(f"{len(report.cohort)} studies in {path} ({counts}); next: bmmae check {path}")
     return 0

@@ -22,22 +22,20 @@ class MaskingConfig:
     Attributes:
         visible_share: Share of a sample's tokens that the encoder sees.
         alpha: Concentration of the Dirichlet draw over modalities; small values drop whole modalities often.
-        drop_share: Share of samples whose hidden tokens are whole modalities instead.
-        drop_places: In those samples, the share of places that the remaining modalities show (and at which the
-            dropped ones are asked for).
+        drop_share: Share of samples that lose whole modalities instead: the others show as many tokens as in any
+            other sample, all at the same places, and the lost ones are asked for at those places.
         decode_share: Share of the hidden tokens that are decoded (CrossMAE, arXiv 2401.14391).
     """
 
     visible_share: float = 0.25
     alpha: float = 1.0
     drop_share: float = 0.0
-    drop_places: float = 0.5
     decode_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.alpha <= 0:
             raise ConfigError(f"masking.alpha must be positive, got {self.alpha}")
-        for name in ("visible_share", "drop_places", "decode_share"):
+        for name in ("visible_share", "decode_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"masking.{name} must lie in (0, 1], got {getattr(self, name)}")
         if not 0 <= self.drop_share <= 1:
@@ -124,8 +122,9 @@ def _drop_modalities(
     hidden = rng.permutation(present)[: rng.integers(1, len(present))]
     kept = np.setdiff1d(present, hidden)
     places: Array = np.asarray(eligible.any(axis=0))
-    count = np.array([max(1, round(int(np.count_nonzero(places)) * config.drop_places))])
-    shown = _choose(rng, places[None], count)[0]
+    budget = visible_count(int(np.count_nonzero(eligible)), config.visible_share)
+    count = min(max(1, round(budget / len(kept))), int(np.count_nonzero(places)))
+    shown = _choose(rng, places[None], np.array([count]))[0]
     visible = np.zeros_like(eligible)
     visible[kept] = eligible[kept] & shown
     asked = np.zeros_like(eligible)

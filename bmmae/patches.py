@@ -5,6 +5,7 @@ Patches are numbered (h, w, d) over the grid of patches, voxels (h, w, d) inside
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import torch
 from einops import rearrange, reduce
 from numpy.typing import NDArray
 
-from bmmae.arrays import Bool, Float, Int, Tensor
+from bmmae.arrays import Bool, Float, Int, Shaped, Tensor
 from bmmae.errors import ConfigError
 
 Triple = tuple[int, int, int]
@@ -57,11 +58,17 @@ def patchify(volume: Float[Tensor, "*batch H W D"], patch: Triple) -> Float[Tens
     return rearrange(volume, "... (h p) (w q) (d r) -> ... (h w d) (p q r)", p=p, q=q, r=r)
 
 
-def unpatchify(patches: Float[Tensor, "*batch L P"], grid: Triple, patch: Triple) -> Float[Tensor, "*batch H W D"]:
+def unpatchify(patches: Shaped[Tensor, "*batch L P"], grid: Triple, patch: Triple) -> Shaped[Tensor, "*batch H W D"]:
     """Put patches back together: the inverse of `patchify`."""
     h, w, d = grid
     p, q, r = patch
     return rearrange(patches, "... (h w d) (p q r) -> ... (h p) (w q) (d r)", h=h, w=w, d=d, p=p, q=q, r=r)
+
+
+def spread(flags: Bool[Tensor, "*batch L"], grid: Triple, patch: Triple) -> Bool[Tensor, "*batch H W D"]:
+    """Give every voxel the flag of its patch."""
+    voxels = flags[..., None].expand(*flags.shape, math.prod(patch))
+    return unpatchify(voxels, grid, patch)
 
 
 def any_in_patch(flags: AnyArray, patch: Triple) -> AnyArray:

@@ -4,50 +4,46 @@ accelerate launch pretrain/train.py --config configs/pretrain/tiny.yaml --data.c
 """
 
 from dataclasses import asdict
-from pathlib import Path
 
-from torch import nn
+import torch
 
-from bmmae.checkpoint import save_model
+from bmmae.checkpoint import describe
 from bmmae.config import PretrainConfig, parse, script
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.origin import training_provenance
 from bmmae.data.splits import train_and_validation
 from bmmae.model.mae import MAE
 from bmmae.tasks.reconstruction import ReconstructionTask
-from bmmae.training import fit, seed_everything
+from bmmae.training import fit
 
 
 def main() -> int:
     """Run; returns the exit code of `bmmae.training.fit`."""
     config = parse(PretrainConfig)
+    seed = config.train.seed
+
     cohort = read_cohort(config.data.cohort, config.model.modalities)
-    train, validation = train_and_validation(
-        cohort, validation_share=config.data.validation_share, seed=config.train.seed
-    )
+    train, validation = train_and_validation(cohort, validation_share=config.data.validation_share, seed=seed)
     cache = StudyCache(config.data.cache, config.preprocess, config.model.modalities)
     view = View.of(config.model)
-    seed = config.train.seed
     training_data = StudyDataset(train, view, cache, seed=seed, masking=config.masking, augment=config.augment)
     validation_data = StudyDataset(validation, view, cache, seed=seed, masking=config.masking)
 
-    seed_everything(seed)
+    torch.manual_seed(seed)
     model = MAE(config.model)
-    task = ReconstructionTask(config.model)
-
-    def save(trained: nn.Module, folder: Path) -> None:
-        save_model(trained, folder, preprocessing=config.preprocess, provenance=provenance)
+    describe(model, config.preprocess, training_provenance(cohort, training_data.studies))
 
     result = fit(
         model,
-        task,
+        ReconstructionTask(config.model),
         training_data,
         validation_data,
         train=config.train,
         optim=config.optim,
         run_dir=config.out,
-        save_model=save,
+        save_model=MAE.save_pretrained,
         resolved_config=asdict(config),
     )
     return result.exit_code

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bmmae"
 LAYERS = (
-    ("_version", "errors", "arrays"),
+    ("_version", "notice", "errors", "arrays"),
     ("modalities",),
     ("patches", "masking", "losses", "metrics", "schema", "keys"),
     ("provenance", "model_folder"),
@@ -17,8 +17,10 @@ LAYERS = (
     ("conversion", "growth", "model_info"),
     ("checkpoint", "tasks", "baselines"),
     ("training", "inference", "evaluation"),
-    ("report", "explain"),
-    ("config", "cli", "demo"),
+    ("report", "explain", "starter"),
+    ("config", "demo"),
+    ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONLY_IN = {"accelerate": ("training",), "wandb": ("training",), "nibabel": ("data", "inference")}

@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.reading import content_hash
+from bmmae.provenance import Provenance
 
 GENERATOR_FILE = "ceilings.json"
 """What the synthetic generator leaves beside its cohort table."""
+
+LIMITS = (
+    "Research software: not a medical device, not for diagnosis or treatment.",
+    "Synthesised sequences are guesses from those given; a lesion that shows on the absent sequence alone is lost.",
+)
+
+
+def training_provenance(cohort: Cohort, train: Sequence[Study], parent: str | None = None) -> Provenance:
+    """Describe the data of a training run, as it will travel with the weights.
+
+    Args:
+        cohort: The table the studies come from.
+        train: The studies trained on.
+        parent: The weights that training starts from.
+
+    Raises:
+        ImageError: If an image cannot be read.
+    """
+    generator = generator_of(cohort)
+    patients = {study.group for study in train}
+    kind = "synthetic" if generator else "real"
+    return Provenance(
+        data=f"{len(train)} {kind} studies of {len(patients)} patients",
+        subjects=len(patients),
+        content_hashes=content_hashes(train),
+        synthetic=generator is not None,
+        generator=generator,
+        command=shlex.join(sys.argv),
+        limits=LIMITS,
+        parent=parent,
+    )
 
 
 def content_hashes(studies: Iterable[Study]) -> tuple[str, ...]:
@@ -19,12 +53,14 @@ def content_hashes(studies: Iterable[Study]) -> tuple[str, ...]:
     Raises:
         ImageError: If a file is broken.
     """
-    return tuple(sorted(content_hash(path) for study in studies for path in study.images.values()))
+    paths = [path for study in studies for path in study.images.values()]
+    with ThreadPoolExecutor() as pool:
+        return tuple(sorted(pool.map(content_hash, paths)))
 
 
 def generator_of(cohort: Cohort) -> str | None:
     """Return the version of the generator that made a synthetic cohort, or None for other cohorts."""
-    if cohort.path is None or not (Path(cohort.path).parent / GENERATOR_FILE).is_file():
+    if cohort.path is None or not (cohort.path.parent / GENERATOR_FILE).is_file():
         return None
-    written = json.loads((Path(cohort.path).parent / GENERATOR_FILE).read_text())
+    written = json.loads((cohort.path.parent / GENERATOR_FILE).read_text())
     return str(written["generator_version"])

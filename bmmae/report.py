@@ -1,0 +1,187 @@
+"""Pictures of what a model does, for the eye: one PNG a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bmmae.arrays import Array
+from bmmae.errors import OutputError
+from bmmae.modalities import subset_label, title
+from bmmae.model.mae import MAE
+from bmmae.model.segmentation import SegmentationModel
+from bmmae.patches import patch_grid, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from bmmae.data.loaders import Sample
+
+COLUMNS = ("input", "hidden", "reconstructed", "difference", "absent: from the others", "difference")
+CONTRAST = (-2.5, 2.5)
+"""Z-scores that are shown as black and white."""
+REGION_COLOURS = ("#e6194b", "#ffe119", "#3cb44b", "#4363d8")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a report shows of one study, on the model's grid.
+
+    Attributes:
+        images: Float[M, H, W, D], the truth.
+        available: Bool[M].
+        brain: Bool[H, W, D].
+        shown: Float[M, H, W, D], the visible patches only; NaN where hidden.
+        filled: Float[M, H, W, D], visible patches and predictions of the hidden ones.
+        absent: Float[M, H, W, D], each modality predicted from all the others.
+    """
+
+    images: Array
+    available: Array
+    brain: Array
+    shown: Array
+    filled: Array
+    absent: Array
+
+
+@torch.inference_mode()
+def picture_reconstruction(model: MAE, sample: Sample) -> Pictures:
+    """Reconstruct one evaluation sample, from its mask and with each modality left out in turn."""
+    images, valid, brain = sample["images"][None], sample["valid"][None], sample["brain"][None, None]
+    available, mask = sample["available"][None], sample["mask"][None]
+    exists = model.tokens(images, available, valid & brain)
+    asked = exists & mask
+    guess = model.predict(images, exists & ~mask, asked)
+    patch = model.config.patch
+    hidden = spread(asked, patch_grid(images.shape[-3:], patch), patch)
+    absent = torch.zeros_like(images)
+    for index in range(len(available[0])):
+        others = exists.clone()
+        others[:, index] = False
+        if bool(others.any()):
+            wanted = torch.zeros_like(exists)
+            wanted[:, index] = model.tokens(images, torch.ones_like(available), brain)[:, index]
+            absent[:, index] = model.predict(images, others, wanted)[:, index]
+    return Pictures(
+        images=images[0].numpy(),
+        available=available[0].numpy(),
+        brain=brain[0, 0].numpy(),
+        shown=torch.where(hidden, torch.nan, images)[0].numpy(),
+        filled=torch.where(hidden, guess, images)[0].numpy(),
+        absent=absent[0].numpy(),
+    )
+
+
+@torch.inference_mode()
+def predict_regions(model: SegmentationModel, sample: Sample, subset: Sequence[str]) -> Array:
+    """Return region masks Bool[R, H, W, D] of one sample from a subset of its modalities."""
+    given = torch.tensor([[name in subset for name in model.config.model.modalities]])
+    logits = model(sample["images"][None], given & sample["available"][None], sample["brain"][None, None])
+    return np.asarray((logits[0] > 0).numpy())
+
+
+def best_slice(brain: Array, label: Array | None = None) -> int:
+    """Return the axial slice that shows most of the lesion, or of the brain where there is none."""
+    flags = label if label is not None and label.any() else brain
+    return int(flags.reshape(-1, *flags.shape[-3:]).any(axis=0).sum(axis=(0, 1)).argmax())
+
+
+def save_report(
+    path: Path,
+    names: Sequence[str],
+    pictures: Pictures,
+    *,
+    label: Array | None = None,
+    segmentations: Sequence[tuple[str, Array]] = (),
+    caption: str = "",
+) -> Path:
+    """Draw one study: a row a modality, and under them the segmentation over the last available modality.
+
+    Args:
+        path: The PNG to write.
+        names: Modality names, in the order of the arrays.
+        pictures: What to show.
+        label: True region masks, Bool[R, H, W, D].
+        segmentations: A title and predicted region masks each.
+        caption: Text under the picture.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    level = best_slice(pictures.brain, label)
+    rows = len(names) + (1 if label is not None else 0)
+    with mpl.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(2 * len(COLUMNS), 2.1 * rows), layout="constrained", facecolor="white")
+        axes = figure.subplots(rows, len(COLUMNS), squeeze=False)
+        for axis in axes.ravel():
+            axis.set_axis_off()
+        for row, name in enumerate(names):
+            _draw_modality(axes[row], pictures, row, title(name), level)
+        if label is not None:
+            _draw_segmentations(axes[-1], pictures, label, segmentations, level)
+        for column, text in enumerate(COLUMNS):
+            axes[0, column].set_title(text)
+        figure.supxlabel(caption, fontsize=8)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=110)
+        except OSError as error:
+            raise OutputError(f"cannot write the picture {path}: {error.strerror or error}") from error
+    return path
+
+
+def _draw_modality(axes: Sequence[Axes], pictures: Pictures, row: int, name: str, level: int) -> None:
+    truth = pictures.images[row]
+    outside = ~pictures.brain
+    columns = (
+        (truth, False),
+        (pictures.shown[row], False),
+        (pictures.filled[row], False),
+        (pictures.filled[row] - truth, True),
+        (pictures.absent[row], False),
+        (pictures.absent[row] - truth, True),
+    )
+    for axis, (volume, difference) in zip(axes, columns, strict=True):
+        if not pictures.available[row] and volume is not pictures.absent[row]:
+            continue
+        _show(axis, volume, outside, level, difference=difference)
+    axes[0].text(-0.08, 0.5, name, transform=axes[0].transAxes, rotation=90, va="center", ha="center", fontsize=10)
+
+
+def _draw_segmentations(
+    axes: Sequence[Axes], pictures: Pictures, label: Array, segmentations: Sequence[tuple[str, Array]], level: int
+) -> None:
+    under = int(np.flatnonzero(pictures.available)[-1])
+    panels = [("image", None), ("truth", label), *segmentations]
+    for axis, (text, masks) in zip(axes, panels, strict=False):
+        _show(axis, pictures.images[under], ~pictures.brain, level)
+        axis.set_title(text)
+        for mask, colour in zip(() if masks is None else masks, REGION_COLOURS, strict=False):
+            if mask[:, :, level].any():
+                axis.contour(np.rot90(mask[:, :, level].astype(float)), levels=[0.5], colors=[colour], linewidths=1)
+
+
+def _show(axis: Axes, volume: Array, outside: Array, level: int, *, difference: bool = False) -> None:
+    import matplotlib as mpl
+
+    colours = mpl.colormaps["RdBu_r" if difference else "gray"].copy()
+    colours.set_bad("#3b4a6b")
+    plane = np.where(outside, 0 if difference else CONTRAST[0], volume)[:, :, level]
+    axis.imshow(np.rot90(plane), cmap=colours, vmin=CONTRAST[0], vmax=CONTRAST[1], interpolation="nearest")
+
+
+def regions_caption(regions: Sequence[str], given: Sequence[str]) -> str:
+    """Return a legend of the region outlines, for a caption."""
+    colours = ("red", "yellow", "green", "blue")
+    named = ", ".join(f"{region} {colour}" for region, colour in zip(regions, colours, strict=False))
+    return (
+        f"outlines: {named}; dark blue: hidden from the model; given for the last segmentation: {subset_label(given)}"
+    )

@@ -1,0 +1,45 @@
+"""The training scripts and their configs, for those who installed the package instead of cloning the repository."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+from bmmae.errors import OutputError
+
+FOLDERS = ("pretrain", "finetune", "configs")
+
+
+def starter_root() -> Path:
+    """Return the folder that holds the scripts and configs: the clone, or where the wheel put them.
+
+    Raises:
+        OutputError: If they are in neither place.
+    """
+    places = (Path(__file__).parents[1], Path(sysconfig.get_path("data")) / "share" / "bmmae")
+    for place in places:
+        if (place / "pretrain" / "train.py").is_file():
+            return place
+    raise OutputError(f"the training scripts are in none of {', '.join(map(str, places))}: install bmmae again")
+
+
+def write_starter(folder: Path) -> list[Path]:
+    """Copy scripts and configs into a folder, where they can be changed.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OutputError: If one of them is there already, or the folder cannot be written.
+    """
+    root = starter_root()
+    taken = [folder / name for name in FOLDERS if (folder / name).exists()]
+    if taken:
+        raise OutputError(f"{taken[0]} exists already: name an empty folder, or move it away")
+    try:
+        for name in FOLDERS:
+            shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return sorted(path for name in FOLDERS for path in (folder / name).rglob("*") if path.is_file())

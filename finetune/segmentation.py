@@ -1,0 +1,66 @@
+"""Fine-tune for segmentation: any subset of modalities in, one set of weights.
+
+accelerate launch finetune/segmentation.py --config configs/finetune/segmentation.yaml \
+    --model runs/pretrain --data.cohort cohort.csv
+"""
+
+from dataclasses import asdict
+
+import torch
+
+from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_of
+from bmmae.config import SegmentConfig, parse, script
+from bmmae.data.cache import StudyCache
+from bmmae.data.coding import coding_of
+from bmmae.data.cohort import read_cohort
+from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.origin import training_provenance
+from bmmae.data.splits import train_and_validation
+from bmmae.model.config import recipe
+from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+from bmmae.tasks.segmentation import SegmentationTask
+from bmmae.training import fit
+
+SCRATCH = "scratch:"
+
+
+def main() -> int:
+    """Run; returns the exit code of `bmmae.training.fit`."""
+    config = parse(SegmentConfig)
+    seed = config.train.seed
+    from_scratch = config.model.startswith(SCRATCH)
+    pretrained = None if from_scratch else load_model(config.model)
+    shape = pretrained.model_config if pretrained else recipe(config.model.removeprefix(SCRATCH))
+    preprocess = preprocessing_of(pretrained) if pretrained else config.preprocess
+
+    cohort = read_cohort(config.data.cohort, shape.modalities)
+    train, validation = train_and_validation(cohort, validation_share=config.data.validation_share, seed=seed)
+    coding = coding_of(cohort, config.data.labels)
+    cache = StudyCache(config.data.cache, preprocess, shape.modalities)
+    view = View.of(shape)
+    training_data = StudyDataset(train, view, cache, seed=seed, coding=coding, augment=config.augment)
+    validation_data = StudyDataset(validation, view, cache, seed=seed, coding=coding)
+
+    torch.manual_seed(seed)
+    model = SegmentationModel(SegmentationConfig(shape, tuple(coding.regions), coding.name, config.width))
+    if pretrained:
+        load_encoder(model, pretrained)
+    parent = None if from_scratch else config.model
+    describe(model, preprocess, training_provenance(cohort, training_data.studies, parent))
+
+    result = fit(
+        model,
+        SegmentationTask(model.config),
+        training_data,
+        validation_data,
+        train=config.train,
+        optim=config.optim,
+        run_dir=config.out,
+        save_model=SegmentationModel.save_pretrained,
+        resolved_config=asdict(config),
+    )
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    script(main)
