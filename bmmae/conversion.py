@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import re
 import warnings
@@ -19,7 +20,7 @@ from bmmae.modalities import in_table_order
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
 from bmmae.model.embed import sincos_positions
 from bmmae.model.mae import MAE
-from bmmae.patches import Triple
+from bmmae.patches import Triple, as_triple, patch_grid
 
 PUBLISHED_HEADS = 12
 """Attention heads of encoder and decoder alike: the one number that leaves no trace in the shapes."""
@@ -133,27 +134,35 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
             f"{source} is no BM-MAE state dict: expected cls_token, tokenizers.<modality>.patch_embedding..., "
             f"blocks.0...; found {', '.join(list(state)[:6])}"
         )
-    weight = state[f"tokenizers.{names[0]}.patch_embedding.patch_embeddings.weight"]
-    dim, patch = int(weight.shape[0]), tuple(weight.shape[2:])
-    table = state.get(f"tokenizers.{names[0]}.patch_embedding.{_POSITIONS}")
+    first = f"tokenizers.{names[0]}.patch_embedding."
+    patch = tuple(state[first + "patch_embeddings.weight"].shape[2:])
+    grid = _grid_of(state.get(first + _POSITIONS), source)
     try:
-        grid = _grid_of(table, source)
-        decoder_dim = int(state["decoder.mask_tokens"].shape[-1]) if "decoder.mask_tokens" in state else 384
         return ModelConfig(
             modalities=in_table_order(names),
-            patch=patch,  # type: ignore[arg-type]
-            size=tuple(g * p for g, p in zip(grid, patch, strict=True)),  # type: ignore[arg-type]
-            encoder=EncoderConfig(dim, _depth(state, "blocks"), PUBLISHED_HEADS, _ratio(state, "blocks", dim)),
-            decoder=DecoderConfig(
-                dim=decoder_dim,
-                depth=_depth(state, "decoder.decoder_blocks"),
-                heads=PUBLISHED_HEADS,
-                mlp_ratio=_ratio(state, "decoder.decoder_blocks", decoder_dim),
-            ),
+            patch=as_triple(patch),
+            size=as_triple([g * p for g, p in zip(grid, patch, strict=True)]),
+            encoder=_encoder_config(state),
+            decoder=_decoder_config(state),
             tissue_only=False,
         )
     except (ConfigError, ValueError) as error:
         raise CheckpointError(f"the shapes of {source} describe no BM-MAE: {error}") from error
+
+
+def _encoder_config(state: Mapping[str, Tensor]) -> EncoderConfig:
+    dim = int(state["cls_token"].shape[-1])
+    return EncoderConfig(dim, _depth(state, "blocks"), PUBLISHED_HEADS, _ratio(state, "blocks", dim))
+
+
+def _decoder_config(state: Mapping[str, Tensor]) -> DecoderConfig:
+    """Its shape, or the published one where the decoder is missing (which only a partial load accepts)."""
+    published = DecoderConfig()
+    if "decoder.mask_tokens" not in state:
+        return published
+    dim, blocks = int(state["decoder.mask_tokens"].shape[-1]), "decoder.decoder_blocks"
+    depth = _depth(state, blocks) or published.depth
+    return DecoderConfig(dim=dim, depth=depth, heads=PUBLISHED_HEADS, mlp_ratio=_ratio(state, blocks, dim))
 
 
 def _depth(state: Mapping[str, Tensor], blocks: str) -> int:
@@ -182,9 +191,9 @@ def _grid_of(table: Tensor | None, source: str) -> Triple:
 
 def _check_tables(tables: Mapping[str, Tensor], config: ModelConfig, source: str) -> None:
     """The tables are dropped, because positions are computed: they must be what is computed."""
-    grid = tuple(s // p for s, p in zip(config.size, config.patch, strict=True))
+    grid = patch_grid(config.size, config.patch)
     for key, table in tables.items():
-        expected = sincos_positions((grid[0], grid[1], grid[2]), table.shape[-1])
+        expected = sincos_positions(grid, table.shape[-1])
         if not torch.allclose(table[0], expected, atol=_TOLERANCE):
             raise CheckpointError(_other_tables(source, key))
 
@@ -199,9 +208,7 @@ def _other_tables(source: str, key: str) -> str:
 def published_shapes(config: ModelConfig) -> dict[str, Tensor]:
     """Return the published state dict's keys, each with a tensor of its shape that holds no memory."""
     encoder, decoder = config.encoder, config.decoder
-    places = 1
-    for size, patch in zip(config.size, config.patch, strict=True):
-        places *= size // patch
+    places, voxels = math.prod(patch_grid(config.size, config.patch)), math.prod(config.patch)
     shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, encoder.dim)}
     for name in config.modalities:
         prefix = f"tokenizers.{name}.patch_embedding."
@@ -212,7 +219,6 @@ def published_shapes(config: ModelConfig) -> dict[str, Tensor]:
     shapes["decoder.mask_tokens"] = (1, 1, decoder.dim)
     shapes[f"decoder.{_POSITIONS}"] = (1, places, decoder.dim)
     shapes |= _linear("decoder.decoder_embed", encoder.dim, decoder.dim)
-    voxels = config.patch[0] * config.patch[1] * config.patch[2]
     shapes |= _linear("decoder.decoder_pred", decoder.dim, voxels)
     shapes |= _norm("decoder.decoder_norm", decoder.dim) | _norm("norm", encoder.dim)
     for stem, part in (("blocks", encoder), ("decoder.decoder_blocks", decoder)):

@@ -91,7 +91,8 @@ def _within(key: str, depth: int) -> bool:
 
 def _like(model: Model, config: ModelConfig) -> Model:
     """A new model of the same kind, device, precision and metadata, with another `ModelConfig`."""
-    made = model.from_config(with_model_config(model.config, config))
+    with torch.random.fork_rng(devices=[]):
+        made = model.from_config(with_model_config(model.config, config))
     made.metadata = model.metadata
     first = next(model.parameters())
     return made.to(first.device, first.dtype).train(model.training)

@@ -132,7 +132,10 @@ def read_config(folder: Path) -> SavedConfig:
     try:
         return from_dict(SavedConfig, values)
     except ConfigError as error:
-        raise CheckpointError(f"{path} does not fit bmmae {__version__}: {error}") from error
+        writer = values.get("bmmae_version", "an unknown version")
+        raise CheckpointError(
+            f"{path}, written by bmmae {writer}, does not fit bmmae {__version__}: {error}"
+        ) from error
 
 
 def _check_format(path: Path, values: object) -> None:

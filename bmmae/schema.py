@@ -118,5 +118,5 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     # bool is a kind of int in Python, but `depth: true` is a mistake.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{where} must be a {kind.__name__}, got {value!r}")
+        raise ConfigError(f"{where} must be of type {kind.__name__}, got {value!r}")
     return value

@@ -11,10 +11,11 @@ import pytest
 import torch
 from published import SMALL, generator, published_state
 
-from bmmae.checkpoint import PartialLoadWarning, convert, load_model
+from bmmae.checkpoint import PartialLoadWarning, convert, load_model, provenance_of
 from bmmae.conversion import convert_state, destination, infer_config, published_shapes, read_pickle
 from bmmae.errors import CheckpointError
-from bmmae.model.config import recipe
+from bmmae.hub import sha256_of
+from bmmae.model.config import DecoderConfig, recipe
 from bmmae.model.embed import sincos_positions
 from bmmae.model.mae import MAE
 
@@ -201,3 +202,35 @@ def test_converting_writes_a_folder_that_loads_the_same(tmp_path, small) -> None
     assert all(
         torch.equal(a, b) for a, b in zip(direct.state_dict().values(), saved.state_dict().values(), strict=True)
     )
+
+
+def test_a_folder_of_the_published_layout_loads_by_file_name(tmp_path, small) -> None:
+    torch.save(small, tmp_path / "bmmae_tcga.pth")
+    model = load_model(tmp_path, filename="bmmae_tcga.pth")
+    assert torch.equal(model.state_dict()["encoder.cls_token"], small["cls_token"])
+
+
+def test_half_precision_files_are_read_in_full_precision(small) -> None:
+    model = convert_state({key: v if "position" in key else v.half() for key, v in small.items()}, "half.pth")
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+
+
+def test_an_encoder_alone_loads_on_request_with_the_published_decoder_new(small) -> None:
+    encoder = {key: value for key, value in small.items() if not key.startswith("decoder.")}
+    with pytest.raises(CheckpointError, match=r"missing: decoder\."):
+        convert_state(encoder, "encoder.pth")
+    model = convert_state(encoder, "encoder.pth", partial=True)
+    assert torch.equal(model.state_dict()["encoder.norm.weight"], small["norm.weight"])
+    assert model.config.decoder == DecoderConfig()
+
+
+def test_only_published_files_are_converted(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=r"is no file of published weights: expected a name that ends in .pth"):
+        convert(tmp_path / "model.safetensors", tmp_path / "out")
+
+
+def test_a_converted_model_says_where_it_came_from(tmp_path, small) -> None:
+    torch.save(small, tmp_path / "bmmae.pth")
+    provenance = provenance_of(load_model(tmp_path / "bmmae.pth"))
+    assert "arXiv 2505.00568" in provenance.data
+    assert provenance.extra["converted_from"] == {"file": "bmmae.pth", "sha256": sha256_of(tmp_path / "bmmae.pth")}

@@ -209,7 +209,10 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
             with torch.random.fork_rng(devices=[]):
                 model = target.from_config(config)
         except ConfigError as error:
-            raise CheckpointError(f"the config of {folder} describes no model of this library: {error}") from error
+            raise CheckpointError(
+                f"the config of {folder}, written by bmmae {saved.bmmae_version}, describes no model of this library: "
+                f"{error}"
+            ) from error
         model.key_report = load_state(model, read_weights(folder / WEIGHTS), str(folder), partial=partial)
         model.metadata = ModelMetadata(saved.preprocessing, saved.provenance)
         return model.eval()
