@@ -13,7 +13,7 @@ from functools import lru_cache
 import nibabel as nib
 import numpy as np
 
-from bmmae.arrays import Array, Float
+from bmmae.arrays import Array, Bool, Float
 from bmmae.errors import ImageError
 from bmmae.patches import Triple
 
@@ -34,9 +34,11 @@ def interpolation_matrix(source: int, target: int, ratio: float) -> Array:
 
 
 def resample(
-    volume: Float[np.ndarray, "H W D"], shape: Triple, ratios: tuple[float, float, float]
+    volume: Float[np.ndarray, "H W D"] | Bool[np.ndarray, "H W D"],
+    shape: Triple,
+    ratios: tuple[float, float, float],
 ) -> Float[np.ndarray, "H2 W2 D2"]:
-    """Resample a volume to `shape`, where `ratios` are the spacings after over those before."""
+    """Resample a volume or mask to `shape`, where `ratios` are the spacings after over those before."""
     out = volume.astype(np.float32, copy=False)
     for axis, (target, ratio) in enumerate(zip(shape, ratios, strict=True)):
         if ratio == 1 and target == out.shape[axis]:

@@ -57,7 +57,7 @@ class PreparedStudy:
         geometry: How to go back to the native grid.
         scales: Mean and deviation of each modality inside its brain, in the source's intensity units.
         brain_source: Where the brain mask comes from.
-        native_brain: Bool[H, W, D] on the canonical native grid, or None when read from a cache.
+        native_brain: Bool[X, Y, Z] on the canonical native grid, or None when read from a cache.
     """
 
     names: tuple[str, ...]
@@ -68,7 +68,7 @@ class PreparedStudy:
     geometry: Geometry
     scales: tuple[tuple[float, float], ...]
     brain_source: Source
-    native_brain: Bool[np.ndarray, "H W D"] | None = None
+    native_brain: Bool[np.ndarray, "X Y Z"] | None = None
 
     @property
     def shape(self) -> Triple:
@@ -276,10 +276,15 @@ def _resample_all(
 
 
 def _resample_label(label: Array, geometry: Geometry) -> Array:
-    """Resample each class as a soft mask and take the strongest: thin structures survive better than by nearest."""
-    values = np.unique(label)
+    """Resample soft masks: a voxel that is half lesion or more takes its strongest class.
+
+    Background competes with all classes together, else a lesion of many classes would shrink at its rim.
+    """
+    values = np.unique(label[label != 0])
+    if not len(values):
+        return np.zeros(geometry.shape, dtype=np.int16)
     scores = np.stack([geometry.to_model(label == value) for value in values])
-    return np.asarray(values[scores.argmax(axis=0)], dtype=np.int16)
+    return np.where(scores.sum(axis=0) >= 0.5, values[scores.argmax(axis=0)], 0).astype(np.int16)
 
 
 def _read_mask(study: Study, name: str, like: Image) -> Array | None:
