@@ -89,7 +89,10 @@ def _data(provenance: Provenance) -> str:
             "studies",
             f"{len(hashes)}, as SHA-256 of image content in config.json (digest {digest})" if hashes else _UNKNOWN,
         ),
-        ("synthetic", f"yes, generator {provenance.generator or _UNKNOWN}" if provenance.synthetic else "no"),
+        (
+            "synthetic",
+            f"yes, generator {provenance.generator or _UNKNOWN}" if provenance.synthetic else "not marked as such",
+        ),
         ("started from", provenance.parent or "new weights"),
         ("command", f"`{provenance.command}`" if provenance.command else _UNKNOWN),
     ]

@@ -114,8 +114,11 @@ def _explain(error: Exception, repo_id: str, filename: str | None, revision: str
     # Order matters: the client's gated is a kind of its not found, and its not cached of its no such entry.
     causes = {
         "GatedRepoError": f"{repo_id} is gated: accept its terms on the hub's page and log in with `hf auth login`",
-        "LocalEntryNotFoundError": f"cannot reach the hub for {what}, and the cache does not have it. {_OFFLINE}",
-        "OfflineModeIsEnabled": f"HF_HUB_OFFLINE is set, so the hub cannot be asked for {what}: unset it. {_OFFLINE}",
+        "LocalEntryNotFoundError": (
+            f"there is no folder '{repo_id}' here, the hub cannot be reached for {what}, and the cache does not have "
+            f"it. {_OFFLINE}"
+        ),
+        "OfflineModeIsEnabled": f"HF_HUB_OFFLINE is set, so the hub cannot be asked about {what}: unset it",
         "RevisionNotFoundError": f"{repo_id} has no revision '{revision}': expected a branch, a tag or a commit hash",
         "RepositoryNotFoundError": _no_repository(repo_id),
         "HFValidationError": f"'{repo_id}' is neither a folder here nor a hub name (org/name): {reason}",

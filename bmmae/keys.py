@@ -83,16 +83,29 @@ def compare(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], dropped
     )
 
 
+class KeyMismatchError(CheckpointError):
+    """Keys of a checkpoint and of a model do not all fit.
+
+    Attributes:
+        report: All of them; the message lists the first of each kind.
+    """
+
+    def __init__(self, message: str, report: KeyReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 def require_complete(report: KeyReport, source: str, target: str) -> None:
     """Refuse keys that do not all fit.
 
     Raises:
-        CheckpointError: If keys are missing, unexpected or misshapen; it lists them.
+        KeyMismatchError: If keys are missing, unexpected or misshapen; it lists them.
     """
     if not report.complete:
-        raise CheckpointError(
+        raise KeyMismatchError(
             f"the weights of {source} do not fit {target}: {report}. Load weights of the same architecture, or pass "
-            "partial=True to load only the keys that fit"
+            "partial=True to load only the keys that fit",
+            report,
         )
 
 
@@ -114,12 +127,12 @@ def load_state(
         dropped: Keys left out before, for the report.
 
     Raises:
-        CheckpointError: If keys are missing, unexpected or misshapen; under `partial`, if not one fits.
+        KeyMismatchError: If keys are missing, unexpected or misshapen; under `partial`, if not one fits.
     """
     report = compare(state, module.state_dict(), dropped)
     if not partial:
         require_complete(report, source, type(module).__name__)
     if not report.loaded:
-        raise CheckpointError(f"nothing in {source} fits {type(module).__name__}: {report}")
+        raise KeyMismatchError(f"nothing in {source} fits {type(module).__name__}: {report}", report)
     module.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
     return report

@@ -19,6 +19,7 @@ from bmmae.checkpoint import (
 )
 from bmmae.errors import CheckpointError, ConfigError, OutputError
 from bmmae.hub import sha256_of
+from bmmae.keys import KeyMismatchError, compare
 from bmmae.model.mae import MAE
 
 
@@ -76,8 +77,9 @@ def test_a_changed_checkpoint_of_a_run_is_refused(run) -> None:
 def test_weights_of_another_architecture_list_what_does_not_fit(saved) -> None:
     values = json.loads((saved / "config.json").read_text())["model"]
     edit(saved, model={**values, "encoder": {**values["encoder"], "depth": 3, "mlp_ratio": 1.0}})
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(KeyMismatchError) as caught:
         load_model(saved)
+    assert len(caught.value.report.missing) == 12
     for part in ("12 missing: blocks.2.", "misshapen: ", "mlp.fc1.weight (expected (24, 24), got (48, 24))"):
         assert part.replace("blocks.2", "encoder.blocks.2") in str(caught.value)
 
@@ -178,3 +180,10 @@ def test_synthetic_weights_say_so_each_time(model, tmp_path) -> None:
     for _ in range(2):
         with pytest.warns(SyntheticWeightsWarning, match="toy was trained on synthetic data: .* nothing for a patient"):
             load_model(tmp_path / "toy")
+
+
+def test_long_lists_of_keys_are_counted_in_the_message_and_whole_in_the_report() -> None:
+    state = {f"layer.{i}": torch.zeros(1) for i in range(20)}
+    report = compare(state, {})
+    assert str(report).endswith("layer.11, and 8 more")
+    assert len(report.unexpected) == 20

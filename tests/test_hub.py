@@ -139,7 +139,9 @@ def test_a_missing_network_is_one_sentence_with_the_way_out(hub, monkeypatch) ->
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    with pytest.raises(HubError, match=r"cannot reach the hub for config.json of lab/brain, and the cache") as caught:
+    with pytest.raises(
+        HubError, match=r"no folder .* here, the hub cannot be reached for config.json of lab/brain"
+    ) as caught:
         load_model(NAME)
     assert "\n" not in str(caught.value)
 
@@ -236,6 +238,12 @@ def test_saving_can_push_in_the_same_call_to_a_branch(hub, stored, monkeypatch, 
     other.save_pretrained(tmp_path / "out", push_to_hub=True, repo_id=NAME, branch="next")
     assert equal(load_model(f"{NAME}@next"), other)
     assert not equal(load_model(NAME), other)
+
+
+def test_pushing_in_offline_mode_says_why_it_cannot(hub, model, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set, so the hub cannot be asked about lab/new: unset it"):
+        model.push_to_hub("lab/new")
 
 
 def test_pushing_without_the_right_to_is_one_sentence(hub, model) -> None:
