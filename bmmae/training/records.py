@@ -44,7 +44,11 @@ class Records:
         self._waited += report.waited
         self._steps += 1
         self.bar.update()
-        self.bar.set_postfix_str(f"loss {report.loss:.4g}, {self._rate():.3g} samples/s", refresh=False)
+        shown = f"loss {report.loss:.4g}, {self._rate():.3g} samples/s, {self._wait_share():.0%} waiting for data"
+        self.bar.set_postfix_str(shown, refresh=False)
+
+    def _wait_share(self) -> float:
+        return self._waited / max(time.perf_counter() - self._since, 1e-9)
 
     def _rate(self) -> float:
         return self._steps * self.plan.stream.global_batch / max(time.perf_counter() - self._since, 1e-9)
@@ -53,8 +57,7 @@ class Records:
         """Write the line of the steps since the last one: mean metrics, and this step's rate and gradient."""
         values: dict[str, float | int] = {f"train/{name}": value for name, value in means.items()}
         values |= {"lr": report.lr, "grad_norm": report.grad_norm, "skipped_steps": progress.skipped}
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
-        values |= {"samples_per_s": self._rate(), "data_wait_share": self._waited / elapsed}
+        values |= {"samples_per_s": self._rate(), "data_wait_share": self._wait_share()}
         self._write(progress.step, values)
         self._start_window()
 

@@ -100,8 +100,9 @@ def restore(
         model.load_state_dict(state["model"], strict=True)
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())
         raise CheckpointError(
-            f"{folder} does not fit the model as configured now: {' '.join(str(error).split())} Restore the model's settings (the run's "
+            f"{folder} does not fit the model as configured now: {told} Restore the model's settings (the run's "
             f"{CONFIG} has them), or start a new run in another folder."
         ) from error
     progress = Progress(**state["progress"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from toy_training import ToyDataset, ToyModel, ToyTask, rows, save_toy, settings, train_toy
 
 from bmmae.data.loaders import Batch
-from bmmae.errors import CheckpointError, ConfigError, TrainingError
+from bmmae.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from bmmae.tasks.task import StepOutput, Task
 from bmmae.training import OptimConfig, TrainConfig, find_checkpoint, fit
 from bmmae.training.devices import explained_out_of_memory, uses_bf16
@@ -27,16 +30,13 @@ def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 class StopsAt(ToyTask):
     """Behaves as if a signal came during a step, or during an evaluation."""
 
-    def __init__(self, step: int, during: str = "step") -> None:
-        self.left, self.during = step, during
+    def __init__(self, step: int, during: str = "step", number: signal.Signals = signal.SIGTERM) -> None:
+        self.left, self.during, self.number = step, during, number
 
     def _count(self) -> None:
-        import os
-        import signal
-
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
         if self.during == "step":
@@ -58,7 +58,7 @@ def test_the_toy_task_is_a_task() -> None:
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    _, result = train_toy(tmp_path, steps=150, dropout=0.0)
+    _, result = train_toy(tmp_path, steps=150, dropout=0.0, evaluate_every=50, checkpoint_every=150)
     losses = [value for _, value in rows(tmp_path, "val/loss")]
     assert losses[-1] < 0.5 * losses[0]
     assert (result.status, result.exit_code, result.steps) == ("finished", 0, 150)
@@ -99,6 +99,18 @@ def test_the_last_evaluation_cut_short_is_not_a_finished_run(tmp_path: Path) -> 
     assert (second.status, second.best_step) == ("finished", 4)
 
 
+def test_an_interrupt_from_the_keyboard_saves_too(tmp_path: Path) -> None:
+    _, result = train_toy(tmp_path, task=StopsAt(3, number=signal.SIGINT))
+    assert (result.status, result.exit_code) == ("interrupted", 130)
+    assert find_checkpoint(tmp_path, "last").name == "step-00000003"
+
+
+def test_the_time_limit_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    _, result = train_toy(tmp_path, time_limit_hours=1e-9)
+    assert (result.status, result.steps) == ("stopped", 1)
+    assert find_checkpoint(tmp_path, "last").name == "step-00000001"
+
+
 def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
     whole, _ = train_toy(tmp_path)
     again, result = train_toy(tmp_path, resume="auto")
@@ -108,8 +120,8 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
-    train_toy(tmp_path / "wide", steps=20, batch_size=8, dropout=0.0)
-    train_toy(tmp_path / "narrow", steps=20, batch_size=2, accumulate=4, dropout=0.0)
+    train_toy(tmp_path / "wide", steps=20, batch_size=8, dropout=0.0, validate=False)
+    train_toy(tmp_path / "narrow", steps=20, batch_size=2, accumulate=4, dropout=0.0, validate=False)
     wide, narrow = (dict(rows(tmp_path / name)) for name in ("wide", "narrow"))
     assert narrow == pytest.approx(wide, rel=1e-5)
 
@@ -200,6 +212,28 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path
         resumed, _ = train_toy(tmp_path / "parts", resume=True)
     assert same_weights(whole, resumed)
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_a_best_checkpoint_that_is_gone_is_looked_for_anew(tmp_path: Path) -> None:
+    _, first = train_toy(tmp_path, task=StopsAt(6))
+    shutil.rmtree(tmp_path / "checkpoints" / f"step-{first.best_step:08d}")
+    with pytest.warns(UserWarning, match=r"best checkpoint \(step 4\) is gone"):
+        _, second = train_toy(tmp_path, resume=True)
+    assert find_checkpoint(tmp_path, "best").name == f"step-{second.best_step:08d}"
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"run folder .*file.run cannot be written"):
+        train_toy(tmp_path / "file" / "run")
+
+
+def test_the_bar_shows_loss_rate_and_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_toy(tmp_path, progress=True)
+    shown = capsys.readouterr().err
+    assert "12/12" in shown
+    assert "samples/s" in shown
+    assert "waiting for data" in shown
 
 
 def test_a_nan_stops_with_step_sample_and_checkpoint(tmp_path: Path) -> None:
