@@ -83,6 +83,32 @@ class ToyTask:
         return self.step(model, batch)
 
 
+class StopsAt(ToyTask):
+    """Behaves as if a signal came during a step, or during an evaluation."""
+
+    def __init__(self, step: int, during: str = "step", number: signal.Signals = signal.SIGTERM) -> None:
+        self.left, self.during, self.number = step, during, number
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        if self.during == "step":
+            self._count()
+        return super().step(model, batch)
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> StepOutput:
+        if self.during == "evaluation":
+            self._count()
+        return super().step(model, batch)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def save_toy(model: nn.Module, folder: Path) -> None:
     (folder / "config.json").write_text("{}")
     torch.save(model.state_dict(), folder / "weights.bin")

@@ -1,0 +1,35 @@
+"""A configuration laid over a dataset and processes."""
+
+from __future__ import annotations
+
+import pytest
+
+from bmmae.errors import ConfigError
+from bmmae.training import OptimConfig, TrainConfig
+from bmmae.training.plan import make_plan
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ({}, "exactly one of train.steps and train.epochs"),
+        ({"steps": 1, "epochs": 1}, "exactly one of train.steps and train.epochs"),
+        ({"steps": 0}, "train.steps"),
+        ({"steps": 1, "workers": -1}, "train.workers"),
+        ({"steps": 1, "seed": -1}, "train.seed"),
+    ],
+)
+def test_a_wrong_setting_is_named(wrong: dict[str, int], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        TrainConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_epochs_are_rounded_up_to_steps() -> None:
+    plan = make_plan(TrainConfig(epochs=3, batch_size=4), OptimConfig(), length=10, world=1)
+    assert plan.steps == 8
+    assert (plan.evaluate_every, plan.checkpoint_every) == (3, 3)
+
+
+def test_steps_of_more_processes_are_fewer() -> None:
+    plan = make_plan(TrainConfig(epochs=4, batch_size=2, accumulate=2), OptimConfig(), length=16, world=2)
+    assert plan.steps == 8

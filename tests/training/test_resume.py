@@ -1,0 +1,149 @@
+"""Stopping and going on: nothing is lost, and another training is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from torch import nn
+from toy_training import StopsAt, ToyDataset, ToyTask, rows, same_weights, save_toy, settings, train_toy
+
+from bmmae.errors import CheckpointError, TrainingError
+from bmmae.training import OptimConfig, find_checkpoint, fit
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.mark.parametrize("at", [1, 5, 8])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, at: int) -> None:
+    whole, straight = train_toy(tmp_path / "whole")
+    _, first = train_toy(tmp_path / "parts", task=StopsAt(at))
+    assert (first.status, first.exit_code, first.steps) == ("stopped", 75, at)
+    resumed, second = train_toy(tmp_path / "parts", resume=True)
+    assert second == straight
+    assert same_weights(whole, resumed)
+    for key in ("train/loss", "train/error", "val/error", "lr", "grad_norm"):
+        assert rows(tmp_path / "parts", key) == rows(tmp_path / "whole", key)
+
+
+def test_a_stop_between_log_lines_loses_nothing(tmp_path: Path) -> None:
+    train_toy(tmp_path / "whole", log_every=6)
+    train_toy(tmp_path / "parts", log_every=6, task=StopsAt(8))
+    train_toy(tmp_path / "parts", log_every=6, resume=True)
+    assert dict(rows(tmp_path / "parts")) == pytest.approx(dict(rows(tmp_path / "whole")))
+
+
+def test_an_evaluation_that_was_cut_short_is_made_after_the_resume(tmp_path: Path) -> None:
+    train_toy(tmp_path / "whole")
+    _, first = train_toy(tmp_path / "parts", task=StopsAt(2, during="evaluation"))
+    assert (first.status, first.steps) == ("stopped", 4)
+    assert rows(tmp_path / "parts", "val/error") == []
+    train_toy(tmp_path / "parts", resume=True)
+    assert rows(tmp_path / "parts", "val/error") == rows(tmp_path / "whole", "val/error")
+
+
+def test_the_last_evaluation_cut_short_is_not_a_finished_run(tmp_path: Path) -> None:
+    _, first = train_toy(tmp_path, steps=4, task=StopsAt(1, during="evaluation"))
+    assert (first.status, first.steps) == ("stopped", 4)
+    _, second = train_toy(tmp_path, steps=4, resume="auto")
+    assert (second.status, second.best_step) == ("finished", 4)
+
+
+def test_an_interrupt_from_the_keyboard_saves_too(tmp_path: Path) -> None:
+    _, result = train_toy(tmp_path, task=StopsAt(3, number=signal.SIGINT))
+    assert (result.status, result.exit_code) == ("interrupted", 130)
+    assert find_checkpoint(tmp_path, "last").name == "step-00000003"
+
+
+def test_the_time_limit_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    _, result = train_toy(tmp_path, time_limit_hours=1e-9)
+    assert (result.status, result.steps) == ("stopped", 1)
+    assert find_checkpoint(tmp_path, "last").name == "step-00000001"
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    whole, _ = train_toy(tmp_path)
+    again, result = train_toy(tmp_path, resume="auto")
+    assert same_weights(whole, again)
+    assert result.status == "finished"
+    assert len(rows(tmp_path)) == 12
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    train_toy(tmp_path, steps=2)
+    with pytest.raises(TrainingError, match=r"already holds a run: set train.resume=true"):
+        train_toy(tmp_path, steps=2)
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"holds no checkpoint.*train.resume=auto"):
+        train_toy(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "train.seed was 3 and is now 4"),
+        ({"batch_size": 2}, r"global batch .* was 4 and is now 2"),
+        ({"steps": 20}, r"schedule steps .* was 4 and is now 20"),
+        ({"dataset": ToyDataset(30)}, "number of training samples was 22 and is now 30"),
+        ({"optim": OptimConfig(lr=2.0, warmup_steps=1)}, "optim.lr was 0.01 and is now 2.0"),
+    ],
+)
+def test_another_training_cannot_be_resumed(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    train_toy(tmp_path, steps=4)
+    with pytest.raises(TrainingError, match=message):
+        train_toy(tmp_path, **({"steps": 4, "resume": True} | change))  # type: ignore[arg-type]
+
+
+def test_the_same_global_batch_may_be_cut_differently_on_resume(tmp_path: Path) -> None:
+    train_toy(tmp_path, steps=4, task=StopsAt(1))
+    with pytest.warns(UserWarning, match=r"train.accumulate: 1 -> 2; train.batch_size: 4 -> 2"):
+        _, result = train_toy(tmp_path, steps=4, batch_size=2, accumulate=2, resume=True)
+    assert result.status == "finished"
+
+
+def test_another_model_cannot_be_resumed(tmp_path: Path) -> None:
+    train_toy(tmp_path, steps=2)
+    with pytest.raises(CheckpointError, match=r"does not fit the model as configured now.*config.yaml"):
+        fit(
+            nn.Linear(2, 2),
+            ToyTask(),
+            ToyDataset(),
+            None,
+            train=settings(steps=2, resume=True),
+            optim=OptimConfig(lr=1e-2, warmup_steps=1),
+            run_dir=tmp_path,
+            save_model=save_toy,
+        )
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path: Path) -> None:
+    whole, _ = train_toy(tmp_path / "whole")
+    train_toy(tmp_path / "parts")
+    (tmp_path / "parts" / "checkpoints" / "step-00000012" / "training_state.pt").write_text("torn")
+    with pytest.warns(UserWarning, match="step-00000012 is damaged"):
+        resumed, _ = train_toy(tmp_path / "parts", resume=True)
+    assert same_weights(whole, resumed)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_a_best_checkpoint_that_is_gone_is_looked_for_anew(tmp_path: Path) -> None:
+    _, first = train_toy(tmp_path, task=StopsAt(6))
+    shutil.rmtree(tmp_path / "checkpoints" / f"step-{first.best_step:08d}")
+    with pytest.warns(UserWarning, match=r"best checkpoint \(step 4\) is gone"):
+        _, second = train_toy(tmp_path, resume=True)
+    assert find_checkpoint(tmp_path, "best").name == f"step-{second.best_step:08d}"
+
+
+def test_the_index_says_how_the_run_stands(tmp_path: Path) -> None:
+    train_toy(tmp_path, task=StopsAt(5))
+    index = json.loads((tmp_path / "checkpoints" / "index.json").read_text())
+    assert (index["status"], index["step"], index["last"]) == ("stopped", 5, "step-00000005")
+    assert index["best_metric"]["name"] == "error"
