@@ -16,7 +16,7 @@ CONFIGS = [
     MaskingConfig(visible_share=1.0),
     MaskingConfig(visible_share=0.01, alpha=0.05),
     MaskingConfig(drop_share=1.0),
-    MaskingConfig(drop_share=0.5, drop_places=0.1, decode_share=0.25),
+    MaskingConfig(visible_share=0.1, drop_share=0.5, decode_share=0.25),
 ]
 
 
@@ -80,11 +80,13 @@ def test_the_same_generator_draws_the_same() -> None:
 def test_whole_modalities_are_dropped_and_asked_for() -> None:
     eligible = np.ones((4, 27), bool)
     for seed in range(50):
-        draw = draw_tokens(np.random.default_rng(seed), eligible, MaskingConfig(drop_share=1.0, drop_places=0.5))
+        draw = draw_tokens(np.random.default_rng(seed), eligible, MaskingConfig(drop_share=1.0))
         dropped, asked = draw.mask.all(axis=1), draw.decode.any(axis=1)
         assert np.array_equal(dropped, asked)
         assert 1 <= dropped.sum() <= 3
-        assert (~draw.mask).sum() == (4 - dropped.sum()) * 14
+        kept = 4 - int(dropped.sum())
+        assert (~draw.mask).sum() == kept * round(27 / kept)
+        assert np.array_equal(np.unique((~draw.mask)[~dropped], axis=0), draw.decode[dropped][:1])
 
 
 def test_the_dirichlet_draw_drops_whole_modalities_too() -> None:
@@ -113,7 +115,7 @@ def test_modalities_without_a_common_place_can_be_dropped() -> None:
     eligible = np.zeros((2, 8), bool)
     eligible[0, :4] = eligible[1, 4:] = True
     for seed in range(20):
-        draw = draw_tokens(np.random.default_rng(seed), eligible, MaskingConfig(drop_share=1.0, drop_places=0.1))
+        draw = draw_tokens(np.random.default_rng(seed), eligible, MaskingConfig(visible_share=0.1, drop_share=1.0))
         assert draw.decode.any()
         assert (~draw.mask).any()
 

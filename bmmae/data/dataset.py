@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,9 +44,10 @@ class AugmentConfig:
                 raise ConfigError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
-NO_AUGMENTATION = AugmentConfig(flip=0, scale=0, shift=0)
+NO_AUGMENTATION = AugmentConfig(flip=0.0, scale=0.0, shift=0.0)
 
 
+@runtime_checkable
 class Viewer(Protocol):
     """Whatever says what a model needs to see, above all its config."""
 
@@ -93,6 +94,7 @@ class View:
         return cls(config.modalities, config.size, config.patch, config.tissue_only)
 
 
+@runtime_checkable
 class _Windowed(Protocol):
     @property
     def shape(self) -> Triple: ...
