@@ -73,8 +73,8 @@ def run_demo(out: Path, *, quick: bool = False) -> int:
     steps.finetune()
     summary = summarise(out)
     (out / "results.txt").write_text(summary + "\n")
-    print(f"\n{summary}\n")  # noqa: T201
-    print(_where_next(out, time.monotonic() - started))  # noqa: T201
+    print(f"\n{summary}\n")
+    print(_where_next(out, time.monotonic() - started))
     return 0
 
 
@@ -137,7 +137,7 @@ def run_command(shown: str, arguments: tuple[object, ...], program: list[str]) -
         StepFailedError: If it ends with an error; what it printed stands above.
     """
     words = [str(argument) for argument in arguments]
-    print(f"\n$ {shown} {shlex.join(words)}", flush=True)  # noqa: T201
+    print(f"\n$ {shown} {shlex.join(words)}", flush=True)
     root = starter_root()
     at_root = [str(root / word) if word.startswith(("configs/", "pretrain/", "finetune/")) else word for word in words]
     ended = subprocess.run([*program, *at_root], check=False)  # noqa: S603

@@ -1,0 +1,47 @@
+"""The command line: `bmmae ...`. Each command is a thin wrapper around a function of the library."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from bmmae._version import __version__
+from bmmae.cli import data, models, start
+from bmmae.errors import BmmaeError
+from bmmae.notice import NOTICE
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 fine, 1 findings (`check`), 2 an error that the user can mend."""
+    warnings.showwarning = _print_warning
+    parsed = build_parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+    except BmmaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="bmmae", description=f"Masked pretraining for brain MRI. {NOTICE}")
+    parser.add_argument("--version", action="version", version=f"bmmae {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in (data, models, start):
+        module.add_commands(commands)
+    return parser
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """One line a warning: a path into the library says nothing to its user."""
+    if not issubclass(category, DeprecationWarning):
+        print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,47 @@
+"""What every command is made of."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from bmmae.errors import OutputError
+from bmmae.modalities import STANDARD, find, in_table_order
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Run: TypeAlias = Callable[[argparse.Namespace], int]
+
+
+def add_command(commands: Commands, name: str, summary: str, run: Run) -> argparse.ArgumentParser:
+    """Add a command whose work is done by `run`."""
+    command = commands.add_parser(name, help=summary, description=summary)
+    command.set_defaults(run=run)
+    return command
+
+
+def add_modalities(command: argparse.ArgumentParser) -> None:
+    """Let the user say which modalities to look for."""
+    command.add_argument("--modalities", nargs="+", default=list(STANDARD), help="names to look for, in any order")
+
+
+def given_modalities(given: argparse.Namespace) -> tuple[str, ...]:
+    """Return the modalities asked for, in table order."""
+    return in_table_order(find(name) or name for name in given.modalities)
+
+
+def require_writable(folder: Path) -> None:
+    """Find out before the work whether results can be written, not after it.
+
+    Raises:
+        OutputError: If they cannot.
+    """
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"cannot write to {folder}: {nearest} is not a folder that you may write to; name another --out"
+        )

@@ -1,0 +1,95 @@
+"""Commands on data: synth, index, check, cache."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bmmae.cli.command import Commands, add_command, add_modalities, given_modalities
+from bmmae.modalities import title
+
+
+def add_commands(commands: Commands) -> None:
+    """Add this module's commands."""
+    for add in (_synth, _index, _check, _cache):
+        add(commands)
+
+
+def _synth(commands: Commands) -> None:
+    command = add_command(commands, "synth", "Make a labelled synthetic cohort; nothing is downloaded.", _run_synth)
+    command.add_argument("--out", type=Path, required=True, help="folder for the cohort")
+    command.add_argument("--subjects", type=int, default=64)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--size", type=int, default=64, help="voxels along each axis (default: 64)")
+    command.add_argument("--missing", type=float, default=0.0, help="share of the modalities to leave out")
+    command.add_argument("--workers", type=int, default=2)
+
+
+def _run_synth(given: argparse.Namespace) -> int:
+    from bmmae.data.synthetic import SyntheticConfig, make_cohort
+
+    config = SyntheticConfig(subjects=given.subjects, seed=given.seed, size=given.size, missing=given.missing)
+    table = make_cohort(given.out, config, workers=given.workers)
+    print(f"{given.subjects} synthetic subjects: {table}; what the labels depend on: {given.out / 'README.md'}")
+    return 0
+
+
+def _index(commands: Commands) -> None:
+    command = add_command(commands, "index", "Find the studies in a folder and write a cohort table.", _run_index)
+    command.add_argument("folder", type=Path)
+    command.add_argument("--out", type=Path, required=True, help="the table to write (.csv or .parquet)")
+    add_modalities(command)
+
+
+def _run_index(given: argparse.Namespace) -> int:
+    from bmmae.data.index import index_folder
+
+    report = index_folder(given.folder, given_modalities(given))
+    for problem in report.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    path = report.cohort.write(given.out)
+    counts = ", ".join(f"{title(m)} {sum(m in s.images for s in report.cohort)}" for m in report.cohort.modalities)
+    print(f"{len(report.cohort)} studies in {path} ({counts}); next: bmmae check {path}")
+    return 0
+
+
+def _check(commands: Commands) -> None:
+    command = add_command(commands, "check", "Open every file of a cohort and list what is wrong.", _run_check)
+    command.add_argument("cohort", type=Path)
+    command.add_argument("--workers", type=int, default=2)
+    add_modalities(command)
+
+
+def _run_check(given: argparse.Namespace) -> int:
+    from bmmae.data.check import check_cohort, format_table
+    from bmmae.data.cohort import read_cohort
+
+    report = check_cohort(read_cohort(given.cohort, given_modalities(given)), workers=given.workers)
+    print(format_table(report))
+    return 1 if report.failed else 0
+
+
+def _cache(commands: Commands) -> None:
+    command = add_command(commands, "cache", "Preprocess a cohort once, for fast training.", _run_cache)
+    command.add_argument("cohort", type=Path)
+    command.add_argument("--out", type=Path, required=True, help="folder for the prepared studies")
+    command.add_argument("--spacing", type=float, nargs="+", default=[2.0], help="millimetres, one or three numbers")
+    command.add_argument("--workers", type=int, default=2)
+    command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and count them")
+    add_modalities(command)
+
+
+def _run_cache(given: argparse.Namespace) -> int:
+    from bmmae.data.cache import StudyCache, build_cache
+    from bmmae.data.cohort import read_cohort
+    from bmmae.data.preprocess import PreprocessConfig
+
+    spacing = tuple(given.spacing) * (3 if len(given.spacing) == 1 else 1)
+    cohort = read_cohort(given.cohort, given_modalities(given))
+    cache = StudyCache(given.out, PreprocessConfig(spacing=spacing), cohort.modalities)
+    left_out = build_cache(cache, cohort, workers=given.workers, skip_broken=given.skip_broken)
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    print(f"{len(cohort) - len(left_out)} of {len(cohort)} studies are prepared in {given.out}")
+    return 0
