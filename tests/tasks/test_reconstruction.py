@@ -1,0 +1,114 @@
+"""The pretraining task: only hidden, scanned tissue counts, and nothing hidden is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import flags, tiny_mae, volumes
+
+from bmmae.data.loaders import Batch
+from bmmae.model.mae import MAE
+from bmmae.patches import patchify, unpatchify
+from bmmae.tasks.reconstruction import ReconstructionTask
+from bmmae.tasks.task import Task, tensors
+
+
+def batch(seed: int = 0) -> Batch:
+    """Three samples with different subsets, partial coverage and brains that fill half their windows."""
+    available = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 1, 1, 0]]).bool()
+    valid = flags(3, 4, 16, 16, 16, share=0.8, seed=seed) & available[:, :, None, None, None]
+    mask = ~(flags(3, 4, 8, seed=seed + 1) & available[:, :, None])
+    decode = mask & available[:, :, None] & flags(3, 4, 8, share=0.7, seed=seed + 2)
+    brain = flags(3, 16, 16, 16, seed=seed + 3)
+    return {
+        "images": torch.where(valid & brain[:, None], volumes(3, seed=seed), 0),
+        "available": available,
+        "valid": valid,
+        "brain": brain,
+        "mask": mask,
+        "decode": decode,
+    }
+
+
+@pytest.mark.parametrize("tissue_only", [True, False])
+def test_the_loss_is_the_error_of_decoded_voxels_that_count(tissue_only: bool) -> None:
+    model, data = tiny_mae(kind="cross"), batch()
+    with torch.no_grad():
+        output = ReconstructionTask(replace(model.config, tissue_only=tissue_only)).step(model, data)
+    images, mask, decode, valid, brain = tensors(data, "images", "mask", "decode", "valid", "brain")
+    predicted = patchify(model.predict(images, ~mask, decode).detach(), (8, 8, 8))
+    counted = patchify((valid & brain[:, None] if tissue_only else valid).float(), (8, 8, 8)) > 0
+    target = patchify(images, (8, 8, 8))
+    error, count = 0.0, 0
+    for b, m, place in decode.nonzero().tolist():
+        here = counted[b, m, place]
+        error += float(((predicted[b, m, place] - target[b, m, place])[here] ** 2).sum())
+        count += int(here.sum())
+    assert float(output.loss_sum.detach()) == pytest.approx(error, rel=1e-4)
+    assert float(output.loss_count) == count
+
+
+def test_the_modalities_sum_to_the_loss() -> None:
+    model = tiny_mae(kind="cross")
+    output = ReconstructionTask(model.config).step(model, batch())
+    assert list(output.metrics) == ["mse_t1", "mse_t1ce", "mse_t2", "mse_flair"]
+    for place, total in enumerate((output.loss_sum, output.loss_count)):
+        parts = sum(float(pair[place]) for pair in output.metrics.values())
+        assert parts == pytest.approx(float(total.detach()), rel=1e-5)
+
+
+def test_what_is_hidden_and_not_decoded_changes_nothing() -> None:
+    model, data = tiny_mae(kind="cross", colocated=True, mixing=True), batch()
+    images, mask, decode = tensors(data, "images", "mask", "decode")
+    unseen = unpatchify((mask & ~decode)[..., None].float().expand(-1, -1, -1, 512), (2, 2, 2), (8, 8, 8)) > 0
+    assert unseen.any()
+    task = ReconstructionTask(model.config)
+    changed = task.step(model, {**data, "images": torch.where(unseen, 1e3, images)})
+    assert torch.equal(changed.loss_sum, task.step(model, data).loss_sum)
+
+
+def test_targets_influence_the_loss_and_never_the_prediction() -> None:
+    model, data = tiny_mae(kind="cross", colocated=True, mixing=True), batch()
+    seen: list[torch.Tensor] = []
+    model.register_forward_hook(lambda _, __, output: seen.append(output.values))
+    images, decode = tensors(data, "images", "decode")
+    targets = unpatchify(decode[..., None].float().expand(-1, -1, -1, 512), (2, 2, 2), (8, 8, 8)) > 0
+    task = ReconstructionTask(model.config)
+    losses = [task.step(model, {**data, "images": x}).loss_sum for x in (images, torch.where(targets, 5.0, images))]
+    assert torch.equal(seen[0], seen[1])
+    assert losses[0] != losses[1]
+
+
+def test_a_batch_without_brain_counts_nothing_and_has_gradients() -> None:
+    model, data = tiny_mae(kind="cross"), batch()
+    output = ReconstructionTask(model.config).step(model, {**data, "brain": torch.zeros(3, 16, 16, 16) > 0})
+    output.loss_sum.backward()
+    assert (float(output.loss_sum.detach()), float(output.loss_count)) == (0, 0)
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_two_halves_of_a_batch_sum_to_the_whole() -> None:
+    model, data = tiny_mae(kind="self"), batch()
+    task = ReconstructionTask(model.config)
+    whole = task.step(model, data)
+    parts = [task.step(model, {key: value[rows] for key, value in data.items()}) for rows in (slice(1), slice(1, 3))]
+    assert float(sum(part.loss_sum.detach() for part in parts)) == pytest.approx(
+        float(whole.loss_sum.detach()), rel=1e-4
+    )
+    assert float(sum(part.loss_count for part in parts)) == float(whole.loss_count)
+
+
+def test_evaluation_is_the_same_as_a_step() -> None:
+    model: MAE = tiny_mae()
+    task = ReconstructionTask(model.config)
+    assert isinstance(task, Task)
+    assert torch.equal(task.evaluate(model, batch()).loss_sum, task.step(model, batch()).loss_sum)
+
+
+def test_entries_that_are_missing_or_no_tensors_are_refused() -> None:
+    with pytest.raises(KeyError, match="label"):
+        tensors(batch(), "label")
+    with pytest.raises(TypeError, match=r"expected tensors under subject, got \['list'\]"):
+        tensors({"subject": ["a"]}, "subject")
