@@ -190,7 +190,7 @@ def segment_prepared(model: SegmentationModel, prepared: PreparedStudy) -> Float
             return images.new_zeros(1, regions, *images.shape[2:])
         available = torch.tensor([[name in prepared.names for name in config.modalities]], device=images.device)
         tissue = brain if config.tissue_only else None
-        return cast(Tensor, model(images, available, valid, tissue)).sigmoid() * brain
+        return cast(Tensor, model(images, available, tissue, valid)).sigmoid() * brain
 
     return over_windows(model, prepared, predict)
 

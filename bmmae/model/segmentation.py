@@ -149,16 +149,16 @@ class SegmentationModel(PretrainedModel):
         self,
         images: Float[Tensor, "B M H W D"],
         available: Bool[Tensor, "B M"],
-        valid: Bool[Tensor, "B M H W D"] | None = None,
         tissue: Bool[Tensor, "B 1 H W D"] | None = None,
+        valid: Bool[Tensor, "B M H W D"] | None = None,
     ) -> Float[Tensor, "B R H W D"]:
         """Return a logit a region and voxel.
 
         Args:
             images: Volumes, z-scored; those of absent modalities are not read.
             available: Which modalities each sample has; at least one.
-            valid: Where each modality was scanned: elsewhere it counts as absent; default: everywhere.
             tissue: Patches without any of it are left out of the tokens; default: all patches are tokens.
+            valid: Where each modality was scanned: elsewhere it counts as absent; default: everywhere.
         """
         patch = self.config.model.patch
         grid = patch_grid(images.shape[-3:], patch)

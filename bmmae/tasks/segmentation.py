@@ -45,7 +45,7 @@ class SegmentationTask:
     def _logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B R H W D"]:
         images, available, valid, brain = tensors(batch, "images", "available", "valid", "brain")
         tissue = brain[:, None] if self.config.model.tissue_only else None
-        logits: Tensor = model(images, available, valid, tissue)
+        logits: Tensor = model(images, available, tissue, valid)
         return logits
 
 

@@ -49,7 +49,7 @@ def test_a_modality_scanned_nowhere_is_the_same_as_an_absent_one() -> None:
     valid = torch.ones_like(images, dtype=torch.bool)
     valid[:, 1] = False
     absent = model(images, torch.tensor([[True, False, True, True]]))
-    torch.testing.assert_close(model(images, torch.ones(1, 4, dtype=torch.bool), valid), absent)
+    torch.testing.assert_close(model(images, torch.ones(1, 4, dtype=torch.bool), valid=valid), absent)
 
 
 def test_parts_that_were_not_scanned_differ_from_zeros() -> None:
@@ -58,7 +58,7 @@ def test_parts_that_were_not_scanned_differ_from_zeros() -> None:
     valid[:, 1, :8] = False
     images = images * valid
     everything = torch.ones(1, 4, dtype=torch.bool)
-    assert not torch.allclose(model(images, everything, valid), model(images, everything), atol=1e-3)
+    assert not torch.allclose(model(images, everything, valid=valid), model(images, everything), atol=1e-3)
 
 
 def test_every_parameter_gets_a_gradient_though_modalities_are_absent() -> None:

@@ -38,7 +38,7 @@ def model() -> SegmentationModel:
 def test_the_loss_is_summed_over_samples(model: SegmentationModel) -> None:
     data = batch()
     output = SegmentationTask(model.config).step(model, data)
-    logits = model(data["images"], data["available"], data["valid"], data["brain"][:, None])
+    logits = model(data["images"], data["available"], data["brain"][:, None], data["valid"])
     assert float(output.loss_sum.detach()) == pytest.approx(
         float(dice_and_cross_entropy(logits, data["label"]).sum().detach())
     )
