@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from bmmae.data.preprocess import PreprocessConfig
 from bmmae.errors import BmmaeError, ConfigError
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
+from bmmae.notice import print_warning
 from bmmae.training import OptimConfig, TrainConfig
 
 T = TypeVar("T")
@@ -114,11 +116,11 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
 
 def script(main: Callable[[], int | None]) -> None:
     """Run a training script: errors that the user can mend end in one line and exit code 2, without a traceback."""
+    warnings.showwarning = print_warning
     try:
         code = main()
     except BmmaeError as error:
-        # One line of one process: the other ranks fail for the same reason.
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {error}", file=sys.stderr)
         code = 2
     sys.exit(code or 0)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bmmae.checkpoint import SyntheticWeightsWarning, load_model, preprocessing_of
 from bmmae.data.cache import StudyCache
-from bmmae.data.coding import coding_of
 from bmmae.data.cohort import Study, read_cohort
 from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.labels import find_coding
 from bmmae.data.loaders import EVALUATION_EPOCH
 from bmmae.errors import BmmaeError
 from bmmae.evaluation.segmentation import format_subsets, score_subsets
@@ -47,6 +47,8 @@ FULL = Lengths(subjects=64, pretrain=400, finetune=150)
 QUICK = Lengths(subjects=12, pretrain=4, finetune=4)
 SPACING = "3"
 """Millimetres: the synthetic cohort's own, so that one window holds a whole brain."""
+CODING = "brats2017"
+"""The synthetic cohort's label coding; its file names do not tell."""
 T1, T1CE, T2, FLAIR = STANDARD
 ABSENT = T1CE
 """The sequence that most often is missing: not every patient may have contrast."""
@@ -94,7 +96,7 @@ class _Steps:
         if not (data / "cohort.csv").exists():
             self._bmmae("synth", "--out", data, "--subjects", self.lengths.subjects, "--seed", 0)
         self._bmmae("index", data, "--out", self.out / "found.csv")
-        self._bmmae("check", data / "cohort.csv")
+        self._bmmae("check", data / "cohort.csv", "--labels", CODING)
         self._bmmae("cache", data / "cohort.csv", "--out", self.out / "cache", "--spacing", SPACING)
 
     def pretrain(self) -> None:
@@ -107,7 +109,14 @@ class _Steps:
         self._bmmae("reconstruct", "--model", self.out / "pretrain", *given, "--out", self.out / "reconstructed")
 
     def finetune(self) -> None:
-        config = ("--config", "configs/finetune/segmentation.yaml", "--model", self.out / "pretrain")
+        config = (
+            "--config",
+            "configs/finetune/segmentation.yaml",
+            "--model",
+            self.out / "pretrain",
+            "--data.labels",
+            CODING,
+        )
         self._train("finetune/segmentation.py", *config, *self._common("segmentation", self.lengths.finetune))
 
     def _common(self, run: str, steps: int) -> tuple[object, ...]:
@@ -124,10 +133,9 @@ class _Steps:
     def _bmmae(self, *arguments: object) -> None:
         run_command("bmmae", arguments, [sys.executable, "-m", "bmmae"])
 
-    def _train(self, script: str, *arguments: object) -> None:
-        launch = ["-m", "accelerate.commands.launch"]
-        options = ("--config_file", "configs/accelerate/one.yaml", script, *arguments)
-        run_command("accelerate launch", options, [sys.executable, *launch])
+    @staticmethod
+    def _train(script: str, *arguments: object) -> None:
+        run_command(f"python {script}", arguments, [sys.executable, str(starter_root() / script)])
 
 
 def run_command(shown: str, arguments: tuple[object, ...], program: list[str]) -> None:
@@ -139,7 +147,7 @@ def run_command(shown: str, arguments: tuple[object, ...], program: list[str]) -
     words = [str(argument) for argument in arguments]
     print(f"\n$ {shown} {shlex.join(words)}", flush=True)
     root = starter_root()
-    at_root = [str(root / word) if word.startswith(("configs/", "pretrain/", "finetune/")) else word for word in words]
+    at_root = [str(root / word) if word.startswith("configs/") else word for word in words]
     ended = subprocess.run([*program, *at_root], check=False)  # noqa: S603
     if ended.returncode:
         raise StepFailedError(f"the step above ended with exit code {ended.returncode}: see its message")
@@ -163,7 +171,7 @@ def summarise(out: Path) -> str:
 
     def dataset(split: str) -> StudyDataset:
         studies = [study for study in cohort if study.split == split]
-        return StudyDataset(studies, View.of(mae.config), cache, masking=MaskingConfig(), coding=coding_of(cohort))
+        return StudyDataset(studies, View.of(mae.config), cache, masking=MaskingConfig(), coding=find_coding(CODING))
 
     train, test = dataset("train"), dataset("test")
     synthesis = compare_synthesis(mae, train, test)
@@ -205,6 +213,7 @@ def _where_next(out: Path, seconds: float) -> str:
             "Next, with data of your own:",
             "  bmmae index FOLDER --out cohort.csv && bmmae check cohort.csv",
             "  accelerate launch pretrain/train.py --config configs/pretrain/tiny.yaml --data.cohort cohort.csv",
+            "  (pretrain/README.md and finetune/README.md go on from here)",
             NOTICE,
         )
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from bmmae._version import __version__
 from bmmae.cli import data, models, start
 from bmmae.errors import BmmaeError
-from bmmae.notice import NOTICE
+from bmmae.notice import NOTICE, print_warning
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 fine, 1 findings (`check`), 2 an error that the user can mend."""
-    warnings.showwarning = _print_warning
+    warnings.showwarning = print_warning
     parsed = build_parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
@@ -39,9 +39,3 @@ def build_parser() -> argparse.ArgumentParser:
     for module in (data, models, start):
         module.add_commands(commands)
     return parser
-
-
-def _print_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    """One line a warning: a path into the library says nothing to its user."""
-    if not issubclass(category, DeprecationWarning):
-        print(f"warning: {message}", file=sys.stderr)

@@ -57,6 +57,7 @@ def _run_index(given: argparse.Namespace) -> int:
 def _check(commands: Commands) -> None:
     command = add_command(commands, "check", "Open every file of a cohort and list what is wrong.", _run_check)
     command.add_argument("cohort", type=Path)
+    command.add_argument("--labels", metavar="CODING", help="label coding, where names and values leave it open")
     command.add_argument("--workers", type=int, default=2)
     add_modalities(command)
 
@@ -64,8 +65,11 @@ def _check(commands: Commands) -> None:
 def _run_check(given: argparse.Namespace) -> int:
     from bmmae.data.check import check_cohort, format_table
     from bmmae.data.cohort import read_cohort
+    from bmmae.data.labels import find_coding
 
-    report = check_cohort(read_cohort(given.cohort, given_modalities(given)), workers=given.workers)
+    cohort = read_cohort(given.cohort, given_modalities(given))
+    coding = find_coding(given.labels) if given.labels else None
+    report = check_cohort(cohort, workers=given.workers, coding=coding)
     print(format_table(report))
     return 1 if report.failed else 0
 
