@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from bmmae.model.pretrained import PretrainedModel
 from bmmae.model.segmentation import SegmentationModel
 from bmmae.patches import any_in_patch
 
+NOTE = "reconstruction.json"
 OVERLAP = 0.5
 """Share by which neighbouring windows overlap where the brain is larger than one."""
 
@@ -282,20 +284,29 @@ def reconstruct_to_folder(
     given = {canonical(name, known): Path(path) for name, path in images.items()}
     if complete:
         made |= {name: _image(image.array, image, "") for name, image in _read_all(given).items()}
-    paths = {name: save_image(made[name], Path(folder) / f"{name}.nii.gz") for name in in_table_order(made)}
     note = {
         "bmmae": __version__,
-        "synthetic": [name for name in paths if name not in given],
+        "synthetic": [name for name in in_table_order(made) if name not in given],
         "given": {name: path.name for name, path in given.items()},
         "intensity": "z-scores inside the brain, times the median deviation plus the median mean of the given images",
-        "model": dict(model.metadata.provenance),
+        "model": {key: value for key, value in model.metadata.provenance.items() if key != "content_hashes"},
         "notice": "Synthetic images made by research software; not acquired, not for diagnosis.",
     }
+    return _write_all({name: made[name] for name in in_table_order(made)}, note, Path(folder))
+
+
+def _write_all(images: Mapping[str, nib.Nifti1Image], note: Mapping[str, object], folder: Path) -> dict[str, Path]:
+    """Write images and note beside each other first, then move all into place: a full disk leaves nothing behind."""
     try:
-        (Path(folder) / "reconstruction.json").write_text(json.dumps(note, indent=2, default=str))
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+            names = [save_image(image, Path(partial) / f"{name}.nii.gz").name for name, image in images.items()]
+            (Path(partial) / NOTE).write_text(json.dumps(note, indent=2, default=str))
+            for name in (*names, NOTE):
+                (Path(partial) / name).replace(folder / name)
     except OSError as error:
-        raise OutputError(f"cannot write {folder}/reconstruction.json: {error.strerror}") from error
-    return paths
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return {name: folder / f"{name}.nii.gz" for name in images}
 
 
 def save_image(image: nib.Nifti1Image, path: str | Path) -> Path:

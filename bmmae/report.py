@@ -81,7 +81,8 @@ def picture_reconstruction(model: MAE, sample: Sample) -> Pictures:
 def predict_regions(model: SegmentationModel, sample: Sample, subset: Sequence[str]) -> Array:
     """Return region masks Bool[R, H, W, D] of one sample from a subset of its modalities."""
     given = torch.tensor([[name in subset for name in model.config.model.modalities]])
-    logits = model(sample["images"][None], given & sample["available"][None], sample["brain"][None, None])
+    available = given & sample["available"][None]
+    logits = model(sample["images"][None], available, sample["brain"][None, None], sample["valid"][None])
     return np.asarray((logits[0] > 0).numpy())
 
 

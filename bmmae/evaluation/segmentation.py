@@ -49,7 +49,7 @@ def score_subsets(model: SegmentationModel, test: StudyDataset, subsets: Sequenc
             if bool((given & ~sample["available"]).any()):
                 continue
             tissue = sample["brain"][None, None] if model.config.model.tissue_only else None
-            predicted = model(sample["images"][None], given[None], tissue)[0] > 0
+            predicted = model(sample["images"][None], given[None], tissue, sample["valid"][None])[0] > 0
             for region, mask, truth in zip(regions, predicted, sample["label"], strict=True):
                 score = dice(mask.numpy(), truth.numpy())
                 found.setdefault((subset_label(subset), region), []).append(score)
