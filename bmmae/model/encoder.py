@@ -80,6 +80,20 @@ class Encoder(nn.Module):
             yield sequence
 
     @staticmethod
+    def layer_patterns(prefix: str = "encoder") -> dict[str, str | list[tuple[str, tuple[int] | None]]]:
+        """Say which parameters of a model belong to which layer, for learning rates that fall with depth.
+
+        Returns:
+            timm's form of a `group_matcher`: the embedding first, then each block, the final norm with the last one;
+            what matches nothing (decoder, heads) counts as the layer after.
+        """
+        last: tuple[int] = (99999,)  # timm's mark for "with the layer before"
+        return {
+            "stem": rf"^{prefix}\.(?:embedding|cls_token)",
+            "blocks": [(rf"^{prefix}\.blocks\.(\d+)", None), (rf"^{prefix}\.norm", last)],
+        }
+
+    @staticmethod
     def attention_mask(tokens: TokenIndex) -> Bool[Tensor, "B 1 1 S"] | None:
         """Return which keys may be attended to, or None when nothing is padded."""
         if not tokens.padded:

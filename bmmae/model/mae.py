@@ -170,6 +170,10 @@ class MAE(PretrainedModel):
             "decoder.modality",
         }
 
+    def group_matcher(self, coarse: bool = False) -> Mapping[str, object]:  # noqa: ARG002 - timm's signature
+        """Name the layers, for `optim.layer_decay`; see `Encoder.layer_patterns`."""
+        return self.encoder.layer_patterns()
+
 
 def stack_modalities(
     images: Mapping[str, Tensor], config: ModelConfig

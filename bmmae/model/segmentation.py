@@ -188,6 +188,15 @@ class SegmentationModel(PretrainedModel):
         h, w, d = grid
         return rearrange(sums / counts, "(b h w d) c -> b c h w d", b=batch, h=h, w=w, d=d)
 
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that are embeddings, scales and shifts rather than weights."""
+        tokens = {"encoder.cls_token", "encoder.embedding.modality", "encoder.embedding.bias"}
+        return tokens | {"stem.scale", "stem.shift"}
+
+    def group_matcher(self, coarse: bool = False) -> Mapping[str, object]:  # noqa: ARG002 - timm's signature
+        """Name the layers, for `optim.layer_decay`; see `Encoder.layer_patterns`."""
+        return self.encoder.layer_patterns()
+
     @torch.no_grad()
     def segment(
         self,
