@@ -323,5 +323,5 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(mae: MAE, tmp_path: 
     with pytest.raises(OutputError, match="cannot write"):
         reconstruct_to_folder(mae, files(tmp_path, "t1"), tmp_path / "out")
     (tmp_path / "other" / "reconstruction.json").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"cannot write .*reconstruction\.json"):
+    with pytest.raises(OutputError, match=r"cannot write to .*other"):
         reconstruct_to_folder(mae, files(tmp_path, "t1"), tmp_path / "other")
