@@ -137,11 +137,11 @@ def _keys(kind: Any, prefix: str = "") -> Iterator[str]:
 def _explain(message: str, known: list[str]) -> str:
     """Turn the parser's message into one sentence, with the nearest known key if a key is unknown."""
     line = " ".join(message.split())
-    unknown = re.search(r"[Gg]roup '([\w.]+)' does not accept option '([\w.]+)'", line)
-    plain = re.search(r"(?:unrecognized arguments: --|[Kk]ey \"?'?|option '?)([\w.]+)", line)
-    key = ".".join(unknown.groups()) if unknown else plain.group(1) if plain else ""
-    if not key or key in known:
+    in_file = re.search(r"(?:[Gg]roup '([\w.]+)' )?does not accept option '([\w.]+)'", line)
+    in_arguments = re.search(r"unrecognized arguments: --([\w.]+)", line)
+    if in_file is None and in_arguments is None:
         return f"configuration: {line}"
+    key = ".".join(part for match in (in_file, in_arguments) if match for part in match.groups() if part)
     near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"unknown configuration key '{key}'.{hint} See --help for all keys"

@@ -1,0 +1,117 @@
+"""The public surface, the README's promises, the scripts and their configs."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import bmmae
+from bmmae.config import PretrainConfig, SegmentConfig, parse
+from bmmae.errors import ConfigError
+from bmmae.model.config import RECIPES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PRETRAIN = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def test_every_public_name_can_be_used() -> None:
+    assert all(getattr(bmmae, name) is not None for name in bmmae.__all__)
+    assert set(bmmae.__all__) <= set(dir(bmmae))
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = bmmae.nothing
+
+
+def test_import_is_silent_and_loads_no_heavy_library() -> None:
+    heavy = "{'torch', 'monai', 'accelerate', 'wandb', 'timm', 'matplotlib', 'pandas'}"
+    code = f"import sys, bmmae; print(sorted({heavy} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ended.stdout.strip(), ended.stderr) == ("[]", "")
+
+
+def test_the_readme_lists_paths_that_exist() -> None:
+    tree = README.split("```\nbmmae/ ")[1].split("```")[0]
+    parent = ROOT / "bmmae"
+    for line in ("bmmae/ " + tree).splitlines():
+        names = [word for word in line[:24].split() if re.fullmatch(r"[\w./]+", word) and ("/" in word or "." in word)]
+        for name in names:
+            path = (parent if line.startswith("  ") else ROOT) / name
+            assert path.exists(), f"README lists {name}"
+
+
+def test_the_readme_links_to_files_that_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+@pytest.mark.filterwarnings("ignore::bmmae.checkpoint.SyntheticWeightsWarning")
+def test_the_readme_code_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    code = README.split("```python\n")[1].split("```")[0]
+    exec(compile(ast.parse(code), "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == "torch.Size([1, 1025, 192]) ['t1ce', 't2']"
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=lambda p: p.stem)
+def test_pretraining_configs_are_the_recipes(path: Path) -> None:
+    built = parse(PretrainConfig, ["--config", str(path), "--data.cohort", "cohort.csv"])
+    assert built.model == RECIPES[path.stem]
+
+
+def test_the_segmentation_config_is_read() -> None:
+    path = ROOT / "configs" / "finetune" / "segmentation.yaml"
+    built = parse(SegmentConfig, ["--config", str(path), "--model", "m", "--data.cohort", "cohort.csv"])
+    assert built.augment.modality_dropout > 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_the_first_line_of_a_config_is_the_command_that_runs_it(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    words = shlex.split(first.removeprefix("#"))
+    assert first.startswith("# ")
+    assert path.relative_to(ROOT).as_posix() in words
+    assert all((ROOT / word).exists() for word in words if word.startswith(("configs/", "pretrain/", "finetune/")))
+
+
+def test_configs_hold_values_only() -> None:
+    assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.encoder.dpeth", "3"], r"unknown configuration key 'model.encoder.dpeth'.*'model.encoder.depth'"),
+        (["--model.encoder.depth", "three"], "model.encoder.depth"),
+        (["--model.encoder.heads", "5"], "not a multiple"),
+        (["--masking.visible_share", "2"], r"must lie in \(0, 1\]"),
+        (["--model.patch", "[7, 7, 7]"], "do not divide into patches"),
+        (["--train.steps", "3", "--train.epochs", "3"], "exactly one of"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_sentence(arguments: list[str], message: str) -> None:
+    base = ["--config", str(ROOT / "configs" / "pretrain" / "tiny.yaml"), "--data.cohort", "c.csv"]
+    with pytest.raises(ConfigError, match=message):
+        parse(PretrainConfig, [*base, *arguments])
+
+
+def test_an_unknown_key_in_a_file_proposes_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("train: {steps: 2}\nmodel: {encoder: {dmi: 5}}\n")
+    with pytest.raises(
+        ConfigError, match=r"unknown configuration key 'model.encoder.dmi'. Did you mean 'model.encoder.dim'"
+    ):
+        parse(PretrainConfig, ["--config", str(path), "--data.cohort", "c.csv"])
+
+
+def test_a_missing_config_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        parse(PretrainConfig, ["--config", "nowhere.yaml"])
