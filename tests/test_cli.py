@@ -1,0 +1,187 @@
+"""Each kind of bad input: one clear sentence, exit code 2, nothing half-written."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_models import tiny_mae, tiny_segmentation
+from tiny_studies import SHAPE, brain, picture, save, write_study
+
+from bmmae.checkpoint import save_model
+from bmmae.cli import build_parser, main
+from bmmae.data.preprocess import PreprocessConfig
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tiny_mae(), tmp_path_factory.mktemp("model") / "mae", preprocessing=PreprocessConfig())
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tiny_segmentation(), tmp_path_factory.mktemp("model") / "seg", preprocessing=PreprocessConfig())
+
+
+@pytest.fixture
+def t1(tmp_path: Path) -> Path:
+    return save(tmp_path / "t1.nii.gz", picture())
+
+
+def reconstruct(model: Path, out: Path, *images: object) -> int:
+    return main(["reconstruct", "--model", str(model), *map(str, images), "--out", str(out)])
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, code: int, *words: str) -> None:
+    printed = capsys.readouterr().err
+    assert code == 2
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1, "one line"
+    assert all(word in printed for word in words), printed
+    assert not out.exists() or not any(out.iterdir()), "nothing half-written"
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_no_modality_given(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    refused(capsys, tmp_path / "o", reconstruct(model, tmp_path / "o"), "no image given", "--t1", "--flair")
+
+
+def test_a_path_that_does_not_exist(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    code = reconstruct(model, tmp_path / "o", "--t1", tmp_path / "gone.nii.gz")
+    refused(capsys, tmp_path / "o", code, "gone.nii.gz")
+
+
+def test_a_truncated_file(model: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    t1.write_bytes(t1.read_bytes()[:-200])
+    refused(capsys, tmp_path / "o", reconstruct(model, tmp_path / "o", "--t1", t1), "t1.nii.gz", "truncated")
+
+
+def test_a_file_of_four_axes(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8, 3), np.float32), np.eye(4)), tmp_path / "dwi.nii.gz")
+    code = reconstruct(model, tmp_path / "o", "--t1", tmp_path / "dwi.nii.gz")
+    refused(capsys, tmp_path / "o", code, "dwi.nii.gz", "(8, 8, 8, 3)")
+
+
+def test_modalities_on_different_grids(model: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    t2 = save(tmp_path / "t2.nii.gz", picture(1, (20, 20, 16)))
+    code = reconstruct(model, tmp_path / "o", "--t1", t1, "--t2", t2)
+    refused(capsys, tmp_path / "o", code, "different grids", "t1.nii.gz", "t2.nii.gz")
+
+
+def test_an_image_of_zeros(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    empty = save(tmp_path / "empty.nii.gz", np.zeros(SHAPE, np.float32))
+    refused(capsys, tmp_path / "o", reconstruct(model, tmp_path / "o", "--t1", empty), "empty.nii.gz", "only zeros")
+
+
+def test_an_image_with_nans(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    broken = picture()
+    broken[brain()] = np.nan
+    path = save(tmp_path / "nan.nii.gz", broken)
+    refused(capsys, tmp_path / "o", reconstruct(model, tmp_path / "o", "--t1", path), "nan.nii.gz", "not finite")
+
+
+def test_a_model_folder_without_config(tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    (tmp_path / "hollow").mkdir()
+    code = reconstruct(tmp_path / "hollow", tmp_path / "o", "--t1", t1)
+    refused(capsys, tmp_path / "o", code, "hollow", "config.json")
+
+
+def test_a_model_config_with_an_unknown_key(model: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    odd = save_model(tiny_mae(), tmp_path / "odd", preprocessing=PreprocessConfig())
+    config = json.loads((odd / "config.json").read_text())
+    config["model"]["encoder"]["dpeth"] = config["model"]["encoder"].pop("depth")
+    (odd / "config.json").write_text(json.dumps(config))
+    refused(capsys, tmp_path / "o", reconstruct(odd, tmp_path / "o", "--t1", t1), "dpeth", "Did you mean 'depth'?")
+
+
+def test_an_unknown_modality_name(model: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    code = reconstruct(model, tmp_path / "o", "--image", f"flare={t1}")
+    refused(capsys, tmp_path / "o", code, "unknown modality 'flare'", "Did you mean 'flair'?")
+
+
+def test_a_modality_given_twice(model: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    code = reconstruct(model, tmp_path / "o", "--t1", t1, "--image", f"T1w={t1}")
+    refused(capsys, tmp_path / "o", code, "given twice")
+
+
+def test_an_image_option_without_a_name(model: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    code = reconstruct(model, tmp_path / "o", "--image", t1)
+    refused(capsys, tmp_path / "o", code, "NAME=FILE")
+
+
+def test_an_output_folder_that_cannot_be_written(model: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    assert reconstruct(model, blocked / "o", "--t1", t1) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_model_of_another_kind(model: Path, segmenter: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    refused(capsys, tmp_path / "o", reconstruct(segmenter, tmp_path / "o", "--t1", t1), "segmentation", "mae")
+    code = main(["segment", "--model", str(model), "--t1", str(t1), "--out", str(tmp_path / "o" / "seg.nii.gz")])
+    refused(capsys, tmp_path / "o", code, "mae", "segmentation")
+
+
+def test_reconstruct_writes_the_absent_modalities(model: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
+    assert reconstruct(model, tmp_path / "o", "--t1", t1) == 0
+    written = {path.name for path in (tmp_path / "o").iterdir()}
+    assert written == {"t1ce.nii.gz", "t2.nii.gz", "flair.nii.gz", "reconstruction.json"}
+    assert "not a medical device" in capsys.readouterr().out
+
+
+def test_reconstruct_all_writes_the_given_ones_too(model: Path, tmp_path: Path, t1: Path) -> None:
+    assert reconstruct(model, tmp_path / "o", "--t1", t1, "--all") == 0
+    np.testing.assert_allclose(nib.load(tmp_path / "o" / "t1.nii.gz").get_fdata(), nib.load(t1).get_fdata(), rtol=1e-5)
+
+
+def test_segment_writes_labels_on_the_input_grid(segmenter: Path, tmp_path: Path, t1: Path) -> None:
+    out = tmp_path / "o" / "seg.nii.gz"
+    assert main(["segment", "--model", str(segmenter), "--t1", str(t1), "--out", str(out)]) == 0
+    labels, source = nib.load(out), nib.load(t1)
+    np.testing.assert_allclose(labels.affine, source.affine)
+    assert labels.shape == source.shape
+    assert set(np.unique(labels.get_fdata())) <= {0, 1, 2, 4}
+
+
+def test_index_check_and_cache_a_folder(tmp_path: Path, capsys: Capture) -> None:
+    for subject in ("a", "b"):
+        write_study(tmp_path / "data" / subject, labelled=False)
+    table = str(tmp_path / "cohort.csv")
+    assert main(["index", str(tmp_path / "data"), "--out", table]) == 0
+    assert main(["check", table]) == 0
+    assert main(["cache", table, "--out", str(tmp_path / "cache"), "--spacing", "2", "--workers", "1"]) == 0
+    assert "2 of 2 studies" in capsys.readouterr().out
+
+
+def test_check_fails_where_a_file_is_broken(tmp_path: Path, capsys: Capture) -> None:
+    study = write_study(tmp_path / "data" / "a", labelled=False)
+    table = str(tmp_path / "cohort.csv")
+    assert main(["index", str(tmp_path / "data"), "--out", table]) == 0
+    path = study.images["t2"]
+    path.write_bytes(path.read_bytes()[:100])
+    assert main(["check", table]) == 1
+    assert "t2.nii.gz" in capsys.readouterr().out
+
+
+def test_info_is_readable_by_people_and_programs(model: Path, capsys: Capture) -> None:
+    assert main(["info", str(model)]) == 0
+    assert "FLAIR" in capsys.readouterr().out
+    assert main(["info", str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "mae"
+
+
+def test_init_writes_scripts_and_configs_and_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["init", str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / "configs" / "pretrain" / "tiny.yaml").is_file()
+    assert main(["init", str(tmp_path / "mine")]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_every_command_has_a_help_text(capsys: Capture) -> None:
+    for name in build_parser()._subparsers._group_actions[0].choices:  # type: ignore[union-attr]
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+    assert "usage" in capsys.readouterr().out
