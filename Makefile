@@ -29,5 +29,16 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Alone on the machine: the benchmarks measure it.
+bench: install
+	for script in data pretrain_step scaling; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+bench-tables: install
+	$(BIN)/python benchmarks/tables.py
+
+# The pages are Markdown; their code is executed by the tests.
+docs: install
+	$(BIN)/pytest -q tests -k "readme or docs or weights_md"
+
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
