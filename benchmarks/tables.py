@@ -1,7 +1,7 @@
 """Write the tables of README.md and benchmarks/README.md from the full results; `--check` only compares.
 
-A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; NAME is that of a file in `benchmarks/results/`. Where that
-file does not exist, the table says that nothing was measured.
+A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; NAME is that of a file in `benchmarks/results/`. Where
+that file does not exist, the table says that nothing was measured.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def table(name: str) -> str:
 
 
 def _row(key: str, figure: dict[str, Any]) -> str:
-    cells = (_number(figure["value"]), f"{_number(figure['low'])} to {_number(figure['high'])}")
-    return f"| `{key}` | {' | '.join(cells)} | {_number(figure['floor'])} | {_number(figure['asked'])} | {figure['unit']} |"
+    spread = f"{_number(figure['low'])} to {_number(figure['high'])}"
+    cells = (_number(figure["value"]), spread, _number(figure["floor"]), _number(figure["asked"]), figure["unit"])
+    return f"| `{key}` | {' | '.join(cells)} |"
 
 
 def _number(value: float | None) -> str:
