@@ -117,7 +117,8 @@ class _Steps:
             "--data.labels",
             CODING,
         )
-        self._train("finetune/segmentation.py", *config, *self._common("segmentation", self.lengths.finetune))
+        small = ("--width", 4, "--train.batch_size", 2)  # a step of the full decoder takes seconds on two cores
+        self._train("finetune/segmentation.py", *config, *self._common("segmentation", self.lengths.finetune), *small)
 
     def _common(self, run: str, steps: int) -> tuple[object, ...]:
         data = ("--data.cohort", self.out / "data" / "cohort.csv", "--data.cache", self.out / "cache")
