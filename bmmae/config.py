@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
-from bmmae.data.dataset import AugmentConfig
+from bmmae.data.augment import AugmentConfig
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.errors import BmmaeError, ConfigError
 from bmmae.masking import MaskingConfig

@@ -11,9 +11,10 @@ import pytest
 import torch
 from tiny_studies import SHAPE, picture, save, write_study
 
+from bmmae.data.augment import AugmentConfig, keep_random_subset
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
-from bmmae.data.dataset import AugmentConfig, StudyDataset, View, centred, keep_random_subset, token_flags
+from bmmae.data.dataset import StudyDataset, View, centred, token_flags
 from bmmae.data.labels import BRATS2017
 from bmmae.data.loaders import EVALUATION_EPOCH, SampleStream, collate, training_batches
 from bmmae.data.preprocess import PreprocessConfig
