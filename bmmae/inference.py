@@ -120,7 +120,7 @@ def reconstruct(
         native = to_native(study.prepared, scores[name])
         brain = study.prepared.geometry.from_canonical(cast(Array, study.prepared.native_brain))
         values = np.where(brain, native * deviation + mean, 0).astype(np.float32)
-        out[name] = _image(values, study.reference, f"bmmae SYNTHETIC {title(name)}, not acquired")
+        out[name] = _image(values, study.reference, f"bmmae SYNTHETIC {title(name)}, not acquired{_caveat(study)}")
     return out
 
 
@@ -179,7 +179,7 @@ def segment(
     probabilities = segment_prepared(model, study.prepared)
     regions = np.stack([to_native(study.prepared, p, within_brain=False) for p in probabilities]) > 0.5
     labels = labels_from_regions(regions, find_coding(model.config.coding)).astype(np.uint8)
-    return _image(labels, study.reference, f"bmmae segmentation, {model.config.coding}")
+    return _image(labels, study.reference, f"bmmae segmentation, {model.config.coding}{_caveat(study)}")
 
 
 def segment_prepared(model: SegmentationModel, prepared: PreparedStudy) -> Float[np.ndarray, "R H W D"]:
@@ -318,6 +318,11 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> Path:
     array = np.asanyarray(image.dataobj)
     like = Header(Path(path), array.shape, image.affine, array.dtype, image.header)
     return write_image(path, array, image.affine, like, bytes(image.header["descrip"]).decode().rstrip("\0"))
+
+
+def _caveat(study: LoadedStudy) -> str:
+    """What a header has to add about the input."""
+    return "; input not skull-stripped" if study.prepared.brain_source == "foreground" else ""
 
 
 def _image(values: Array, like: Image, description: str) -> nib.Nifti1Image:

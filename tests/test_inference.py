@@ -209,6 +209,7 @@ def test_a_head_with_its_skull_is_warned_about(mae: MAE, tmp_path: Path) -> None
     with pytest.warns(UnlikeTrainingWarning, match="not skull-stripped"):
         made = reconstruct(mae, {"t1": path})
     assert not np.asarray(made["t2"].dataobj)[~head_foreground(head)].any()
+    assert b"not skull-stripped" in bytes(made["t2"].header["descrip"])
     mask = save(tmp_path / "mask.nii.gz", brain().astype(np.uint8))
     made = reconstruct(mae, {"t1": path}, brain_mask=mask)
     assert not np.asarray(made["t2"].dataobj)[~brain()].any()
