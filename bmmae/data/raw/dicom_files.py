@@ -1,0 +1,279 @@
+"""Read the headers of a folder of DICOM files and gather them into series; no voxel is decoded."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bmmae.data.raw.extras import require
+from bmmae.errors import ImageError
+
+GAP_TOLERANCE = 0.2
+"""Slices whose distance differs from the usual one by more than this share leave a gap."""
+
+STRUCTURE_KINDS = ("RTSTRUCT", "SEG")
+IMPLICIT_LENGTHS = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+"""Uncompressed transfer syntaxes, whose voxels have a known number of bytes."""
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """What the headers of one series say about how it was made; None where they are silent.
+
+    Attributes:
+        kind: DICOM modality (`MR`, `CT`, `RTSTRUCT`, `SEG` ...).
+        description: Series description and protocol name, as the scanner's operator wrote them.
+        contrast: Contrast agent, `""` if none is named.
+        tr: Repetition time, ms.
+        te: Echo time, ms.
+        ti: Inversion time, ms.
+        scanning: Values of ScanningSequence (`SE`, `GR`, `IR`, `EP`).
+        image_type: Values of ImageType.
+        body_part: BodyPartExamined.
+    """
+
+    kind: str
+    description: tuple[str, ...] = ()
+    contrast: str = ""
+    tr: float | None = None
+    te: float | None = None
+    ti: float | None = None
+    scanning: tuple[str, ...] = ()
+    image_type: tuple[str, ...] = ()
+    body_part: str = ""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must never leave this step: who, when, and the identifiers that lead back to them."""
+
+    patient_id: str
+    patient_name: str = ""
+    birth_date: str = ""
+    study_uid: str = ""
+    study_date: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def person(self) -> str:
+        """What tells one patient from another, whichever of the identifiers is filled."""
+        return self.patient_id or f"{self.patient_name}{self.birth_date}" or self.study_uid
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one series.
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        identity: Whose it is.
+        number: SeriesNumber, 0 if absent.
+        acquisition: How it was made.
+        files: In no particular order.
+        slices: Different slice positions.
+        problems: What is wrong with its files or geometry, a phrase each.
+    """
+
+    uid: str
+    identity: Identity
+    number: int
+    acquisition: Acquisition
+    files: tuple[Path, ...]
+    slices: int = 0
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def is_structures(self) -> bool:
+        """Whether it holds contours or masks rather than an image."""
+        return self.acquisition.kind in STRUCTURE_KINDS
+
+
+def scan_folder(folder: str | Path) -> tuple[Series, ...]:
+    """Find the DICOM series below a folder, whatever the files are called.
+
+    Raises:
+        ImageError: If it is no folder or holds no DICOM file.
+        ConfigError: If pydicom is not installed.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ImageError(f"{root} is not a folder: expected one with DICOM files; check the spelling")
+    headers: dict[str, list[_File]] = defaultdict(list)
+    seen = 0
+    for path in _files(root):
+        seen += 1
+        file = _read_header(path)
+        if file is not None:
+            headers[str(file.header.SeriesInstanceUID)].append(file)
+    if not headers:
+        raise ImageError(
+            f"{root} holds no DICOM file ({seen} files looked at): expected a scanner's or an archive's export; "
+            "for NIfTI files use `bmmae index`"
+        )
+    return tuple(_as_series(uid, found) for uid, found in headers.items())
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file's header, and how many bytes follow it."""
+
+    path: Path
+    header: Any
+    rest: int
+
+
+def _read_header(path: Path) -> _File | None:
+    """Return the header, or None if this is no DICOM file of a series (a DICOMDIR, a report, a text)."""
+    pydicom = require("pydicom", "Reading DICOM")
+    try:
+        # Archives hold files without the preamble; whatever is no DICOM at all then fails or has no series.
+        with path.open("rb") as stream:
+            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+            rest = path.stat().st_size - stream.tell()
+        return _File(path, header, rest) if header.get("SeriesInstanceUID") and header.get("Modality") else None
+    except Exception:  # a parser's own exceptions: whatever it cannot read is no DICOM file
+        return None
+
+
+def _as_series(uid: str, found: list[_File]) -> Series:
+    first = found[0].header
+    positions = [position for file in found for position in _positions(file.header)]
+    slices, problems = _spacing_problems(positions)
+    short = sum(_is_short(file) for file in found)
+    if short:
+        problems = (f"{short} of {len(found)} files truncated", *problems)
+    return Series(
+        uid=uid,
+        identity=_identity(first),
+        number=int(first.get("SeriesNumber") or 0),
+        acquisition=_acquisition(first),
+        files=tuple(file.path for file in found),
+        slices=slices,
+        problems=problems,
+    )
+
+
+def _identity(header: Any) -> Identity:
+    others = ("OtherPatientIDs", "AccessionNumber", "StudyID", "ReferringPhysicianName", "InstitutionName")
+    return Identity(
+        patient_id=_text(header, "PatientID"),
+        patient_name=_text(header, "PatientName"),
+        birth_date=_text(header, "PatientBirthDate"),
+        study_uid=_text(header, "StudyInstanceUID"),
+        study_date=_text(header, "StudyDate") + _text(header, "StudyTime"),
+        others=tuple(text for name in others if (text := _text(header, name))),
+    )
+
+
+def _acquisition(header: Any) -> Acquisition:
+    contrast = _text(header, "ContrastBolusAgent")
+    return Acquisition(
+        kind=_text(header, "Modality").upper(),
+        description=tuple(
+            text for name in ("SeriesDescription", "ProtocolName", "SequenceName") if (text := _text(header, name))
+        ),
+        contrast="" if contrast.lower() in {"no", "none", "n", "n/a", "without", "0"} else contrast,
+        tr=_number(header, "RepetitionTime"),
+        te=_number(header, "EchoTime", "EffectiveEchoTime"),
+        ti=_number(header, "InversionTime", "InversionTimes"),
+        scanning=_words(header, "ScanningSequence"),
+        image_type=_words(header, "ImageType"),
+        body_part=_text(header, "BodyPartExamined").lower(),
+    )
+
+
+def _text(header: Any, name: str) -> str:
+    return str(header.get(name) or "").strip()
+
+
+def _words(header: Any, name: str) -> tuple[str, ...]:
+    value = header.get(name) or ()
+    return (value.upper(),) if isinstance(value, str) else tuple(str(word).upper() for word in value)
+
+
+def _number(header: Any, *names: str) -> float | None:
+    """Return the first of these elements that is filled; enhanced files keep them in shared functional groups."""
+    groups = [
+        header,
+        *(item for group in header.get("SharedFunctionalGroupsSequence") or () for item in _nested(group)),
+    ]
+    for group in groups:
+        for name in names:
+            value = group.get(name)
+            if value not in (None, ""):
+                return float(value[0] if hasattr(value, "__getitem__") else value)
+    return None
+
+
+def _nested(group: Any) -> Iterator[Any]:
+    for element in group:
+        if element.VR == "SQ":
+            yield from element.value
+
+
+def _positions(header: Any) -> list[float]:
+    """Return the place of each slice along the normal of the slices, mm; one for each frame of a multi-frame file."""
+    if header.get("Modality") in STRUCTURE_KINDS:
+        return []
+    frames = header.get("PerFrameFunctionalGroupsSequence") or [header]
+    shared = header.get("SharedFunctionalGroupsSequence") or [header]
+    found = []
+    for frame in frames:
+        position = _within(frame, "PlanePositionSequence").get("ImagePositionPatient")
+        orientation = _within(frame, "PlaneOrientationSequence").get("ImageOrientationPatient") or _within(
+            shared[0], "PlaneOrientationSequence"
+        ).get("ImageOrientationPatient")
+        if position and orientation:
+            axes = np.asarray(orientation, dtype=float).reshape(2, 3)
+            found.append(float(np.cross(*axes) @ np.asarray(position, dtype=float)))
+    return found
+
+
+def _within(group: Any, sequence: str) -> Any:
+    items = group.get(sequence)
+    return items[0] if items else group
+
+
+def _spacing_problems(positions: list[float]) -> tuple[int, tuple[str, ...]]:
+    """Return how many different slices there are, and what is wrong with their spacing."""
+    places = sorted({round(place, 2) for place in positions})
+    problems: list[str] = []
+    if len(places) > 1 and len(positions) != len(places):
+        volumes = len(positions) / len(places)
+        problems.append(
+            f"{volumes:g} volumes in one series"
+            if volumes.is_integer()
+            else "slices repeated or missing in one of several volumes"
+        )
+    gaps = np.diff(places)
+    if len(gaps) > 1:
+        usual = float(np.median(gaps))
+        missing = int(np.rint(gaps / usual - 1).clip(min=0).sum())
+        if missing:
+            problems.append(f"{missing} of {len(places) + missing} slices missing")
+        elif np.any(np.abs(gaps - usual) > GAP_TOLERANCE * usual):
+            problems.append(f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart")
+    return len(places), tuple(problems)
+
+
+def _is_short(file: _File) -> bool:
+    """Tell whether a file is too short for its voxels, where their number of bytes is known."""
+    header = file.header
+    meta = getattr(header, "file_meta", None)
+    if not header.get("Rows") or str((meta or {}).get("TransferSyntaxUID", "")) not in IMPLICIT_LENGTHS:
+        return False
+    frames = int(header.get("NumberOfFrames") or 1) * int(header.get("SamplesPerPixel") or 1)
+    bits = int(header.Rows) * int(header.Columns) * frames * int(header.get("BitsAllocated") or 16)
+    return file.rest < bits // 8

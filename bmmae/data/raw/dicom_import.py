@@ -1,0 +1,155 @@
+"""DICOM folders to a cohort of NIfTI files: find, propose, and once the user agrees, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bmmae.arrays import Array, Float
+from bmmae.data.cohort import Cohort, Study
+from bmmae.data.raw.conversion import convert_series
+from bmmae.data.raw.dicom_files import Series, scan_folder
+from bmmae.data.raw.extras import dcm2niix_program
+from bmmae.data.raw.privacy import Pseudonym, pseudonyms, read_mapping, series_key
+from bmmae.data.raw.series_table import STRUCTURES, Row, propose
+from bmmae.data.raw.structures import Choice, choose, draw_labels, read_structures
+from bmmae.data.reading import write_image
+from bmmae.errors import BmmaeError, CohortError
+from bmmae.modalities import STANDARD, in_table_order
+from bmmae.patches import Triple
+
+DESCRIPTION = "bmmae import-dicom"
+Grid = tuple[Triple, Float[Array, "4 4"]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in a folder: series, the numbers that stand for patients and visits, and the proposed table."""
+
+    series: tuple[Series, ...]
+    names: dict[str, Pseudonym]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The cohort written, and what was left out and why, a sentence each."""
+
+    table: Path
+    cohort: Cohort
+    problems: tuple[str, ...]
+
+
+def find_series(folder: Path, wanted: Sequence[str] = STANDARD, mapping: Path | None = None) -> Found:
+    """Read all headers below a folder and propose what each series is.
+
+    Args:
+        folder: A scanner's or an archive's export.
+        wanted: Modalities to take.
+        mapping: An earlier mapping file; the visits in it keep their numbers.
+
+    Raises:
+        ImageError: If there is no DICOM file.
+        CohortError: If the mapping file is no table.
+        ConfigError: If pydicom is not installed.
+    """
+    series = scan_folder(folder)
+    names = pseudonyms(series, read_mapping(mapping) if mapping else ())
+    return Found(series, names, propose(series, names, wanted))
+
+
+def import_series(
+    found: Found,
+    rows: Iterable[Row],
+    out: Path,
+    *,
+    structures: Sequence[Choice] = (),
+    wanted: Sequence[str] = STANDARD,
+    progress: bool = True,
+) -> Imported:
+    """Convert the series to which the table gives a modality, and write `cohort.csv` beside them.
+
+    Args:
+        found: The folder's series.
+        rows: The table, as proposed or edited.
+        out: Folder of the cohort.
+        structures: Which contours to keep where there are several.
+        wanted: Modalities of the cohort.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        ConfigError: If dcm2niix is not installed.
+        CohortError: If nothing could be converted.
+        OutputError: If the cohort cannot be written.
+    """
+    from tqdm import tqdm
+
+    dcm2niix_program()
+    by_key = {series_key(item): item for item in found.series}
+    visits: dict[Pseudonym, list[Row]] = {}
+    for row in rows:
+        if row.modality:
+            visits.setdefault(row.name, []).append(row)
+    studies: list[Study] = []
+    problems: list[str] = []
+    for name, chosen in tqdm(visits.items(), desc="import", unit="visit", disable=not progress, leave=False):
+        visit = _Visit(name, out, problems)
+        study = visit.convert({row.modality: by_key[row.key] for row in chosen}, structures)
+        studies += [study] if study else []
+    if not studies:
+        listed = "; ".join(problems) or "the table gives no series a modality"
+        raise CohortError(
+            f"nothing was imported: {listed}; fill in the table's `modality` column, pass it with --table"
+        )
+    cohort = Cohort(tuple(studies), in_table_order(wanted))
+    return Imported(cohort.write(out / "cohort.csv"), cohort, tuple(problems))
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """One patient's visit on its way to files; what goes wrong is added to `problems`."""
+
+    name: Pseudonym
+    out: Path
+    problems: list[str]
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.name.subject / self.name.session
+
+    def convert(self, series: dict[str, Series], structures: Sequence[Choice]) -> Study | None:
+        """Write the images and the segmentation; None if no image could be converted."""
+        images: dict[str, Path] = {}
+        grids: dict[str, Grid] = {}
+        for modality in in_table_order(name for name in series if name != STRUCTURES):
+            try:
+                array, affine = convert_series(series[modality])
+                path = write_image(self.folder / f"{modality}.nii.gz", array, affine, description=DESCRIPTION)
+            except BmmaeError as error:
+                self._report(modality, error)
+                continue
+            images[modality] = path
+            grids[series[modality].uid] = ((array.shape[0], array.shape[1], array.shape[2]), affine)
+        if not images:
+            return None
+        seg = self._segmentation(series[STRUCTURES], grids, structures) if STRUCTURES in series else None
+        return Study(subject=self.name.subject, session=self.name.session, images=images, seg=seg)
+
+    def _segmentation(self, series: Series, grids: dict[str, Grid], choices: Sequence[Choice]) -> Path | None:
+        try:
+            found = read_structures(series)
+            referenced = [grids[uid] for uid in found.references if uid in grids]
+            if len(referenced) != 1:
+                raise CohortError(
+                    f"its contours refer to {len(found.references)} series, {len(referenced)} of which were imported: "
+                    "expected one; give that series a modality in the table"
+                )
+            labels = draw_labels(choose(found.structures, choices), *referenced[0])
+            return write_image(self.folder / "seg.nii.gz", labels, referenced[0][1], description=DESCRIPTION)
+        except BmmaeError as error:
+            self._report(STRUCTURES, error)
+            return None
+
+    def _report(self, what: str, error: BmmaeError) -> None:
+        self.problems.append(f"{self.name.subject} {self.name.session}, {what}: {error}")

@@ -1,0 +1,282 @@
+"""One raw study to co-registered, skull-stripped volumes on one grid, each interpolated once.
+
+The steps are those of the published pipeline: N4 on copies that only serve to find the transforms, every modality
+rigidly to the reference, the reference to the atlas, both transforms composed, one interpolation, brain mask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bmmae._version import __version__
+from bmmae.arrays import Array, Bool, Float
+from bmmae.data.brain import is_stripped
+from bmmae.data.cohort import Study
+from bmmae.data.location import fingerprint
+from bmmae.data.raw import stripping
+from bmmae.data.raw.atlas import Atlas
+from bmmae.data.raw.bias import corrected
+from bmmae.data.raw.native import FILE, Native, Registration
+from bmmae.data.raw.registration import RegistrationConfig, register
+from bmmae.data.raw.resampling import Grid, Volume, coverage, resample
+from bmmae.data.reading import read_image, read_labels, write_image
+from bmmae.errors import ImageError, OutputError
+from bmmae.modalities import STANDARD, in_table_order
+
+T1, T1CE, T2, FLAIR = STANDARD
+REFERENCE_ORDER = (T1CE, T1, FLAIR, T2)
+"""The first that a study has: T1ce is the published choice and mostly the finest scan; further modalities follow in
+table order."""
+
+SCANNED_ZERO = 1e-6
+"""Zero means "not scanned" in a stripped image; a voxel of the brain that measured zero is written as this instead."""
+
+SMALLEST_BRAIN = 1000
+DESCRIPTION = "bmmae preprocess"
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """What to do with raw scans.
+
+    Attributes:
+        atlas: `mni152`, a file, or None to stay in the study's own space.
+        affine: Let the atlas registration scale and shear; rigid otherwise.
+        spacing: Of the common grid, mm.
+        keep_n4: Correct the bias field of the output too, not only of the copies that find the transforms.
+        seed: Of the registration.
+    """
+
+    atlas: str | None = None
+    affine: bool = False
+    spacing: float = 1.0
+    keep_n4: bool = False
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study's new row of the cohort table, and what its user should know, a phrase each."""
+
+    study: Study
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A study's scans in memory; `copies` have their bias field removed."""
+
+    images: dict[str, Volume]
+    copies: dict[str, Volume]
+    masks: dict[str, Bool[np.ndarray, "H W D"]]
+    reference: str
+
+
+def reference_of(study: Study) -> str:
+    """Return the modality that a study's others are aligned to."""
+    ranked = (*REFERENCE_ORDER, *in_table_order(study.images))
+    return next(name for name in ranked if name in study.images)
+
+
+def state_of(study: Study, config: PipelineConfig, atlas: Atlas | None) -> str:
+    """Return a hash of everything that the result depends on: sources by size and time, settings, versions.
+
+    Raises:
+        ImageError: If a file of the study does not exist.
+    """
+    # Not the place: a cohort that moves as a whole is not prepared again.
+    stats = [fingerprint(file)[1:] for file in study.files()]
+    program = stripping.installed()
+    content = (stats, asdict(config), atlas.state if atlas else "", program, __version__)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def prepare_study(study: Study, folder: Path, config: PipelineConfig, atlas: Atlas | None) -> Prepared:
+    """Prepare one study and write it.
+
+    Args:
+        study: Its raw scans.
+        folder: Where its volumes, brain mask, segmentation and `registration.json` go.
+        config: What to do.
+        atlas: The template of `config.atlas`, loaded.
+
+    Raises:
+        BmmaeError: If a scan cannot be read or registered, or a result not be written.
+    """
+    _clear(study, folder)
+    raw, remarks = _read(study)
+    to_atlas = _to_atlas(raw, config, atlas)
+    if atlas is not None:
+        grid = atlas.volume.grid.at_spacing(config.spacing)
+    else:
+        grid = raw.images[raw.reference].grid.reoriented().at_spacing(config.spacing)
+    natives = _co_register(raw, to_atlas, config)
+    registration = Registration(
+        raw.reference, atlas.name if atlas else None, grid, natives, state_of(study, config, atlas), remarks
+    )
+    brain = _brain(raw, registration)
+    images = _write_images(raw, registration, brain, folder, config)
+    mask = None if brain is None else write_image(folder / "brain_mask.nii.gz", brain, grid.affine)
+    seg = _write_segmentation(study, registration, folder)
+    # Last: its presence says that the study is complete.
+    registration.write(folder)
+    return Prepared(replace(study, images=images, seg=seg, brain_mask=mask, brain_masks={}), remarks)
+
+
+def prepared_before(study: Study, folder: Path, registration: Registration) -> Study:
+    """Return the row of a study that was prepared by an earlier run."""
+    images = {name: folder / f"{name}.nii.gz" for name in registration.natives}
+    mask, seg = folder / "brain_mask.nii.gz", folder / "seg.nii.gz"
+    return replace(
+        study,
+        images=images,
+        seg=seg if study.seg else None,
+        brain_mask=mask if mask.is_file() else None,
+        brain_masks={},
+    )
+
+
+def _clear(study: Study, folder: Path) -> None:
+    """Remove what an earlier run left of this study, so that nothing of two runs is mixed.
+
+    Raises:
+        OutputError: If that would be one of the sources.
+    """
+    names = (*study.images, "brain_mask", "seg")
+    old = {(folder / f"{name}.nii.gz").resolve() for name in names}
+    if old & {file.resolve() for file in study.files() if isinstance(file, Path)}:
+        raise OutputError(f"{folder} holds the raw scans themselves: name another --out")
+    for path in (folder / FILE, *old):
+        path.unlink(missing_ok=True)
+
+
+def _read(study: Study) -> tuple[_Raw, tuple[str, ...]]:
+    """Read scans and masks, and remove the bias field from copies."""
+    found = {name: read_image(path) for name, path in study.images.items()}
+    images = {name: Volume(image.array, image.affine) for name, image in found.items()}
+    reference = reference_of(study)
+    masks = _given_masks(study, images)
+    remarks: tuple[str, ...] = ()
+    if not masks:
+        program = stripping.installed()
+        if program:
+            masks[reference] = stripping.find_brain_mask(images[reference], program)
+        elif not all(is_stripped(volume.array) for volume in images.values()):
+            remarks = (f"its skull stays: no brain mask is given and no program is installed; {stripping.ADVICE}",)
+    copies = {name: corrected(volume, masks.get(name)) for name, volume in images.items()}
+    return _Raw(images, copies, masks, reference), remarks
+
+
+def _given_masks(study: Study, images: dict[str, Volume]) -> dict[str, Bool[np.ndarray, "H W D"]]:
+    """Return the brain masks of the table, each on the grid of a modality that it belongs to."""
+    masks = {}
+    own = dict(study.brain_masks)
+    if study.brain_mask is not None:
+        labels, affine = read_labels(study.brain_mask)
+        own.setdefault(_owner(Volume(labels, affine).grid, images, reference_of(study)), study.brain_mask)
+    for name, path in own.items():
+        if name not in images:
+            continue
+        labels, affine = read_labels(path)
+        mask = Volume((labels > 0).astype(np.float32), affine)
+        same = mask.grid.same(images[name].grid)
+        # A mask on another grid lies where its header says.
+        inside = mask.array if same else resample(mask, np.eye(4), images[name].grid)
+        masks[name] = inside > 0.5
+        if np.count_nonzero(masks[name]) == 0:
+            raise ImageError(f"brain mask {path} does not overlap {study.images[name].name}: draw it again")
+    return masks
+
+
+def _owner(grid: Grid, images: dict[str, Volume], otherwise: str) -> str:
+    """Return the modality on whose grid a drawing lies, the reference first."""
+    ranked = sorted(images, key=lambda name: name != otherwise)
+    return next((name for name in ranked if images[name].grid.same(grid)), otherwise)
+
+
+def _to_atlas(raw: _Raw, config: PipelineConfig, atlas: Atlas | None) -> Float[Array, "4 4"]:
+    """Return the matrix from the common space to the reference's."""
+    if atlas is None:
+        return np.eye(4)
+    moving = raw.copies[raw.reference]
+    mask = raw.masks.get(raw.reference)
+    if mask is not None and atlas.mask is not None:
+        moving = Volume(np.where(mask, moving.array, 0), moving.affine)
+    settings = RegistrationConfig(kind="affine" if config.affine else "rigid", seed=config.seed)
+    return register(atlas.volume, moving, settings, atlas.mask).matrix
+
+
+def _co_register(raw: _Raw, to_atlas: Float[Array, "4 4"], config: PipelineConfig) -> dict[str, Native]:
+    """Align every modality to the reference and return how each lies under the common grid."""
+    fixed = raw.copies[raw.reference]
+    mask = _comparison_mask(raw)
+    natives = {}
+    for name, image in raw.images.items():
+        if name == raw.reference:
+            natives[name] = Native(image.grid, to_atlas)
+            continue
+        found = register(fixed, raw.copies[name], RegistrationConfig(seed=config.seed), mask)
+        natives[name] = Native(image.grid, found.matrix @ to_atlas, found.before, found.after)
+    return natives
+
+
+def _comparison_mask(raw: _Raw) -> Bool[np.ndarray, "H W D"] | None:
+    """Return the reference's brain with a margin: the edge aligns, neck and fat do not."""
+    mask = raw.masks.get(raw.reference)
+    if mask is None:
+        return None
+    spacing = raw.images[raw.reference].grid.spacing
+    distance = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    return np.asarray(distance <= 4.0)
+
+
+def _brain(raw: _Raw, registration: Registration) -> Bool[np.ndarray, "H W D"] | None:
+    """Return the brain on the common grid: the reference's mask, and beyond its field of view the others'."""
+    ranked = sorted(raw.masks, key=lambda name: name != raw.reference)
+    if not ranked:
+        return None
+    brain = np.zeros(registration.grid.shape, dtype=bool)
+    seen = np.zeros(registration.grid.shape, dtype=bool)
+    for name in ranked:
+        native = registration.natives[name]
+        mask = Volume(raw.masks[name].astype(np.float32), native.grid.affine)
+        inside = resample(mask, native.matrix, registration.grid) > 0.5
+        brain |= inside & ~seen
+        seen |= coverage(native.grid, native.matrix, registration.grid)
+    if np.count_nonzero(brain) < SMALLEST_BRAIN:
+        raise ImageError("hardly any brain lies on the common grid: expected the masks to fit the scans and the atlas")
+    return brain
+
+
+def _write_images(
+    raw: _Raw, registration: Registration, brain: Bool[np.ndarray, "H W D"] | None, folder: Path, config: PipelineConfig
+) -> dict[str, Path]:
+    paths = {}
+    for name, native in registration.natives.items():
+        source = (raw.copies if config.keep_n4 else raw.images)[name]
+        moved = resample(source, native.matrix, registration.grid)
+        if brain is not None:
+            scanned = brain & coverage(native.grid, native.matrix, registration.grid)
+            moved = np.where(scanned, np.where(moved == 0, np.float32(SCANNED_ZERO), moved), np.float32(0))
+        if not moved.any():
+            raise ImageError(f"nothing of {name} lies on the common grid: is it a scan of the same head?")
+        paths[name] = write_image(folder / f"{name}.nii.gz", moved, registration.grid.affine, description=DESCRIPTION)
+    return paths
+
+
+def _write_segmentation(study: Study, registration: Registration, folder: Path) -> Path | None:
+    if study.seg is None:
+        return None
+    labels, affine = read_labels(study.seg)
+    volume = Volume(labels, affine)
+    natives = registration.natives
+    ranked = sorted(natives, key=lambda name: name != registration.reference)
+    owner = next((name for name in ranked if natives[name].grid.same(volume.grid)), registration.reference)
+    moved = resample(volume, natives[owner].matrix, registration.grid, "label")
+    return write_image(folder / "seg.nii.gz", moved, registration.grid.affine, description=DESCRIPTION)

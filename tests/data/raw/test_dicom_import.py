@@ -1,0 +1,206 @@
+"""DICOM in, cohort out: the right voxels in the right place, and nothing of whose they are."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_writer import Patient, block, oblique, phantom, rectangle
+
+from bmmae.cli import main
+from bmmae.data.check import check_study
+from bmmae.data.cohort import Study, read_cohort
+from bmmae.data.raw.dicom_import import find_series, import_series
+from bmmae.data.raw.structures import Choice
+from bmmae.data.reading import read_image, read_labels
+from bmmae.modalities import STANDARD
+
+T1, T1CE, T2, FLAIR = STANDARD
+LONG = {"RepetitionTime": 9000, "EchoTime": 95}
+
+
+def imported(folder: Path, out: Path, *structures: str) -> tuple[Study, tuple[str, ...]]:
+    found = find_series(folder)
+    chosen = [Choice.parse(name) for name in structures]
+    report = import_series(found, found.rows, out, structures=chosen, progress=False)
+    return report.cohort[0], report.problems
+
+
+def same_place(array: np.ndarray, affine: np.ndarray, truth: np.ndarray, at: np.ndarray) -> bool:
+    """Whether each voxel of the truth has the same value at the same place in the world."""
+    places = np.argwhere(np.ones(truth.shape, dtype=bool))
+    to_voxel = np.linalg.inv(affine) @ at
+    there = places @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+    assert np.abs(there - np.rint(there)).max() < 0.01
+    return bool((array[tuple(np.rint(there).astype(int).T)] == truth.ravel()).all())
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Patient:
+    return Patient(tmp_path / "in" / "Quimby_20190314")
+
+
+def test_an_oblique_series_keeps_its_place(patient: Patient, tmp_path: Path) -> None:
+    patient.series("T1 ax")
+    study, problems = imported(patient.folder, tmp_path / "out")
+    image = read_image(study.images[T1])
+    assert not problems
+    assert same_place(image.array, image.affine, phantom(), oblique())
+
+
+def test_contours_lie_where_they_were_drawn_and_inner_ones_are_holes(patient: Patient, tmp_path: Path) -> None:
+    uid = patient.series("T1 ax post", ContrastBolusAgent="Gadovist")
+    x, y, z = block()
+    slices = range(z.start, z.stop)
+    outer = [rectangle((x.start - 0.5, y.start - 0.5), (x.stop - 0.5, y.stop - 0.5), k, oblique()) for k in slices]
+    hole = [rectangle((8.5, 7.5), (10.5, 9.5), 5, oblique())]
+    patient.contours(uid, {"GTV": outer + hole})
+    study, problems = imported(patient.folder, tmp_path / "out")
+    truth = np.zeros(phantom().shape, np.int16)
+    truth[block()] = 1
+    truth[9:11, 8:10, 5] = 0
+    assert study.seg
+    assert not problems
+    assert same_place(*read_labels(study.seg), truth, oblique())
+    assert not [finding for finding in check_study(study) if finding.severity == "error"]
+
+
+def test_segments_lie_at_their_frames_positions(patient: Patient, tmp_path: Path) -> None:
+    uid = patient.series("T1 ax")
+    masks = {name: np.zeros(phantom().shape, bool) for name in ("Core", "Oedema")}
+    masks["Core"][block()] = True
+    masks["Oedema"][1:4, 2, 9:11] = True
+    patient.segmentation(uid, masks)
+    study, problems = imported(patient.folder, tmp_path / "out", "core", "oedema=2")
+    assert study.seg
+    assert not problems
+    assert same_place(*read_labels(study.seg), masks["Core"] + 2 * masks["Oedema"], oblique())
+
+
+def test_several_structures_are_listed_until_one_is_named(patient: Patient, tmp_path: Path) -> None:
+    uid = patient.series("T1 ax")
+    patient.contours(uid, {name: [rectangle((2, 2), (8, 8), 4, oblique())] for name in ("GTV 1", "Skin")})
+    study, problems = imported(patient.folder, tmp_path / "a")
+    assert study.seg is None
+    assert "2 structures: 'GTV 1', 'Skin'; choose with --structure NAME" in problems[0]
+    _, problems = imported(patient.folder, tmp_path / "b", "PTV")
+    assert "no structure is called 'PTV': there are 'GTV 1', 'Skin'" in problems[0]
+    assert imported(patient.folder, tmp_path / "c", "gtv*")[0].seg
+
+
+def test_contours_off_the_slices_or_on_another_series_are_refused(patient: Patient, tmp_path: Path) -> None:
+    uid = patient.series("T1 ax")
+    between = [rectangle((2, 2), (8, 8), 4, oblique()) + oblique()[:3, 2] / 2]
+    patient.contours(uid, {"GTV": between})
+    assert "does not lie in a slice" in imported(patient.folder, tmp_path / "a")[1][0]
+    other = Patient(tmp_path / "other")
+    other.series("T1 ax")
+    other.contours("1.2.3", {"GTV": between})
+    assert "0 of which were imported" in imported(other.folder, tmp_path / "b")[1][0]
+
+
+def test_a_segmentation_on_another_grid_is_refused(patient: Patient, tmp_path: Path) -> None:
+    uid = patient.series("T1 ax")
+    mask = np.zeros(phantom().shape, bool)
+    mask[block()] = True
+    patient.segmentation(uid, {"Core": mask}, oblique((1.5, 2.0, 4.0), degrees=25))
+    assert "another grid than the series it refers to" in imported(patient.folder, tmp_path / "out")[1][0]
+
+
+def test_nothing_that_is_written_names_the_patient(
+    patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uid = patient.series("T1 ax Quimby 14.03.2019", ProtocolName="MRN4711A 1.2.840.113619.2.55.3")
+    patient.series("T2 tse", number=2, **LONG)
+    patient.contours(uid, {"GTV": [rectangle((2, 2), (8, 8), 4, oblique())]})
+    out = tmp_path / "out"
+    assert main(["import-dicom", str(patient.folder), "--out", str(out), "--yes"]) == 0
+    files = [path for path in out.rglob("*") if path.is_file()]
+    content = {path: path.read_bytes() for path in files}
+    everything = b"".join(gzip.decompress(c) if p.suffix == ".gz" else c for p, c in content.items())
+    everything += "".join(str(path.relative_to(out)) for path in files).encode() + capsys.readouterr().out.encode()
+    for secret in (*patient.secrets(), uid, "14.03.2019", "1.2.840", "112233"):
+        assert secret.lower().encode() not in everything.lower(), secret
+    assert {path.name for path in files} == {
+        *(f"{name}.nii.gz" for name in (T1, T2, "seg")),
+        "cohort.csv",
+        "series.csv",
+    }
+
+
+def test_patients_are_numbered_and_visits_are_in_order_of_time(tmp_path: Path) -> None:
+    for index, (patient_id, date) in enumerate((("B", "20200101"), ("A", "20180101"), ("B", "20190101"))):
+        Patient(tmp_path / "in" / str(index), patient_id=patient_id, date=date).series("T1 ax", phantom(index))
+    found = find_series(tmp_path / "in")
+    date_of = {item.identity.study_uid: item.identity.study_date for item in found.series}
+    visits = {(name.subject, name.session): date_of[uid][:4] for uid, name in found.names.items()}
+    assert sorted(visits.values()) == ["2018", "2019", "2020"]
+    twice = next(subject for subject, session in visits if session == "ses-2")
+    assert (visits[twice, "ses-1"], visits[twice, "ses-2"]) == ("2019", "2020")
+
+
+def test_a_mapping_is_written_on_request_outside_and_keeps_the_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out, mapping = tmp_path / "in", tmp_path / "out", tmp_path / "who.csv"
+    Patient(source / "x", patient_id="X").series("T1 ax")
+    call = ["import-dicom", str(source), "--out", str(out), "--mapping"]
+    assert main([*call, str(mapping)]) == 0
+    assert "X,Quimby^Wilhelmina" in mapping.read_text()
+    assert mapping.stat().st_mode & 0o077 == 0
+    first = find_series(source, mapping=mapping).names
+    for letter in "ABCDEF":
+        Patient(source / letter, patient_id=letter).series("T1 ax")
+    assert first.items() <= find_series(source, mapping=mapping).names.items()
+    assert main([*call, str(out / "who.csv")]) == 2
+    assert "must not lie inside" in capsys.readouterr().err
+
+
+def test_an_edited_table_decides(patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    patient.series("T2 tse", number=1, **LONG)
+    patient.series("T2 tse", phantom(1), number=2, **LONG)
+    out = tmp_path / "out"
+    assert main(["import-dicom", str(patient.folder), "--out", str(out)]) == 0
+    assert "0 of 2 series are recognised" in capsys.readouterr().out
+    assert not (out / "cohort.csv").exists()
+    table = out / "series.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], lines[2].replace(",,ambiguous", ",t2,ambiguous")]) + "\n")
+    assert main(["import-dicom", str(patient.folder), "--out", str(out), "--table", str(table)]) == 0
+    image = read_image(read_cohort(out / "cohort.csv")[0].images[T2])
+    assert same_place(image.array, image.affine, phantom(1), oblique())
+    table.write_text("key,modality\nffff,t2\n")
+    assert main(["import-dicom", str(patient.folder), "--out", str(out), "--table", str(table)]) == 2
+    assert "no series with key 'ffff' in this folder" in capsys.readouterr().err
+
+
+def test_a_missing_slice_or_a_short_file_leaves_a_series_out_until_told_otherwise(
+    patient: Patient, tmp_path: Path
+) -> None:
+    patient.series("T1 ax", skip=(5,))
+    patient.series("T2 tse", number=2, **LONG)
+    short = patient.folder / "s2_004.dcm"
+    short.write_bytes(short.read_bytes()[:-200])
+    rows = find_series(patient.folder).rows
+    assert [(row.modality, row.verdict.status, row.verdict.modality) for row in rows] == [
+        ("", "broken", T1),
+        ("", "broken", T2),
+    ]
+    assert rows[0].verdict.reason == "1 of 12 slices missing"
+    assert rows[1].verdict.reason == "1 of 12 files truncated"
+
+
+def test_a_folder_without_dicom_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("no DICOM here, whatever the parser is told to force upon it")
+    assert main(["import-dicom", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "holds no DICOM file (1 files looked at)" in capsys.readouterr().err
+
+
+def test_without_dcm2niix_the_error_says_how_to_install_it(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient.series("T1 ax")
+    monkeypatch.setitem(__import__("sys").modules, "dcm2niix", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["import-dicom", str(patient.folder), "--out", str(tmp_path / "out"), "--yes"]) == 2
+    assert "run `pip install dcm2niix`" in capsys.readouterr().err

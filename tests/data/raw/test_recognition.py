@@ -1,0 +1,93 @@
+"""Each series is what its words and its physics agree on; a contradiction is reported, never decided."""
+
+from pathlib import Path
+
+import pytest
+
+from bmmae.data.raw.dicom_files import Acquisition, Identity, Series
+from bmmae.data.raw.recognition import Verdict, recognise
+from bmmae.modalities import STANDARD
+
+T1, T1CE, T2, FLAIR = STANDARD
+T1_SE = {"tr": 500.0, "te": 10.0, "scanning": ("SE",)}
+MPRAGE = {"tr": 2000.0, "te": 3.0, "ti": 900.0, "scanning": ("GR", "IR")}
+T2_SE = {"tr": 5000.0, "te": 100.0, "scanning": ("SE",)}
+DARK = {"tr": 9000.0, "te": 120.0, "ti": 2500.0, "scanning": ("SE", "IR")}
+
+
+def verdict(
+    *description: str, slices: int = 24, kind: str = "MR", wanted: tuple[str, ...] = STANDARD, **made: object
+) -> Verdict:
+    acquisition = Acquisition(kind=kind, description=description, **made)  # type: ignore[arg-type]
+    return recognise(Series("1.2", Identity("p"), 1, acquisition, (Path("a"),), slices), wanted)
+
+
+@pytest.mark.parametrize(
+    ("description", "made", "modality"),
+    [
+        ("AX T1", T1_SE, T1),
+        ("AX T1 POST GAD", T1_SE, T1CE),
+        ("t1_mprage_sag_p2_iso", MPRAGE, T1),
+        ("t1_mprage_sag_KM", MPRAGE, T1CE),
+        ("Sag BRAVO +C", MPRAGE, T1CE),
+        ("AX T1 w/o contrast", T1_SE, T1),
+        ("AX T1 pre", T1_SE, T1),
+        ("AX T1 post-op", T1_SE, T1),
+        ("Ax T1 FLAIR", {"tr": 2500.0, "te": 9.0, "ti": 900.0}, T1),
+        ("Ax T2 FLAIR FS", DARK, FLAIR),
+        ("t2_tirm_tra_dark-fluid", DARK, FLAIR),
+        ("T2W_TSE", T2_SE, T2),
+        ("FLAIR", {}, FLAIR),
+        ("axial", DARK, FLAIR),
+        ("AX T1", {**T1_SE, "contrast": "Gadavist"}, T1CE),
+        ("Ax T2 FLAIR", {**DARK, "contrast": "Gadavist"}, FLAIR),
+    ],
+)
+def test_agreeing_witnesses_are_believed(description: str, made: dict[str, object], modality: str) -> None:
+    found = verdict(description, **made)
+    assert (found.status, found.modality) == ("taken", modality), found
+
+
+@pytest.mark.parametrize(
+    ("description", "made", "reason"),
+    [
+        ("AX T2", T1_SE, "named t2, but TR 500 TE 10 is t1"),
+        ("axial", T1_SE, "nothing says whether before or after contrast"),
+        ("AX T1 pre", {**T1_SE, "contrast": "Gadavist"}, "the header names an agent"),
+        ("series 5", {}, "names and header say no sequence"),
+        ("Ax T1 FLAIR", {}, "its name says two"),
+        ("AX PD", {"tr": 3000.0, "te": 15.0}, "fits none of t1, t1ce, t2, flair"),
+    ],
+)
+def test_what_is_open_stays_open(description: str, made: dict[str, object], reason: str) -> None:
+    found = verdict(description, **made)
+    assert found.status == "ambiguous"
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize(
+    ("description", "made", "reason"),
+    [
+        ("3-plane loc", {}, "localiser"),
+        ("AX T1", {**T1_SE, "slices": 3}, "only 3 slices"),
+        ("AX T1", {**T1_SE, "image_type": ("ORIGINAL", "PRIMARY", "LOCALIZER")}, "localiser"),
+        ("AX T1", {**T1_SE, "image_type": ("DERIVED", "SECONDARY")}, "derived from other images"),
+        ("T1 MPR cor", {**T1_SE}, "projection or reformat"),
+        ("ep2d_diff_ADC", {}, "diffusion"),
+        ("ax T2*", T2_SE, "susceptibility"),
+        ("T2 sag c-spine", T2_SE, "another part of the body"),
+        ("T2 sag", {**T2_SE, "body_part": "knee"}, "another part of the body (knee)"),
+        ("CT head", {"kind": "CT"}, "not MR but CT"),
+        ("perf DSC", {}, "perfusion"),
+    ],
+)
+def test_other_series_are_set_apart(description: str, made: dict[str, object], reason: str) -> None:
+    found = verdict(description, **made)  # type: ignore[arg-type]
+    assert (found.status, found.modality, found.reason) == ("apart", None, reason)
+
+
+def test_a_modality_beyond_the_four_is_taken_when_asked_for() -> None:
+    adc = verdict("ADC map")
+    assert adc.status == "apart"
+    assert verdict("ADC", wanted=(*STANDARD, "adc")) == Verdict("taken", "adc", "named so")
+    assert verdict("AX T2", wanted=(T1,), **T2_SE).reason == "t2 is not among the modalities asked for"
