@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from bmmae.config import PretrainConfig, parse
 from bmmae.conversion import convert_state
 from bmmae.data.cache import StudyCache
-from bmmae.data.dataset import StudyDataset, View, augment_sample, token_flags
+from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.index import index_folder
-from bmmae.data.loaders import Batch, collate, sample_generator
+from bmmae.data.loaders import Address, Batch, collate, sample_generator
 from bmmae.masking import MaskingConfig, draw_tokens
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, recipe
 from bmmae.model.mae import MAE
 from bmmae.model.operations import decoder_operations, encoder_operations
+from bmmae.patches import any_in_patch
 from bmmae.tasks.reconstruction import ReconstructionTask
 from bmmae.training.optim import OptimConfig, make_optimizer
 
@@ -79,17 +80,13 @@ def load_inputs(study: Path | None, quick: bool, draws: int) -> Inputs:
     real = study is not None and study.is_dir() and not quick
     samples = _real(study, config, draws) if real and study else _synthetic(config, draws)
     ours = [collate(samples[i : i + BATCH]) for i in range(0, len(samples), BATCH)]
-    tissue = np.mean([token_flags(_arrays(s), View.of(config.model)).mean() for s in samples])
+    tissue = np.mean([any_in_patch(s["brain"].numpy(), config.model.patch).mean() for s in samples])
     published = published_config(quick)
     shape = (len(published.modalities), int(np.prod([s // p for s, p in zip(published.size, published.patch)])))  # noqa: B905
     for batch in ours:
         batch.pop("subject", None)
     plain = [_masked_as_published(batch, shape, i, published) for i, batch in enumerate(ours)]
     return Inputs(f"real: {study.name}" if real and study else "synthetic", 1 - float(tissue), ours, plain)
-
-
-def _arrays(sample: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.numpy() for key, value in sample.items() if isinstance(value, Tensor)}
 
 
 def _real(study: Path, config: PretrainConfig, draws: int) -> list[dict[str, Any]]:
@@ -101,21 +98,32 @@ def _real(study: Path, config: PretrainConfig, draws: int) -> list[dict[str, Any
 
 
 def _synthetic(config: PretrainConfig, draws: int) -> list[dict[str, Any]]:
+    data = NoiseDataset(config.model, config.masking)
+    return [data[(epoch, 0)] for epoch in range(draws * BATCH)]
+
+
+@dataclass(frozen=True)
+class NoiseDataset:
     """Noise in a ball that fills two thirds of the window, about as a head does."""
-    size, count = config.model.size, len(config.model.modalities)
-    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij")
-    brain = sum(axis**2 for axis in axes) < 1.15
-    samples = []
-    for index in range(draws * BATCH):
-        rng = sample_generator(0, 0, index)
+
+    config: ModelConfig
+    masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(drop_share=0.5, decode_share=0.25))
+    length: int = 16
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, address: Address) -> dict[str, Any]:
+        rng = sample_generator(0, *address)
+        size, count = self.config.size, len(self.config.modalities)
+        axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij")
+        brain = sum(axis**2 for axis in axes) < 1.15
         images = (rng.standard_normal((count, *size)) * brain).astype(np.float32)
         sample = {"images": images, "available": np.ones(count, bool), "brain": brain}
         sample["valid"] = np.ones((count, *size), bool)
-        sample = augment_sample(sample, config.augment, rng)
-        draw = draw_tokens(rng, token_flags(sample, View.of(config.model)), config.masking)
+        draw = draw_tokens(rng, any_in_patch(sample["valid"] & brain, self.config.patch), self.masking)
         sample |= {"mask": draw.mask, "decode": draw.decode}
-        samples.append({key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()})
-    return samples
+        return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
 
 
 def _masked_as_published(batch: Batch, shape: tuple[int, int], number: int, config: ModelConfig) -> Batch:

@@ -10,6 +10,7 @@ import torch
 from bmmae.checkpoint import describe
 from bmmae.config import PretrainConfig, parse, script
 from bmmae.data.cache import StudyCache
+from bmmae.data.caching import sound_studies
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.origin import training_provenance
@@ -26,14 +27,16 @@ def main() -> int:
 
     cohort = read_cohort(config.data.cohort, config.model.modalities)
     train, validation = train_and_validation(cohort, validation_share=config.data.validation_share, seed=seed)
-    cache = StudyCache(config.data.cache, config.preprocess, config.model.modalities)
+    cache = StudyCache(config.data.cache, config.preprocess, config.model.modalities, config.data.memory_mb)
+    skip = config.data.skip_broken
+    train, validation = (sound_studies(part, cache, skip_broken=skip) for part in (train, validation))
     view = View.of(config.model)
     training_data = StudyDataset(train, view, cache, seed=seed, masking=config.masking, augment=config.augment)
     validation_data = StudyDataset(validation, view, cache, seed=seed, masking=config.masking)
 
     torch.manual_seed(seed)
     model = MAE(config.model)
-    describe(model, config.preprocess, training_provenance(cohort, training_data.studies))
+    describe(model, config.preprocess, training_provenance(cohort, training_data.studies, cache=cache))
 
     result = fit(
         model,

@@ -1,0 +1,59 @@
+"""The Slurm script: a signalled run saves and goes back into the queue, a finished one does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "pretrain" / "slurm.sbatch"
+TOY = ROOT / "tests" / "training" / "toy_training.py"
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> dict[str, str]:
+    """A `srun` that runs one task here, a `scontrol` that takes notes, and the toy instead of the training script."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    write_program(bin_folder / "srun", '#!/bin/bash\nshift\nSLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 exec "$@"\n')
+    write_program(bin_folder / "scontrol", f'#!/bin/bash\necho "$@" >> {tmp_path}/scontrol.log\n')
+    words = 'shift\nset -- "${@/--train.resume/--resume}"\nset -- "${@/auto/\\"auto\\"}"\n'
+    write_program(bin_folder / "toy", f'#!/bin/bash\n{words}exec {sys.executable} {TOY} {tmp_path}/run "$@"\n')
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    names = {"PATH": path, "PYTHON": "toy", "SLURM_JOB_ID": "7", "MASTER_ADDR": "localhost"}
+    return {**os.environ, **names, "ACCELERATE_USE_CPU": "true"}
+
+
+def start(cluster: dict[str, str], *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["bash", str(SCRIPT), *options], env=cluster, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_a_signalled_job_saves_and_is_requeued_and_then_finishes(tmp_path: Path, cluster: dict[str, str]) -> None:
+    job = start(cluster, "--slow", "0.05", "--steps", "40")
+    journal = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == 75
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
+    index = tmp_path / "run" / "checkpoints" / "index.json"
+    assert json.loads(index.read_text())["status"] == "stopped"
+
+    assert start(cluster, "--steps", "40").wait(90) == 0
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
+    assert json.loads(index.read_text())["status"] == "finished"
