@@ -31,11 +31,13 @@ class DataConfig:
 
     Attributes:
         cohort: The cohort table (CSV or Parquet), written by `bmmae index` or by hand.
-        cache: Folder of prepared studies; null prepares every study from its files each time it is needed.
+        cache: Folder of prepared studies, see `bmmae cache`; those that are not in it are prepared when first needed,
+            and stored if the folder can be written. Null keeps none on disk.
         validation_share: Share of the patients to validate on, where the table has no column `split`.
         labels: Label coding (`brats2017`, `brats2023`, `brats2024-post`, `binary`); null proposes one from file names
             and values, and stops where they leave it open.
         skip_broken: Leave studies out that cannot be read, and say how many, instead of stopping.
+        memory_mb: Most that each loading process keeps in memory of prepared studies that are not in the cache.
     """
 
     cohort: Path
@@ -43,6 +45,11 @@ class DataConfig:
     validation_share: float = 0.1
     labels: str | None = None
     skip_broken: bool = False
+    memory_mb: int = 512
+
+    def __post_init__(self) -> None:
+        if self.memory_mb < 0:
+            raise ConfigError(f"data.memory_mb must be zero or more, got {self.memory_mb}")
 
 
 @dataclass(frozen=True)

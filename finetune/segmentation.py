@@ -11,6 +11,7 @@ import torch
 from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_of
 from bmmae.config import SegmentConfig, parse, script
 from bmmae.data.cache import StudyCache
+from bmmae.data.caching import sound_studies
 from bmmae.data.coding import coding_of
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
@@ -35,8 +36,10 @@ def main() -> int:
 
     cohort = read_cohort(config.data.cohort, shape.modalities)
     train, validation = train_and_validation(cohort, validation_share=config.data.validation_share, seed=seed)
-    coding = coding_of(cohort, config.data.labels)
-    cache = StudyCache(config.data.cache, preprocess, shape.modalities)
+    cache = StudyCache(config.data.cache, preprocess, shape.modalities, config.data.memory_mb)
+    skip = config.data.skip_broken
+    train, validation = (sound_studies(part, cache, skip_broken=skip) for part in (train, validation))
+    coding = coding_of([*train, *validation], config.data.labels)
     view = View.of(shape)
     training_data = StudyDataset(train, view, cache, seed=seed, coding=coding, augment=config.augment)
     validation_data = StudyDataset(validation, view, cache, seed=seed, coding=coding)
@@ -46,7 +49,7 @@ def main() -> int:
     if pretrained:
         load_encoder(model, pretrained)
     parent = None if from_scratch else config.model
-    describe(model, preprocess, training_provenance(cohort, training_data.studies, parent))
+    describe(model, preprocess, training_provenance(cohort, training_data.studies, parent, cache))
 
     result = fit(
         model,

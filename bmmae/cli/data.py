@@ -79,21 +79,27 @@ def _cache(commands: Commands) -> None:
     command.add_argument("cohort", type=Path)
     command.add_argument("--out", type=Path, required=True, help="folder for the prepared studies")
     command.add_argument("--spacing", type=float, nargs="+", default=[2.0], help="millimetres, one or three numbers")
-    command.add_argument("--workers", type=int, default=2)
+    command.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    command.add_argument("--shards", type=int, default=1, help="machines that share the work (default: 1)")
+    command.add_argument("--shard", type=int, default=0, help="which of them this is, from 0")
     command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and count them")
     add_modalities(command)
 
 
 def _run_cache(given: argparse.Namespace) -> int:
-    from bmmae.data.cache import StudyCache, build_cache
+    from bmmae.data.cache import StudyCache
+    from bmmae.data.caching import build_cache, plan_cache, shard_of
     from bmmae.data.cohort import read_cohort
     from bmmae.data.preprocess import PreprocessConfig
 
     spacing = tuple(given.spacing) * (3 if len(given.spacing) == 1 else 1)
     cohort = read_cohort(given.cohort, given_modalities(given))
     cache = StudyCache(given.out, PreprocessConfig(spacing=spacing), cohort.modalities)
-    left_out = build_cache(cache, cohort, workers=given.workers, skip_broken=given.skip_broken)
+    studies = shard_of(cohort.studies, given.shards, given.shard)
+    plan = plan_cache(cache, studies)
+    print(plan, flush=True)
+    left_out = build_cache(cache, plan.todo, workers=given.workers, skip_broken=given.skip_broken)
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
-    print(f"{len(cohort) - len(left_out)} of {len(cohort)} studies are prepared in {given.out}")
+    print(f"{len(studies) - len(left_out)} of {len(studies)} studies are prepared in {given.out}")
     return 0

@@ -1,39 +1,40 @@
 """Preprocessed studies on disk: written once, read by memory map, only the window that a sample needs.
 
-One folder a study, named by what went into it: its source files (role, path, size, modification time) and the
-preprocessing. A changed source or setting is another name, so a stale entry is never read.
+One folder a study, named by what went into it: its source files (role, place, size, modification time) and the
+preprocessing. A changed source or setting is another name, so a stale entry is never read. Plain .npy files, because
+a window is read from them in less than half the time that any compressed container takes (see benchmarks/LOG.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
+import socket
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+import warnings
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bmmae.arrays import Array
-from bmmae.data.cohort import Cohort, Study
-from bmmae.data.preprocess import (
-    VERSION,
-    Part,
-    PreparedStudy,
-    PreprocessConfig,
-    Window,
-    overlap,
-    place_window,
-    prepare_study,
-)
-from bmmae.errors import BmmaeError, CohortError, ImageError, OutputError
+from bmmae.data.cohort import Study
+from bmmae.data.location import File, fingerprint
+from bmmae.data.packing import PackedStudy, pack_study
+from bmmae.data.preprocess import VERSION, PreprocessConfig, Window, prepare_study
+from bmmae.errors import OutputError
 from bmmae.patches import Triple, as_triple
 
 META = "study.json"
+FORMAT = 2
+"""Raised whenever entries are laid out otherwise; part of every key."""
+
+PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -45,46 +46,50 @@ class CachedStudy:
         names: The available modalities, in table order.
         shape: Voxels of the arrays.
         labelled: Whether there is a segmentation.
+        content: Modality to the hash of its image's voxels.
     """
 
     folder: Path
     names: tuple[str, ...]
     shape: Triple
     labelled: bool
+    content: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def open(self) -> PackedStudy:
+        """Map the arrays into memory; nothing is read yet."""
+        label = self._map("label") if self.labelled else None
+        return PackedStudy(self.names, self._map("images"), self._map("flags"), label, self.lesion_voxels())
 
     def window(self, start: Triple, size: Triple) -> Window:
         """Read a window; it may reach beyond the arrays."""
-        there, here = overlap(start, size, self.shape)
-        flags = np.asarray(self._open("flags")[there])
-        part = Part(
-            images=self._open("images")[(..., *there)],
-            valid=np.stack([flags >> (1 + index) & 1 for index in range(len(self.names))]),
-            brain=flags & 1,
-            label=self._open("label")[there] if self.labelled else None,
-        )
-        return place_window(self.names, part, here, size)
+        return self.open().window(start, size)
 
     def lesion_voxels(self) -> Array:
         """Return a sample of the labelled voxels, Int[n, 3]; empty when there is none."""
         return np.asarray(np.load(self.folder / "lesion_voxels.npy"))
 
-    def _open(self, name: str) -> Array:
+    def _map(self, name: str) -> Array:
         return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
 
 
 class StudyCache:
-    """A folder of prepared studies.
+    """A folder of prepared studies, and a little memory for those that are in no folder.
 
     Args:
-        folder: Where they are, created when something is stored; None for no cache.
+        folder: Where they are, created when something is stored; None for no folder.
         config: The preprocessing; part of every key.
         modalities: The modalities asked for; part of every key.
+        memory_mb: Most that each process keeps of prepared studies that are not on disk.
     """
 
-    def __init__(self, folder: Path | None, config: PreprocessConfig, modalities: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path | None, config: PreprocessConfig, modalities: tuple[str, ...], memory_mb: int = 512
+    ) -> None:
         self.folder = folder
         self.config = config
         self.modalities = modalities
+        self.memory = _Memory(memory_mb * 2**20)
+        self._told = False
 
     def key(self, study: Study) -> str:
         """Return the name of a study's entry: a hash of its sources and of everything done to them.
@@ -93,15 +98,33 @@ class StudyCache:
             ImageError: If a source file is gone.
         """
         content = {
-            "version": VERSION,
+            "version": (VERSION, FORMAT),
             "preprocess": asdict(self.config),
-            "files": {role: _fingerprint(path) for role, path in self._sources(study).items()},
+            "files": {role: fingerprint(file) for role, file in self._sources(study).items()},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def find(self, study: Study) -> CachedStudy | None:
-        """Return a study's entry, or None if it has not been stored."""
+        """Return a study's entry, or None if it has not been stored, or is damaged."""
         return None if self.folder is None else _open_entry(self.folder / self.key(study))
+
+    def load(self, study: Study) -> PackedStudy:
+        """Return a study for training: from its entry, else prepared now, and stored if that is possible.
+
+        Raises:
+            ImageError: If a file is broken.
+        """
+        key = self.key(study)
+        entry = None if self.folder is None else _open_entry(self.folder / key)
+        if entry is not None:
+            return entry.open()
+        kept = self.memory.get(key)
+        if kept is None:
+            kept, notes = self._prepare(study)
+            if self.folder is not None:
+                self._try_to_write(kept, notes, self.folder / key)
+            self.memory.keep(key, kept)
+        return kept
 
     def store(self, study: Study) -> CachedStudy:
         """Prepare a study and store it, all or nothing; an entry that is there already is kept.
@@ -117,18 +140,7 @@ class StudyCache:
         found = _open_entry(folder)
         if found is not None:
             return found
-        prepared = prepare_study(study, self.config, self.modalities)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
-            try:
-                _write(prepared, partial)
-                partial.chmod(0o755)
-                _publish(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        except OSError as error:
-            raise OutputError(f"the cache {self.folder} cannot be written: {error.strerror or error}") from error
+        write_entry(*self._prepare(study), folder)
         stored = _open_entry(folder)
         if stored is None:
             raise OutputError(
@@ -136,7 +148,21 @@ class StudyCache:
             )
         return stored
 
-    def _sources(self, study: Study) -> dict[str, Path]:
+    def _prepare(self, study: Study) -> tuple[PackedStudy, dict[str, Any]]:
+        prepared = prepare_study(study, self.config, self.modalities)
+        notes = {"scales": prepared.scales, "brain_source": prepared.brain_source, "content": dict(prepared.content)}
+        return pack_study(prepared), notes
+
+    def _try_to_write(self, packed: PackedStudy, notes: dict[str, Any], folder: Path) -> None:
+        """Store what training has prepared anyway; a folder that cannot be written is no reason to stop."""
+        try:
+            write_entry(packed, notes, folder)
+        except OutputError as error:
+            if not self._told:
+                warnings.warn(f"{error}; studies that are not in it are prepared whenever needed", stacklevel=2)
+            self._told = True
+
+    def _sources(self, study: Study) -> dict[str, File]:
         """The files that an entry is made of, by what they are used as."""
         names = [name for name in self.modalities if name in study.images]
         masks = {f"brain_mask_{name}": study.brain_mask_of(name) for name in names}
@@ -144,74 +170,90 @@ class StudyCache:
         return {name: study.images[name] for name in names} | {k: v for k, v in optional.items() if v is not None}
 
 
+class _Memory:
+    """The studies used last, up to a number of bytes; starts empty in every process."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.kept: OrderedDict[str, PackedStudy] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[_Memory], tuple[int]]:
+        return _Memory, (self.limit,)
+
+    def get(self, key: str) -> PackedStudy | None:
+        if key in self.kept:
+            self.kept.move_to_end(key)
+        return self.kept.get(key)
+
+    def keep(self, key: str, study: PackedStudy) -> None:
+        self.kept[key] = study
+        while self.kept and sum(each.nbytes for each in self.kept.values()) > self.limit:
+            self.kept.popitem(last=False)
+
+
 def _open_entry(folder: Path) -> CachedStudy | None:
-    if not (folder / META).is_file():
+    """Return an entry; None if it is absent, or its files are not what was written (a disk that lost power)."""
+    try:
+        meta = json.loads((folder / META).read_bytes())
+        whole = all((folder / name).stat().st_size == size for name, size in meta["bytes"].items())
+    except (OSError, ValueError, KeyError):
         return None
-    meta = json.loads((folder / META).read_text())
-    return CachedStudy(folder, tuple(meta["names"]), as_triple(meta["shape"]), meta["labelled"])
+    if not whole:
+        return None
+    return CachedStudy(folder, tuple(meta["names"]), as_triple(meta["shape"]), meta["labelled"], meta["content"])
 
 
-def build_cache(cache: StudyCache, cohort: Cohort, *, workers: int = 2, skip_broken: bool = False) -> list[str]:
-    """Store every study of a cohort; what is there already is skipped.
-
-    Args:
-        cache: Where to.
-        cohort: The studies.
-        workers: Processes.
-        skip_broken: Leave broken studies out instead of stopping.
-
-    Returns:
-        One line for each study left out.
+def write_entry(packed: PackedStudy, notes: dict[str, Any], folder: Path) -> None:
+    """Write an entry, all or nothing; one that is there already is as good.
 
     Raises:
-        CohortError: If a study is broken and not skipped; the others are stored all the same.
+        OutputError: If the folder cannot be written; nothing is left behind.
     """
-    problems: list[str] = []
-    todo = list(cohort.studies)
-    # Spawned, not forked: the caller may have threads (torch, tqdm) that do not survive a fork.
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(cache.store, study): study for study in todo}
-        for future in tqdm(as_completed(futures), total=len(todo), desc="caching", unit="study"):
-            try:
-                future.result()
-            except BmmaeError as error:
-                problems.append(f"{futures[future].name}: {error}")
-    if problems and not skip_broken:
-        shown = "; ".join(sorted(problems)[:3])
-        raise CohortError(
-            f"{len(problems)} of {len(todo)} studies cannot be cached ({shown}). Run `bmmae check` on the cohort, mend "
-            "or remove them, or leave them out with --skip-broken"
-        )
-    return sorted(problems)
-
-
-def _fingerprint(path: Path) -> tuple[str, int, int]:
+    cache = folder.parent
     try:
-        status = path.stat()
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{socket.gethostname()}-{os.getpid()}-", dir=cache))
+        try:
+            _write(packed, notes, partial)
+            partial.chmod(0o755)
+            _publish(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}. Run `bmmae check` on the cohort") from error
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+        raise OutputError(f"the cache {cache} cannot be written: {error.strerror or error}") from error
 
 
-def _write(prepared: PreparedStudy, folder: Path) -> None:
-    kind = np.min_scalar_type(2 ** (1 + len(prepared.names)) - 1)  # one bit for the brain, one a modality
-    flags = prepared.brain.astype(kind)
-    for index, valid in enumerate(prepared.valid):
-        flags |= valid.astype(kind) << kind.type(1 + index)
-    np.save(folder / "images.npy", prepared.images.astype(np.float16))
-    np.save(folder / "flags.npy", flags)
-    if prepared.label is not None:
-        np.save(folder / "label.npy", prepared.label)
-    np.save(folder / "lesion_voxels.npy", prepared.lesion_voxels())
+def _write(packed: PackedStudy, notes: dict[str, Any], folder: Path) -> None:
+    arrays = {"images": packed.images, "flags": packed.flags, "lesion_voxels": packed.lesions}
+    if packed.label is not None:
+        arrays["label"] = packed.label
     meta = {
-        "names": prepared.names,
-        "shape": prepared.shape,
-        "labelled": prepared.label is not None,
-        "scales": prepared.scales,
-        "brain_source": prepared.brain_source,
+        "names": packed.names,
+        "shape": packed.shape,
+        "labelled": packed.label is not None,
+        "bytes": {f"{name}.npy": _save(folder / f"{name}.npy", array) for name, array in arrays.items()},
+        **notes,
     }
     # Last, so that a folder with a study.json is complete.
-    (folder / META).write_text(json.dumps(meta, indent=1))
+    with (folder / META).open("w") as stream:
+        json.dump(meta, stream, indent=1)
+        _flush(stream)
+
+
+def _save(path: Path, array: Array) -> int:
+    """Write a .npy file, and return its size. `np.save` itself would hide why it failed (a full disk, say)."""
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+        stream.write(array.data)
+        _flush(stream)
+        return stream.tell()
+
+
+def _flush(stream: Any) -> None:
+    """Bring a file to the disk, so that it is whole once its folder has been renamed, whatever happens then."""
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _publish(partial: Path, final: Path) -> None:
@@ -219,5 +261,13 @@ def _publish(partial: Path, final: Path) -> None:
     try:
         partial.rename(final)
     except OSError:
-        if not (final / META).is_file():
+        if _open_entry(final) is not None:
+            return
+        if not final.is_dir():
             raise
+        # What is there is damaged: it goes the way of other partial folders.
+        broken = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=final.parent))
+        with contextlib.suppress(OSError):
+            final.rename(broken / "damaged")
+        partial.rename(final)
+        shutil.rmtree(broken, ignore_errors=True)

@@ -16,6 +16,7 @@ from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import is_stripped
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.labels import Coding, check_values, fitting, names_an_edition, propose_coding, values_of
+from bmmae.data.location import File
 from bmmae.data.reading import array_hash, read_image, read_labels
 from bmmae.errors import BmmaeError, LabelError
 
@@ -43,7 +44,7 @@ class Finding:
     study: str
     severity: Severity
     code: str
-    path: Path
+    path: File
     message: str
 
 
@@ -78,7 +79,7 @@ class _Grid:
 class _Scan:
     """What is kept of an image once it was read: a tenth of its memory."""
 
-    path: Path
+    path: File
     grid: _Grid
     nonzero: Bool[Array, "H W D"]
     stripped: bool
@@ -145,11 +146,11 @@ def _check(study: Study, coding: Coding | None) -> tuple[list[Finding], dict[str
     return findings, {str(scan.path): scan.digest for scan in scans.values()}
 
 
-def _finding(study: Study, severity: Severity, code: str, path: Path, message: str) -> Finding:
+def _finding(study: Study, severity: Severity, code: str, path: File, message: str) -> Finding:
     return Finding(study.name, severity, code, path, message.replace(str(path), path.name))
 
 
-def _scan(path: Path) -> _Scan:
+def _scan(path: File) -> _Scan:
     image = read_image(path)
     nonzero = np.asarray(image.array != 0)
     return _Scan(path, _Grid(image.shape, image.affine), nonzero, is_stripped(image.array), array_hash(image.array))
@@ -236,7 +237,7 @@ def _on_one_grid(grids: dict[str, _Grid]) -> list[list[str]]:
 
 
 def _segmentation_findings(
-    study: Study, path: Path, scans: dict[str, _Scan], coding: Coding | None
+    study: Study, path: File, scans: dict[str, _Scan], coding: Coding | None
 ) -> Iterator[Finding]:
     try:
         labels, affine = read_labels(path)
@@ -257,12 +258,12 @@ def _segmentation_findings(
         return
     try:
         if coding is None:
-            propose_coding([path], values)
+            propose_coding([str(path)], values)
         else:
             check_values(values, coding, where=path.name)
     except LabelError as error:
         # Names that are silent only leave the coding open, as long as one of them fits.
-        is_open = coding is None and fitting(values) and not names_an_edition(path)
+        is_open = coding is None and fitting(values) and not names_an_edition(str(path))
         yield _finding(study, "warning" if is_open else "error", "labels", path, str(error))
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from bmmae.data.cohort import Cohort
+from bmmae.data.cohort import Study
 from bmmae.data.labels import Coding, check_values, find_coding, propose_coding, values_of
+from bmmae.data.location import File
 from bmmae.data.reading import read_labels
 from bmmae.errors import LabelError
 
 
-def coding_of(cohort: Cohort, name: str | None = None) -> Coding:
+def coding_of(cohort: Iterable[Study], name: str | None = None) -> Coding:
     """Return a cohort's label coding, after looking at every segmentation.
 
     Args:
-        cohort: Its studies; those without a segmentation are passed over.
+        cohort: The studies; those without a segmentation are passed over.
         name: A coding by name; by default one is proposed.
 
     Raises:
@@ -27,11 +28,11 @@ def coding_of(cohort: Cohort, name: str | None = None) -> Coding:
     with ThreadPoolExecutor() as pool:
         found = set().union(*pool.map(_values, paths))
     if name is None:
-        return propose_coding(paths, found)
+        return propose_coding([str(path) for path in paths], found)
     coding = find_coding(name)
     check_values(found, coding, "the cohort")
     return coding
 
 
-def _values(path: Path) -> tuple[int, ...]:
+def _values(path: File) -> tuple[int, ...]:
     return values_of(read_labels(path)[0])

@@ -2,13 +2,13 @@
 
 Columns: `subject` (required), `session`, `group` (the patient; default: the subject), one column of paths a
 modality, `seg`, `brain_mask`, `brain_mask_<modality>`, `split`, `time` (months), `event` (1 = died). Any other
-column is kept in `Study.values`. Paths are relative to the table's folder; a blank cell means absent.
+column is kept in `Study.values`. Paths are relative to the table's folder, or addresses that fsspec can read
+(`https://`, `s3://` ...); a blank cell means absent.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bmmae import modalities as table
+from bmmae.data.location import File, as_seen_from, locate
 from bmmae.data.reading import content_hash
 from bmmae.data.tables import Cell, is_blank, is_numeric, read_rows, write_rows
 from bmmae.errors import CohortError
@@ -48,12 +49,12 @@ class Study:
     """
 
     subject: str
-    images: Mapping[str, Path]
+    images: Mapping[str, File]
     session: str = ""
     group: str = ""
-    seg: Path | None = None
-    brain_mask: Path | None = None
-    brain_masks: Mapping[str, Path] = field(default_factory=dict)
+    seg: File | None = None
+    brain_mask: File | None = None
+    brain_masks: Mapping[str, File] = field(default_factory=dict)
     split: str | None = None
     time: float | None = None
     event: bool | None = None
@@ -74,11 +75,11 @@ class Study:
         joined = f"{self.subject}_{self.session}" if self.session else self.subject
         return re.sub(r"[^\w.-]+", "-", joined).lstrip(".")
 
-    def brain_mask_of(self, modality: str) -> Path | None:
+    def brain_mask_of(self, modality: str) -> File | None:
         """Return the brain mask of one modality: its own, else the study's, else None."""
         return self.brain_masks.get(modality, self.brain_mask)
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[File, ...]:
         """Return every file of the study: images, segmentation, brain masks."""
         rest = [path for path in (self.seg, self.brain_mask) if path is not None]
         return (*self.images.values(), *rest, *self.brain_masks.values())
@@ -234,7 +235,7 @@ def _as_study(row: Row, modalities: tuple[str, ...], numeric: set[str], path: Pa
     paths = ("seg", "brain_mask", *modalities, *masks.values())
     if not row["subject"]:
         raise CohortError(f"{where}: the subject is blank; expected an identifier")
-    file = {name: path.parent / row[name] for name in paths if not is_blank(row.get(name, ""))}
+    file = {name: locate(row[name], path.parent) for name in paths if not is_blank(row.get(name, ""))}
     return Study(
         subject=row["subject"],
         session=row.get("session", ""),
@@ -333,17 +334,9 @@ def _as_row(study: Study, folder: Path) -> dict[str, Cell]:
         "subject": study.subject,
         "session": study.session,
         "group": "" if study.group == study.subject else study.group,
-        **{name: _relative(path, folder) for name, path in files.items() if path is not None},
+        **{name: as_seen_from(folder, path) for name, path in files.items() if path is not None},
         "split": study.split,
         "time": study.time,
         "event": None if study.event is None else int(study.event),
         **study.values,
     }
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """Return the path as seen from the table's folder; absolute where none leads there (another drive)."""
-    try:
-        return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
-    except ValueError:
-        return str(path.absolute())

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from bmmae.arrays import Array
-from bmmae.data.augment import NO_AUGMENTATION, AugmentConfig, augment_sample
+from bmmae.data.augment import NO_AUGMENTATION, AugmentConfig, augment_sample, draw_turn
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
 from bmmae.data.labels import Coding, region_masks
 from bmmae.data.loaders import EVALUATION_EPOCH, Address, Sample, sample_generator
-from bmmae.data.preprocess import Window, prepare_study
+from bmmae.data.packing import PackedStudy, pack_flags, pack_sample, packed_tokens, unpack, unpack_arrays
 from bmmae.errors import ConfigError
 from bmmae.masking import MaskingConfig, draw_tokens
-from bmmae.patches import Triple, any_in_patch
+from bmmae.patches import Triple
 
 
 @runtime_checkable
@@ -66,16 +66,6 @@ class View:
     def of(cls, config: Viewer) -> View:
         """Return what a model of this config needs."""
         return cls(config.modalities, config.size, config.patch, config.tissue_only)
-
-
-@runtime_checkable
-class _Windowed(Protocol):
-    @property
-    def shape(self) -> Triple: ...
-
-    def lesion_voxels(self) -> Array: ...
-
-    def window(self, start: Triple, size: Triple) -> Window: ...
 
 
 class StudyDataset:
@@ -134,24 +124,31 @@ class StudyDataset:
             `images` Float[M, H, W, D], `available` Bool[M], `valid` Bool[M, H, W, D], `brain` Bool[H, W, D],
             `subject`; with masking `mask` and `decode` Bool[M, L]; with a coding `label` Bool[R, H, W, D].
         """
+        return unpack(self.packed(address))
+
+    def packed(self, address: Address) -> Sample:
+        """Return the same sample in the form it travels in; see `bmmae.data.packing`."""
         epoch, index = address
         study = self.studies[index]
         training = epoch != EVALUATION_EPOCH
         rng = sample_generator(self.seed, epoch, index, purpose="sample")
-        source = self.cache.find(study) or prepare_study(study, self.cache.config, self.view.modalities)
+        source = self.cache.load(study)
         start = self._start(source, rng) if training else centred(source.shape, self.view.size)
-        sample = self._assemble(source.window(start, self.view.size), study)
-        if training:
-            sample = augment_sample(sample, self.augment, rng)
+        turn = draw_turn(self.augment, rng, self.cache.config.spacing) if training else None
+        start, size = turn.source(start, self.view.size) if turn else (start, self.view.size)
+        sample = source.sample(start, size, self.view.modalities, labelled=self.coding is not None)
+        self._label(sample, study)
+        if training and self.augment.changes_something:
+            sample = pack_sample(augment_sample(unpack_arrays(sample), self.augment, rng, turn, self.view.size))
         if self.masking is not None:
             self._mask(sample, self.masking, rng)
         tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in sample.items()}
         return {**tensors, "subject": study.name}
 
-    def _start(self, source: _Windowed, rng: np.random.Generator) -> Triple:
+    def _start(self, source: PackedStudy, rng: np.random.Generator) -> Triple:
         """Place the window at random: anywhere inside, or jittered around a study that is smaller."""
         size = self.view.size
-        voxels = source.lesion_voxels() if self.augment.lesion_share > 0 else np.zeros((0, 3))
+        voxels = source.lesions if self.augment.lesion_share > 0 else np.zeros((0, 3))
         aim = voxels[rng.integers(len(voxels))] if len(voxels) and rng.random() < self.augment.lesion_share else None
         starts = []
         for axis, (extent, wanted) in enumerate(zip(source.shape, size, strict=True)):
@@ -161,27 +158,17 @@ class StudyDataset:
             starts.append(int(rng.integers(low, high + 1)))
         return (starts[0], starts[1], starts[2])
 
-    def _assemble(self, window: Window, study: Study) -> dict[str, Array]:
-        """Lay the available modalities out in the view's order."""
-        slots = [self.view.modalities.index(name) for name in window.names]
-        count = len(self.view.modalities)
-        sample = {
-            "images": np.zeros((count, *self.view.size), np.float32),
-            "available": np.zeros(count, bool),
-            "valid": np.zeros((count, *self.view.size), bool),
-            "brain": window.brain,
-        }
-        sample["images"][slots] = window.images
-        sample["available"][slots] = True
-        sample["valid"][slots] = window.valid
+    def _label(self, sample: dict[str, Array], study: Study) -> None:
+        """Replace a sample's label values by regions, if the task needs them."""
+        values = sample.pop("label", None)
         if self.coding is not None:
-            if window.label is None:
+            if values is None:
                 raise ConfigError(f"study '{study.name}' has no segmentation to learn from")
-            sample["label"] = region_masks(window.label, self.coding)
-        return sample
+            sample["label"] = region_masks(values, self.coding)
 
     def _mask(self, sample: dict[str, Array], masking: MaskingConfig, rng: np.random.Generator) -> None:
-        exists = token_flags(sample, self.view)
+        view = self.view
+        exists = packed_tokens(sample["flags"], len(view.modalities), view.patch, tissue_only=view.tissue_only)
         if exists.any():
             draw = draw_tokens(rng, exists, masking)
             sample["mask"], sample["decode"] = draw.mask, draw.decode
@@ -190,14 +177,9 @@ class StudyDataset:
 
 
 def token_flags(sample: dict[str, Array], view: View) -> Array:
-    """Return which tokens exist, Bool[M, L]: scanned somewhere and, if so configured, with some brain.
-
-    A window that misses the brain altogether keeps its scanned patches, so that it still is a sample.
-    """
-    scanned = sample["valid"] & sample["available"][:, None, None, None]
-    tissue = scanned & sample["brain"]
-    chosen = tissue if view.tissue_only and tissue.any() else scanned
-    return any_in_patch(chosen, view.patch)
+    """Return which tokens of an unpacked sample exist, Bool[M, L]; see `packed_tokens`."""
+    flags = pack_flags(sample["valid"] & sample["available"][:, None, None, None], sample["brain"])
+    return packed_tokens(flags, len(view.modalities), view.patch, tissue_only=view.tissue_only)
 
 
 def centred(extent: Triple, size: Triple) -> Triple:

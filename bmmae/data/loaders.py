@@ -166,15 +166,24 @@ class _Failure:
     details: str
 
 
+@runtime_checkable
+class PackedDataset(AddressedDataset, Protocol):
+    """A dataset whose samples have a smaller form to travel in, which `to_device` unpacks."""
+
+    def packed(self, address: Address) -> Sample:
+        """Load the sample at (epoch, index) in that form."""
+        ...
+
+
 class _Addressed(TorchDataset[Sample | _Failure]):
     """Adds its address to each sample, and turns an error into a value that names the sample."""
 
     def __init__(self, dataset: AddressedDataset) -> None:
-        self.dataset = dataset
+        self.load = dataset.packed if isinstance(dataset, PackedDataset) else dataset.__getitem__
 
     def __getitem__(self, address: Address) -> Sample | _Failure:
         try:
-            return {**self.dataset[address], "address": address}
+            return {**self.load(address), "address": address}
         except Exception as error:
             place = "validation" if address[0] == EVALUATION_EPOCH else f"epoch {address[0]}"
             message = f"Sample {address[1]} ({place}) cannot be loaded: {type(error).__name__}: {error}"
@@ -194,15 +203,16 @@ def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
         return _Failure(f"{error} Samples (epoch, index): {addresses}.", traceback.format_exc())
 
 
-def _start_worker(_worker: int) -> None:
-    """Let a worker end with its training process.
+def end_with_parent(_worker: int = 0) -> None:
+    """Let a worker end with the process it works for, even if that is killed.
 
-    The parent of a forkserver's child is the forkserver, so torch's own watch for a killed parent sees nothing.
+    The parent of a forkserver's child is the forkserver, so torch's own watch for a killed parent sees nothing; and
+    a pool's workers would wait for work for ever.
     """
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_watch_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _watch_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -232,7 +242,10 @@ def _worker_context() -> BaseContext:
 
 
 class Batches:
-    """Batches for a list of address lists, loaded by worker processes; may be iterated over again."""
+    """Batches for a list of address lists, loaded by worker processes; may be iterated over again.
+
+    Samples of a `PackedDataset` arrive packed; `bmmae.data.packing.unpack` undoes that, once they are on the device.
+    """
 
     def __init__(
         self,
@@ -250,7 +263,7 @@ class Batches:
             num_workers=workers,
             collate_fn=_collate_or_fail,
             pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
+            worker_init_fn=end_with_parent,
             multiprocessing_context=_worker_context() if workers else None,
             persistent_workers=persistent and workers > 0,
             # The loader seeds its workers from this, and leaves the training's own random state alone.

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.reading import content_hash
 from bmmae.provenance import Provenance
@@ -21,13 +22,16 @@ LIMITS = (
 )
 
 
-def training_provenance(cohort: Cohort, train: Sequence[Study], parent: str | None = None) -> Provenance:
+def training_provenance(
+    cohort: Cohort, train: Sequence[Study], parent: str | None = None, cache: StudyCache | None = None
+) -> Provenance:
     """Describe the data of a training run, as it will travel with the weights.
 
     Args:
         cohort: The table the studies come from.
         train: The studies trained on.
         parent: The weights that training starts from.
+        cache: Where hashes may be known already, so that the images need not be read again.
 
     Raises:
         ImageError: If an image cannot be read.
@@ -38,7 +42,7 @@ def training_provenance(cohort: Cohort, train: Sequence[Study], parent: str | No
     return Provenance(
         data=f"{len(train)} {kind} studies of {len(patients)} patients",
         subjects=len(patients),
-        content_hashes=content_hashes(train),
+        content_hashes=content_hashes(train, cache),
         synthetic=generator is not None,
         generator=generator,
         command=shlex.join(sys.argv),
@@ -47,15 +51,20 @@ def training_provenance(cohort: Cohort, train: Sequence[Study], parent: str | No
     )
 
 
-def content_hashes(studies: Iterable[Study]) -> tuple[str, ...]:
+def content_hashes(studies: Iterable[Study], cache: StudyCache | None = None) -> tuple[str, ...]:
     """Return one hash an image, sorted; of the voxels alone, so that neither names nor headers matter.
 
     Raises:
         ImageError: If a file is broken.
     """
-    paths = [path for study in studies for path in study.images.values()]
+
+    def hashes(study: Study) -> list[str]:
+        entry = cache.find(study) if cache else None
+        known = entry.content if entry else {}
+        return [known.get(name) or content_hash(file) for name, file in study.images.items()]
+
     with ThreadPoolExecutor() as pool:
-        return tuple(sorted(pool.map(content_hash, paths)))
+        return tuple(sorted(digest for found in pool.map(hashes, studies) for digest in found))
 
 
 def generator_of(cohort: Cohort) -> str | None:

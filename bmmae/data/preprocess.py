@@ -5,8 +5,8 @@ Canonical orientation, one resampling to the model's spacing, a crop to the brai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.data.brain import Brain, Source, find_brain
 from bmmae.data.cohort import Study
 from bmmae.data.geometry import Geometry
-from bmmae.data.reading import Image, read_image, read_labels
+from bmmae.data.location import File
+from bmmae.data.reading import Image, array_hash, read_image, read_labels
 from bmmae.errors import ConfigError, GeometryError, ImageError
 from bmmae.patches import Triple
 
@@ -58,6 +59,7 @@ class PreparedStudy:
         scales: Mean and deviation of each modality inside its brain, in the source's intensity units.
         brain_source: Where the brain mask comes from.
         native_brain: Bool[X, Y, Z] on the canonical native grid, or None when read from a cache.
+        content: Modality to the hash of its image's voxels (`array_hash`), if it was read from files.
     """
 
     names: tuple[str, ...]
@@ -69,6 +71,7 @@ class PreparedStudy:
     scales: tuple[tuple[float, float], ...]
     brain_source: Source
     native_brain: Bool[np.ndarray, "X Y Z"] | None = None
+    content: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> Triple:
@@ -169,7 +172,9 @@ def prepare_study(study: Study, config: PreprocessConfig, modalities: tuple[str,
     images = [read_image(study.images[name]) for name in names]
     check_same_grid(images)
     masks = [_read_mask(study, name, images[0]) for name in names]
-    return prepare_images(names, images, config, masks=masks, label=_read_label(study, images[0]))
+    prepared = prepare_images(names, images, config, masks=masks, label=_read_label(study, images[0]))
+    content = {name: array_hash(image.array) for name, image in zip(names, images, strict=True)}
+    return replace(prepared, content=content)
 
 
 def prepare_images(
@@ -296,7 +301,7 @@ def _read_label(study: Study, like: Image) -> Array | None:
     return None if study.seg is None else _read_on_grid(study.seg, like)
 
 
-def _read_on_grid(path: Path, like: Image) -> Array:
+def _read_on_grid(path: File, like: Image) -> Array:
     array, affine = read_labels(path)
     if array.shape != like.array.shape or not np.allclose(affine, like.affine, atol=GRID_TOLERANCE):
         raise GeometryError(f"{path.name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}")

@@ -11,9 +11,7 @@ import gzip
 import hashlib
 import io
 import logging
-import os
 import threading
-import uuid
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 
 from bmmae.arrays import Array, Float, Int
+from bmmae.data.location import File, RemoteFile, locate, write_whole
 from bmmae.errors import ImageError, LabelError, OutputError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -46,7 +45,7 @@ class Header:
         raw: The format's own header (nibabel), which `write_image` takes codes and units from.
     """
 
-    path: Path
+    path: File
     shape: tuple[int, ...]
     affine: Float[Array, "4 4"]
     dtype: np.dtype[Any]
@@ -70,7 +69,7 @@ class Image:
 
     array: Float[Array, "H W D"]
     affine: Float[Array, "4 4"]
-    path: Path
+    path: File
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,28 +87,28 @@ def spacing_of(affine: Float[Array, "4 4"]) -> tuple[float, ...]:
     return tuple(float(size) for size in np.linalg.norm(affine[:3, :3], axis=0))
 
 
-def read_image(path: str | Path) -> Image:
+def read_image(path: str | File) -> Image:
     """Read a volume of any format nibabel knows, with its scale factor applied; content tells `.nii` from `.nii.gz`.
 
     Raises:
         ImageError: If the file is absent, a folder, no image, truncated, not of three axes, all zeros, has
             voxels that are not finite, or an affine that cannot be inverted.
     """
-    path = Path(path)
+    path = locate(path)
     array, affine = _read(path)
     if not array.any():
         raise ImageError(f"{path} holds only zeros: expected an image; export it again or leave its cell blank")
     return Image(array, affine, path)
 
 
-def read_labels(path: str | Path) -> tuple[Int[Array, "H W D"], Float[Array, "4 4"]]:
+def read_labels(path: str | File) -> tuple[Int[Array, "H W D"], Float[Array, "4 4"]]:
     """Return the int16 values of a segmentation or mask, and its affine; it may be empty, and stored as floats.
 
     Raises:
         ImageError: As `read_image`, except that all zeros are accepted.
         LabelError: If values are not whole numbers of the int16 range.
     """
-    path = Path(path)
+    path = locate(path)
     array, affine = _read(path)
     whole = np.rint(array)
     off = int(np.count_nonzero(np.abs(array - whole) > INTEGRAL_TOLERANCE))
@@ -122,13 +121,13 @@ def read_labels(path: str | Path) -> tuple[Int[Array, "H W D"], Float[Array, "4 
     return whole.astype(np.int16), affine
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | File) -> Header:
     """Read a file's grid without loading its voxels.
 
     Raises:
         ImageError: If the file is absent, a folder, no image, not of three axes, or its affine is singular.
     """
-    path = Path(path)
+    path = locate(path)
     _require_file(path)
     with _explained(path):
         raw = _parse_header(_first_bytes(path)) if _is_nifti(path) else _load(path).header
@@ -166,11 +165,11 @@ def write_image(
     if path.name.lower().endswith(".gz"):
         # Without a time stamp the same volume gives the same bytes.
         content = gzip.compress(content, compresslevel=1, mtime=0)
-    _replace(path, content)
+    write_whole(path, content)
     return path
 
 
-def content_hash(path: str | Path) -> str:
+def content_hash(path: str | File) -> str:
     """Return the sha256 of an image's voxels, whatever its name, header or compression; raises as `read_image`."""
     return array_hash(read_image(path).array)
 
@@ -182,7 +181,7 @@ def array_hash(array: Float[Array, "H W D"]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[Float[Array, "H W D"], Float[Array, "4 4"]]:
+def _read(path: File) -> tuple[Float[Array, "H W D"], Float[Array, "4 4"]]:
     _require_file(path)
     with _explained(path):
         image = _parse(_decompressed(path)) if _is_nifti(path) else _load(path)
@@ -204,12 +203,14 @@ def _read(path: Path) -> tuple[Float[Array, "H W D"], Float[Array, "4 4"]]:
     return array, affine
 
 
-def _decompressed(path: Path) -> bytes:
+def _decompressed(path: File) -> bytes:
     content = path.read_bytes()
     return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
 
 
-def _first_bytes(path: Path) -> bytes:
+def _first_bytes(path: File) -> bytes:
+    if isinstance(path, RemoteFile):
+        return _decompressed(path)[:540]
     with path.open("rb") as stream:
         zipped = stream.read(2) == GZIP_MAGIC
     with gzip.open(path) if zipped else path.open("rb") as content:
@@ -232,25 +233,29 @@ def _parse_header(block: bytes) -> Any:
         return kind(block[:size])
 
 
-def _load(path: Path) -> Any:
+def _load(path: File) -> Any:
     import nibabel as nib
 
+    if isinstance(path, RemoteFile):
+        raise ImageError(f"{path} is no NIfTI file: of remote files, only .nii and .nii.gz can be read; convert it")
     with _silenced():
         return nib.load(path)
 
 
-def _is_nifti(path: Path) -> bool:
+def _is_nifti(path: File) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def _require_file(path: Path) -> None:
+def _require_file(path: File) -> None:
+    if isinstance(path, RemoteFile):
+        return
     if path.is_dir():
         raise ImageError(f"{path} is a folder: expected an image file such as .nii.gz; name one file inside it")
     if not path.is_file():
         raise ImageError(f"{path} does not exist: expected an image file; check the spelling and the table's paths")
 
 
-def _three_axes(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _three_axes(path: File, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Drop trailing axes of length one beyond the third."""
     if len(shape) < 3 or any(size != 1 for size in shape[3:]) or 0 in shape:
         raise ImageError(
@@ -260,7 +265,7 @@ def _three_axes(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:3]
 
 
-def _affine(path: Path, affine: Array | None) -> Float[Array, "4 4"]:
+def _affine(path: File, affine: Array | None) -> Float[Array, "4 4"]:
     if affine is not None:
         affine = np.asarray(affine, dtype=np.float64)
         volume = np.prod(np.linalg.norm(affine[:3, :3], axis=0))
@@ -286,7 +291,7 @@ def _silenced() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: File) -> Iterator[None]:
     """Turn whatever a decoder raises into an `ImageError` that names the file."""
     try:
         yield
@@ -300,7 +305,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise ImageError(_unreadable(path, error)) from error
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _unreadable(path: File, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     if "Expected" in reason and "bytes" in reason:
         return f"{path} is truncated: {reason[0].lower()}{reason[1:]}; copy or download it again"
@@ -335,15 +340,3 @@ def _encode(array: Array, affine: Float[Array, "4 4"], header: Any, description:
         image.header["descrip"] = description.encode()[:79]
         image.header["cal_min"] = image.header["cal_max"] = 0
         return cast(bytes, image.to_bytes())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another place with --out") from error

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bmmae.data.location import write_whole
 from bmmae.errors import CohortError, OutputError
 
 BLANK = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
@@ -72,15 +70,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Cell]], columns: Sequence
         content = _as_parquet(cells) if _is_parquet(path) else _as_text(cells, columns, path.suffix.lower())
     except ImportError as error:
         raise OutputError(f"cannot write {path}: it needs pyarrow; `pip install pyarrow`, or use .csv") from error
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another place with --out") from error
+    write_whole(path, content)
 
 
 def _is_parquet(path: Path) -> bool:

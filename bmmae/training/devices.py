@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from bmmae.data.loaders import Batch
+from bmmae.data.packing import unpack
 from bmmae.errors import BmmaeError, ConfigError, TrainingError
 from bmmae.training.plan import TrainConfig
 from bmmae.training.resume import Progress
@@ -52,10 +53,13 @@ def uses_bf16(precision: Literal["auto", "no", "bf16"], device: torch.device) ->
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch's tensors; copies from pinned memory overlap with computation."""
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
-    }
+    """Move a batch's tensors and unpack them there; copies from pinned memory overlap with computation."""
+    return unpack(
+        {
+            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
+    )
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tiny_studies import brain, picture, save, write_study
 
-from bmmae.data.cache import META, StudyCache, build_cache
+from bmmae.data.cache import META, StudyCache
+from bmmae.data.caching import build_cache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.preprocess import PreprocessConfig, prepare_study, sample_voxels
 from bmmae.errors import CohortError, ImageError, OutputError

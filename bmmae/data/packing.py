@@ -1,0 +1,198 @@
+"""How studies and samples are stored and travel: float16 images, and one bit a voxel for the brain and each modality.
+
+A sample as loaded is 17 MB for four modalities of 128^3 voxels this way, and 44 MB as float32 and booleans. It is
+packed in the worker and unpacked on the training device, so what is copied on the way is less than half. Float16 keeps
+a z-score to one part in two thousand, far below the noise of a scan.
+
+Bit 0 of a flag is the brain; bit 1 + k says that modality k was scanned there. Packed samples have `images` Float16
+[M, H, W, D] (Float32 if they were augmented) and `flags` Int[H, W, D] in place of `images`, `valid` and `brain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bmmae.arrays import Array, Bool, Float, Shaped, Tensor
+from bmmae.data.preprocess import Part, PreparedStudy, Window, overlap, place_window
+from bmmae.patches import Triple, patch_grid
+
+BRAIN = 1
+
+
+@dataclass(frozen=True)
+class PackedStudy:
+    """A prepared study in stored types, in memory or memory-mapped.
+
+    Attributes:
+        names: The available modalities, in the order of the arrays.
+        images: Float16[K, H, W, D].
+        flags: Unsigned[H, W, D].
+        label: Int16[H, W, D] in the source's coding, or None.
+        lesions: A sample of the labelled voxels, Int[n, 3].
+    """
+
+    names: tuple[str, ...]
+    images: Array
+    flags: Array
+    label: Array | None
+    lesions: Array
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels of the arrays."""
+        return (self.flags.shape[0], self.flags.shape[1], self.flags.shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the arrays."""
+        return sum(array.nbytes for array in (self.images, self.flags, self.label, self.lesions) if array is not None)
+
+    def window(self, start: Triple, size: Triple) -> Window:
+        """Cut a window out; it may reach beyond the arrays."""
+        there, here = overlap(start, size, self.shape)
+        flags = np.asarray(self.flags[there])
+        label = None if self.label is None else self.label[there]
+        part = Part(self.images[(..., *there)], scanned(flags, len(self.names)), flags & BRAIN, label)
+        return place_window(self.names, part, here, size)
+
+    def sample(
+        self, start: Triple, size: Triple, modalities: Sequence[str], *, labelled: bool = True
+    ) -> dict[str, Array]:
+        """Cut a window out as a packed sample: each array is copied once, in the type it is stored in.
+
+        Args:
+            start: First voxel; the window may reach beyond the arrays, where there is scanned background.
+            size: Voxels of the window.
+            modalities: The slots of the sample's axis M.
+            labelled: Whether the label is wanted, if there is one.
+
+        Returns:
+            `images` Float16[M, h, w, d], `flags` Int[h, w, d], `available` Bool[M] and, where the study has one,
+            `label` Int16[h, w, d].
+        """
+        there, here = overlap(start, size, self.shape)
+        whole = all(span.start == 0 and span.stop == wanted for span, wanted in zip(here, size, strict=True))
+        new = np.empty if whole else np.zeros
+        slots = [modalities.index(name) for name in self.names]
+        images = (new if len(slots) == len(modalities) else np.zeros)((len(modalities), *size), np.float16)
+        for slot, image in zip(slots, self.images, strict=True):
+            images[(slot, *here)] = image[there]
+        available = np.zeros(len(modalities), bool)
+        available[slots] = True
+        flags = new(size, flag_type(len(modalities)))
+        if not whole:
+            flags[...] = _bits(available)
+        flags[here] = _moved_bits(self.flags[there], slots)
+        sample = {"images": images, "flags": flags, "available": available}
+        if labelled and self.label is not None:
+            sample["label"] = new(size, np.int16)
+            sample["label"][here] = self.label[there]
+        return sample
+
+
+def pack_study(prepared: PreparedStudy) -> PackedStudy:
+    """Bring a prepared study into stored types."""
+    return PackedStudy(
+        names=prepared.names,
+        images=prepared.images.astype(np.float16),
+        flags=pack_flags(prepared.valid, prepared.brain),
+        label=prepared.label,
+        lesions=prepared.lesion_voxels(),
+    )
+
+
+def flag_type(modalities: int) -> type[np.generic]:
+    """Return the smallest type that holds the bits and that torch can compute with."""
+    return next(kind for bits, kind in ((8, np.uint8), (31, np.int32), (63, np.int64)) if 1 + modalities <= bits)
+
+
+def pack_flags(valid: Bool[Array, "M H W D"], brain: Bool[Array, "H W D"]) -> Shaped[Array, "H W D"]:
+    """Return one bit a voxel for the brain and for each modality's coverage."""
+    kind = flag_type(len(valid))
+    flags = brain.astype(kind)
+    for index, covered in enumerate(valid):
+        flags |= covered.astype(kind) << (1 + index)
+    return np.asarray(flags)
+
+
+def scanned(flags: Shaped[Array, "H W D"], modalities: int) -> Bool[Array, "M H W D"]:
+    """Return each modality's coverage."""
+    return np.stack([flags & (2 << index) != 0 for index in range(modalities)])
+
+
+def pack_sample(sample: Mapping[str, Array]) -> dict[str, Array]:
+    """Pack `valid` and `brain`. Images stay as they are: rounding them again would cost what it saves."""
+    rest = {key: value for key, value in sample.items() if key not in {"valid", "brain"}}
+    return {**rest, "flags": pack_flags(sample["valid"], sample["brain"])}
+
+
+def unpack_arrays(sample: Mapping[str, Array]) -> dict[str, Array]:
+    """Turn a packed sample into `images` Float32[M, H, W, D], `valid` Bool[M, H, W, D] and `brain` Bool[H, W, D]."""
+    rest = {key: value for key, value in sample.items() if key not in {"images", "flags"}}
+    images, flags = sample["images"].astype(np.float32), sample["flags"]
+    return {**rest, "images": images, "valid": scanned(flags, len(images)), "brain": flags & BRAIN != 0}
+
+
+def unpack(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Unpack a batch or a sample of tensors, on whichever device they are; what is not packed is kept.
+
+    Returns:
+        `images` Float[..., M, H, W, D], `valid` Bool[..., M, H, W, D] and `brain` Bool[..., H, W, D] in place of
+        packed `images` and `flags`.
+    """
+    if "flags" not in batch:
+        return dict(batch)
+    rest = {key: value for key, value in batch.items() if key != "flags"}
+    flags: Tensor = batch["flags"]
+    images: Float[Tensor, "*batch M H W D"] = batch["images"].float()
+    bits = torch.tensor([2 << index for index in range(images.shape[-4])], dtype=flags.dtype, device=flags.device)
+    valid = flags.unsqueeze(-4) & bits[:, None, None, None] != 0
+    return {**rest, "images": images, "valid": valid, "brain": flags & BRAIN != 0}
+
+
+def packed_tokens(flags: Shaped[Array, "H W D"], modalities: int, patch: Triple, *, tissue_only: bool) -> Array:
+    """Return which tokens exist, Bool[M, L]: scanned somewhere and, if so asked, with some brain.
+
+    A window that misses the brain altogether keeps its scanned patches, so that it still is a sample.
+    """
+    if tissue_only:
+        tokens = _any_bits(flags * (flags & BRAIN).astype(flags.dtype), modalities, patch)
+        if tokens.any():
+            return tokens
+    return _any_bits(flags, modalities, patch)
+
+
+def _any_bits(flags: Array, modalities: int, patch: Triple) -> Array:
+    """Whether any voxel of a patch has a modality's bit, Bool[M, L]; an axis at a time, which is ten times faster."""
+    (h, w, d), (p, q, r) = patch_grid(flags.shape, patch), patch
+    rows = np.bitwise_or.reduce(flags.reshape(h, p, w * q * d * r), axis=1)
+    columns = np.bitwise_or.reduce(rows.reshape(h * w, q, d * r), axis=1)
+    patches = np.bitwise_or.reduce(columns.reshape(h * w * d, r), axis=1)
+    return np.stack([patches & (2 << index) != 0 for index in range(modalities)])
+
+
+def _bits(available: Array) -> int:
+    """The flag of scanned background."""
+    return sum(2 << int(index) for index in np.flatnonzero(available))
+
+
+def _moved_bits(flags: Array, slots: Sequence[int]) -> Array:
+    """Move bit 1 + k to bit 1 + slots[k]."""
+    if list(slots) == list(range(len(slots))):
+        return flags
+    if flags.dtype == np.uint8:
+        values = np.arange(256, dtype=np.int64)
+        return np.take(_move(values, slots).astype(flag_type(max(slots) + 1)), flags)
+    return _move(flags.astype(np.int64), slots)
+
+
+def _move(flags: Array, slots: Sequence[int]) -> Array:
+    moved = flags & BRAIN
+    for index, slot in enumerate(slots):
+        moved |= (flags >> (1 + index) & 1) << (1 + slot)
+    return np.asarray(moved)
