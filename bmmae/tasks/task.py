@@ -27,11 +27,13 @@ class StepOutput:
         loss_sum: Scalar with a graph in training; the sum of the loss over whatever is counted (voxels, patients ...).
         loss_count: Scalar; how many were counted. May be zero, and then `loss_sum` is zero too.
         metrics: By name, (sum, count), scalars both. Counts may be zero; the value shown is sum / count.
+        operations: Of the forward pass, if the task can count them; 0 if not.
     """
 
     loss_sum: Tensor
     loss_count: Tensor
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    operations: float = 0.0
 
 
 @runtime_checkable

@@ -49,7 +49,7 @@ def uses_bf16(precision: Literal["auto", "no", "bf16"], device: torch.device) ->
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

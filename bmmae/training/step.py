@@ -21,6 +21,7 @@ from bmmae.training.devices import exact_dtype, gather, seed_from_address, to_de
 from bmmae.training.optim import OptimConfig, set_learning_rate
 from bmmae.training.run import Run, StepReport
 from bmmae.training.signals import StopRequest
+from bmmae.training.throughput import matrix_rate
 
 MOST_SKIPS_IN_A_ROW = 20
 
@@ -54,6 +55,10 @@ class Stepper:
         self.skips_in_a_row = 0 if finite else self.skips_in_a_row + 1
         self.run.optimizer.zero_grad(set_to_none=True)
         return StepReport(loss / count if count else 0.0, norm, lr, not finite, level, outputs, waited)
+
+    def peak(self) -> float:
+        """Measure the device's rate of matrix products in this run's precision, in operations a second."""
+        return matrix_rate(self.accelerator.device, torch.bfloat16 if self.bf16 else torch.float32)
 
     def _accumulate(self, step: int) -> tuple[list[StepOutput], list[list[Any]], float]:
         """Add up the gradients of this rank's micro-batches; ranks are brought together with the last one."""
