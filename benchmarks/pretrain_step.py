@@ -84,6 +84,7 @@ def measure_steps(inputs: Inputs, given: argparse.Namespace) -> Part:
         {"part": "step", "form": form, "seconds_a_sample": statistics.median(took[form]), "low": min(took[form])}
         | {
             "high": max(took[form]),
+            "cpu_seconds_a_sample": _cpu_seconds(built, form),
             "floor_seconds": floors[form],
             "gflop_a_sample": operations[form.split("_")[0]] / 1e9,
         }
@@ -91,6 +92,12 @@ def measure_steps(inputs: Inputs, given: argparse.Namespace) -> Part:
     ]
     rows += [{"part": "rate", "form": name, "tflop_a_second": rate / 1e12} for name, rate in rates.items()]
     return headline, [*rows, {"part": "check", **checked}]
+
+
+def _cpu_seconds(built: dict[str, Contestant], form: str) -> float:
+    """Processor seconds a sample, of all threads: with `--threads 1` little disturbed by other processes."""
+    name, precision = form.split("_")
+    return statistics.median(built[name].cpu_seconds[precision == "bf16"][1:]) / BATCH
 
 
 def timed_step(built: dict[str, Contestant], form: str) -> float:
@@ -140,13 +147,17 @@ def differs_from_reference(model: PublishedMAE) -> float:
 def measure_memory(inputs: Inputs, given: argparse.Namespace) -> Part:
     """Run two steps of each contestant in a fresh process each, and read its peak."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "inputs.pt"
-        torch.save({"ours": inputs.ours[:2], "published": inputs.published[:2]}, path)
-        command = [sys.executable, __file__, "--inputs", str(path), *(["--quick"] if given.quick else [])]
-        command += ["--threads", str(torch.get_num_threads())]
+        paths = {"ours": Path(folder) / "ours.pt", "published": Path(folder) / "published.pt"}
+        torch.save(inputs.ours[:1], paths["ours"])
+        torch.save(inputs.published[:1], paths["published"])
+        command = [sys.executable, __file__, "--threads", str(torch.get_num_threads())]
+        command += ["--quick"] if given.quick else []
         peaks = {}
         for form in FORMS:
-            done = subprocess.run([*command, "--memory-of", form], check=True, capture_output=True, text=True)
+            path = paths["ours" if form.startswith("best") else "published"]
+            done = subprocess.run(
+                [*command, "--memory-of", form, "--inputs", str(path)], check=True, capture_output=True, text=True
+            )
             peaks[form] = float(json.loads(done.stdout.splitlines()[-1]))
             print(f"{form}: {peaks[form]:.2f} GB")
     share = peaks["best_bf16"] / peaks["published_fp32"]
@@ -160,7 +171,7 @@ def peak_memory(form: str, path: Path, quick: bool) -> float:
     before = resident()
     saved = torch.load(path, weights_only=True)
     name, precision = form.split("_")
-    contestant = CONTESTANTS[name](Inputs("", 0.0, saved["ours"], saved["published"]), quick)
+    contestant = CONTESTANTS[name](Inputs("", 0.0, ours=saved, published=saved), quick)
     for _ in range(2):
         contestant.step(precision == "bf16")
     return (resident("VmHWM") - before) / 1e9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -139,7 +140,7 @@ def _masked_as_published(batch: Batch, shape: tuple[int, int], number: int, conf
 
 @dataclass
 class Contestant:
-    """A model, what one step of it is, and how many operations that takes."""
+    """A model, what one step of it is, and how many operations that takes; `cpu_seconds` by whether it was bf16."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -148,11 +149,12 @@ class Contestant:
     operations: Callable[[Batch], float]
     clip: bool
     taken: int = 0
-    counted: list[float] = field(default_factory=list)
+    cpu_seconds: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
 
     def step(self, bf16: bool) -> None:
         """Take one whole step on the next batch: forward, backward, optimiser."""
         batch = self.batches[self.taken % len(self.batches)]
+        started = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = self.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -160,6 +162,7 @@ class Contestant:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.cpu_seconds[bf16].append(time.process_time() - started)
         self.taken += 1
 
 
