@@ -11,16 +11,20 @@ import numpy as np
 import torch
 
 from bmmae.arrays import Array
+from bmmae.data.loaders import EVALUATION_EPOCH
 from bmmae.errors import OutputError
 from bmmae.modalities import subset_label, title
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationModel
 from bmmae.patches import patch_grid, spread
+from bmmae.training.journal import NAME as JOURNAL
+from bmmae.training.journal import read_journal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from bmmae.data.loaders import Sample
+    from bmmae.data.loaders import AddressedDataset, Sample
 
 COLUMNS = ("input", "hidden", "reconstructed", "difference", "absent: from the others", "difference")
 CONTRAST = (-2.5, 2.5)
@@ -52,8 +56,10 @@ class Pictures:
 @torch.inference_mode()
 def picture_reconstruction(model: MAE, sample: Sample) -> Pictures:
     """Reconstruct one evaluation sample, from its mask and with each modality left out in turn."""
-    images, valid, brain = sample["images"][None], sample["valid"][None], sample["brain"][None, None]
-    available, mask = sample["available"][None], sample["mask"][None]
+    device = next(model.parameters()).device
+    names = ("images", "valid", "brain", "available", "mask")
+    images, valid, brain, available, mask = (sample[name][None].to(device) for name in names)
+    brain = brain[:, None]
     exists = model.tokens(images, available, valid & brain)
     asked = exists & mask
     guess = model.predict(images, exists & ~mask, asked)
@@ -68,12 +74,12 @@ def picture_reconstruction(model: MAE, sample: Sample) -> Pictures:
             wanted[:, index] = model.tokens(images, torch.ones_like(available), brain)[:, index]
             absent[:, index] = model.predict(images, others, wanted)[:, index]
     return Pictures(
-        images=images[0].numpy(),
-        available=available[0].numpy(),
-        brain=brain[0, 0].numpy(),
-        shown=torch.where(hidden, torch.nan, images)[0].numpy(),
-        filled=torch.where(hidden, guess, images)[0].numpy(),
-        absent=absent[0].numpy(),
+        images=images[0].cpu().numpy(),
+        available=available[0].cpu().numpy(),
+        brain=brain[0, 0].cpu().numpy(),
+        shown=torch.where(hidden, torch.nan, images)[0].cpu().numpy(),
+        filled=torch.where(hidden, guess, images)[0].cpu().numpy(),
+        absent=absent[0].cpu().numpy(),
     )
 
 
@@ -131,12 +137,7 @@ def save_report(
         for column, text in enumerate(COLUMNS):
             axes[0, column].set_title(text)
         figure.supxlabel(caption, fontsize=8)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=110)
-        except OSError as error:
-            raise OutputError(f"cannot write the picture {path}: {error.strerror or error}") from error
-    return path
+        return _write_png(figure, path, dpi=110)
 
 
 def _draw_modality(axes: Sequence[Axes], pictures: Pictures, row: int, name: str, level: int) -> None:
@@ -186,3 +187,71 @@ def regions_caption(regions: Sequence[str], given: Sequence[str]) -> str:
     return (
         f"outlines: {named}; dark blue: hidden from the model; given for the last segmentation: {subset_label(given)}"
     )
+
+
+def save_progress(model: MAE, step: int, *, data: AddressedDataset, folder: Path, count: int = 2) -> list[Path]:
+    """Draw the first validation studies as the model sees them after `step` steps: always the same ones and masks.
+
+    Args:
+        model: In eval mode.
+        step: Optimiser steps done; part of the file names.
+        data: Validation samples.
+        folder: Where the PNG files go.
+        count: How many studies.
+    """
+    written = []
+    for index in range(min(count, len(data))):
+        sample = data[EVALUATION_EPOCH, index]
+        pictures = picture_reconstruction(model, sample)
+        path = folder / f"step-{step:08d}-{index}.png"
+        written.append(save_report(path, model.config.modalities, pictures, caption=f"after {step} steps"))
+    return written
+
+
+PANELS = (
+    ("loss", ("train/loss", "val/loss")),
+    ("validation error by modality", "val/mse_"),
+    ("gradient norm", ("grad_norm",)),
+    ("learning rate", ("lr",)),
+    ("samples a second", ("samples_per_s",)),
+    ("shares", ("data_wait_share", "mfu", "train/padding_share")),
+)
+"""Panels of the curves: a title, and the names drawn in it or how they begin."""
+
+
+def save_curves(run_dir: Path, path: Path | None = None) -> Path:
+    """Draw a run's metrics over its steps.
+
+    Args:
+        run_dir: A run folder, of a finished or a running training.
+        path: The PNG to write; by default `curves.png` in the run folder.
+
+    Raises:
+        OutputError: If the run has no metrics, or the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    rows = read_journal(run_dir / JOURNAL)
+    if not rows:
+        raise OutputError(f"{run_dir / JOURNAL} holds no metrics: has the run logged anything yet?")
+    names = sorted({name for row in rows for name in row})
+    figure = Figure(figsize=(12, 6.5), layout="constrained", facecolor="white")
+    for axis, (text, wanted) in zip(figure.subplots(2, 3).ravel(), PANELS, strict=True):
+        for name in (n for n in names if (n.startswith(wanted) if isinstance(wanted, str) else n in wanted)):
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else "")
+        axis.set_title(text)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    figure.supxlabel("optimiser steps")
+    return _write_png(figure, path or run_dir / "curves.png", dpi=110)
+
+
+def _write_png(figure: Figure, path: Path, dpi: int) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=dpi)
+    except OSError as error:
+        raise OutputError(f"cannot write the picture {path}: {error.strerror or error}") from error
+    return path

@@ -97,7 +97,9 @@ def _load(source: str) -> PretrainedModel:
 
 
 def _info(commands: Commands) -> None:
-    command = add_command(commands, "info", "Show what a model is and where it comes from.", _run_info)
+    command = add_command(
+        commands, "info", "Show what a model is and where it comes from; draw a run's curves.", _run_info
+    )
     command.add_argument("model")
     command.add_argument("--json", action="store_true", help="for programs")
 
@@ -109,6 +111,11 @@ def _run_info(given: argparse.Namespace) -> int:
 
     found = info(given.model)
     print(json.dumps(found.as_dict(), indent=2) if given.json else found.format_table())
+    run = Path(given.model.removesuffix("@last"))
+    if (run / "metrics.jsonl").exists() and not given.json:
+        from bmmae.report import save_curves
+
+        print(f"curves: {save_curves(run)}")
     return 0
 
 

@@ -17,7 +17,7 @@ from bmmae.training.optim import OptimConfig
 from bmmae.training.plan import TrainConfig, make_plan
 from bmmae.training.records import Records
 from bmmae.training.resume import write_config
-from bmmae.training.run import begin_run
+from bmmae.training.run import Picture, begin_run
 from bmmae.training.signals import EXIT_CODES, Status, StopRequest
 from bmmae.training.step import Stepper
 from bmmae.training.tracking import Tracker, make_tracker
@@ -63,6 +63,7 @@ def fit(
     save_model: SaveModel,
     resolved_config: Mapping[str, Any] | None = None,
     tracker: Tracker | None = None,
+    picture: Picture | None = None,
 ) -> FitResult:
     """Train `model` in place.
 
@@ -77,6 +78,7 @@ def fit(
         save_model: Writes the model's own files (config.json, model.safetensors) into a folder.
         resolved_config: The whole configuration of the run, to be saved with it.
         tracker: Receives metrics instead of the one that `train.tracker` names.
+        picture: Called with model and step after each evaluation, in the main process; if it fails, one is warned.
 
     Returns:
         How it ended; the script should exit with its `exit_code`.
@@ -129,6 +131,7 @@ def fit(
                 values = run.evaluate(stop)
                 improved = run.note_evaluation(values)
                 records.write_validation(run.progress.step, values)
+                run.draw(picture)
 
             # Once in a while, at a new best, and before leaving: save.
             if improved or run.save_is_due():

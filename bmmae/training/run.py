@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -27,6 +28,9 @@ from bmmae.training.plan import Plan, TrainConfig, what_must_not_change
 from bmmae.training.resume import Progress, find_start, restore, training_state
 from bmmae.training.signals import Status, StopRequest, status_of
 from bmmae.training.totals import Totals
+
+Picture: TypeAlias = Callable[[nn.Module, int], object]
+"""Draws the model, in eval mode, after so many steps."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,19 @@ class Run:
         else:
             self.stop_level = max(gather(stop.level))
         return values
+
+    def draw(self, picture: Picture | None) -> None:
+        """Let the main process draw a picture; the others go on, and no picture is worth a night's training."""
+        if picture is None or not self.accelerator.is_main_process:
+            return
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                picture(self.model, self.progress.step)
+        except Exception as error:  # whatever the script's function meets
+            warnings.warn(f"No picture at step {self.progress.step}: {type(error).__name__}: {error}", stacklevel=2)
+        finally:
+            self.model.train()
 
     def note_evaluation(self, values: dict[str, float]) -> bool:
         """Keep the best value of the selection metric.
