@@ -34,6 +34,8 @@ class DataConfig:
         cache: Folder of prepared studies, see `bmmae cache`; those that are not in it are prepared when first needed,
             and stored if the folder can be written. Null keeps none on disk.
         validation_share: Share of the patients to validate on, where the table has no column `split`.
+        splits: Folds that `bmmae split` made for this cohort; they come before the table's own column `split`.
+        fold: Which of them, from 0.
         labels: Label coding (`brats2017`, `brats2023`, `brats2024-post`, `binary`); null proposes one from file names
             and values, and stops where they leave it open.
         skip_broken: Leave studies out that cannot be read, and say how many, instead of stopping.
@@ -43,6 +45,8 @@ class DataConfig:
     cohort: Path
     cache: Path | None = None
     validation_share: float = 0.1
+    splits: Path | None = None
+    fold: int = 0
     labels: str | None = None
     skip_broken: bool = False
     memory_mb: int = 512

@@ -35,7 +35,7 @@ class Provenance:
     Attributes:
         data: The training data in words.
         subjects: How many patients it was trained on.
-        content_hashes: SHA-256 of image content, one a study; never of identifiers, which are easily reversed.
+        content_hashes: SHA-256 of image content, one an image; never of identifiers, which are easily reversed.
         synthetic: Whether the training data were made by the synthetic cohort's generator.
         generator: That generator's version.
         command: The command that made the weights.
@@ -43,6 +43,7 @@ class Provenance:
         licence: The weights' licence, as an SPDX name.
         limits: What the model should not be used for, one sentence each.
         parent: The weights that training started from.
+        parent_hashes: SHA-256 of the images that these weights, and those before them, were trained on.
         extra: Whatever else a task wants to record.
     """
 
@@ -56,7 +57,13 @@ class Provenance:
     licence: str | None = None
     limits: tuple[str, ...] = ()
     parent: str | None = None
+    parent_hashes: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """SHA-256 of every image that these weights or those before them were trained on, sorted."""
+        return tuple(sorted({*self.content_hashes, *self.parent_hashes}))
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as config.json holds it."""

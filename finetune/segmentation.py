@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import torch
 
-from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_of
+from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_of, provenance_of
 from bmmae.config import SegmentConfig, parse, script
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
@@ -35,8 +35,11 @@ def main() -> int:
     preprocess = preprocessing_of(pretrained) if pretrained else config.preprocess
 
     cohort = read_cohort(config.data.cohort, shape.modalities)
-    train, validation = train_and_validation(cohort, validation_share=config.data.validation_share, seed=seed)
     cache = StudyCache(config.data.cache, preprocess, shape.modalities, config.data.memory_mb)
+    data = config.data
+    train, validation = train_and_validation(
+        cohort, validation_share=data.validation_share, seed=seed, splits=data.splits, fold=data.fold, cache=cache
+    )
     skip = config.data.skip_broken
     train, validation = (sound_studies(part, cache, skip_broken=skip) for part in (train, validation))
     coding = coding_of([*train, *validation], config.data.labels)
@@ -49,7 +52,8 @@ def main() -> int:
     if pretrained:
         load_encoder(model, pretrained)
     parent = None if from_scratch else config.model
-    describe(model, preprocess, training_provenance(cohort, training_data.studies, parent, cache))
+    inherited = provenance_of(pretrained) if pretrained else None
+    describe(model, preprocess, training_provenance(cohort, training_data.studies, parent, cache, inherited))
 
     result = fit(
         model,

@@ -4,6 +4,7 @@ accelerate launch pretrain/train.py --config configs/pretrain/tiny.yaml --data.c
 """
 
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.origin import training_provenance
 from bmmae.data.splits import train_and_validation
 from bmmae.model.mae import MAE
+from bmmae.report import save_progress
 from bmmae.tasks.reconstruction import ReconstructionTask
 from bmmae.training import fit
 
@@ -26,8 +28,11 @@ def main() -> int:
     seed = config.train.seed
 
     cohort = read_cohort(config.data.cohort, config.model.modalities)
-    train, validation = train_and_validation(cohort, validation_share=config.data.validation_share, seed=seed)
     cache = StudyCache(config.data.cache, config.preprocess, config.model.modalities, config.data.memory_mb)
+    data = config.data
+    train, validation = train_and_validation(
+        cohort, validation_share=data.validation_share, seed=seed, splits=data.splits, fold=data.fold, cache=cache
+    )
     skip = config.data.skip_broken
     train, validation = (sound_studies(part, cache, skip_broken=skip) for part in (train, validation))
     view = View.of(config.model)
@@ -48,6 +53,7 @@ def main() -> int:
         run_dir=config.out,
         save_model=MAE.save_pretrained,
         resolved_config=asdict(config),
+        picture=partial(save_progress, data=validation_data, folder=config.out / "pictures"),
     )
     return result.exit_code
 

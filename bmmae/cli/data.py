@@ -1,4 +1,4 @@
-"""Commands on data: synth, index, check, cache."""
+"""Commands on data: synth, index, check, split, cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bmmae.modalities import title
 
 def add_commands(commands: Commands) -> None:
     """Add this module's commands."""
-    for add in (_synth, _index, _check, _cache):
+    for add in (_synth, _index, _check, _split, _cache):
         add(commands)
 
 
@@ -72,6 +72,31 @@ def _run_check(given: argparse.Namespace) -> int:
     report = check_cohort(cohort, workers=given.workers, coding=coding)
     print(format_table(report))
     return 1 if report.failed else 0
+
+
+def _split(commands: Commands) -> None:
+    command = add_command(commands, "split", "Divide a cohort into folds by patient, and keep them.", _run_split)
+    command.add_argument("cohort", type=Path)
+    command.add_argument("--out", type=Path, required=True, help="the file to write (.json), for data.splits")
+    command.add_argument("--folds", type=int, default=5)
+    command.add_argument("--repeats", type=int, default=1)
+    command.add_argument("--stratify", nargs="+", default=[], metavar="COLUMN", help="spread these evenly over folds")
+    command.add_argument("--validation-share", type=float, default=0.2, help="of the patients outside the test part")
+    command.add_argument("--seed", type=int, default=0)
+    add_modalities(command)
+
+
+def _run_split(given: argparse.Namespace) -> int:
+    from bmmae.data.cohort import read_cohort
+    from bmmae.data.folds import FoldPlan, format_folds, make_folds, write_folds
+
+    cohort = read_cohort(given.cohort, given_modalities(given))
+    plan = FoldPlan(given.folds, given.repeats, tuple(given.stratify), given.validation_share, given.seed)
+    folds = make_folds(cohort, plan)
+    path = write_folds(given.out, cohort, folds, plan)
+    print(format_folds(cohort, folds, plan))
+    print(f"{len(folds)} folds in {path}; train with --data.splits {path} --data.fold 0")
+    return 0
 
 
 def _cache(commands: Commands) -> None:

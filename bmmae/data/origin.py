@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.reading import content_hash
+from bmmae.modalities import in_table_order
 from bmmae.provenance import Provenance
 
 GENERATOR_FILE = "ceilings.json"
@@ -23,7 +25,11 @@ LIMITS = (
 
 
 def training_provenance(
-    cohort: Cohort, train: Sequence[Study], parent: str | None = None, cache: StudyCache | None = None
+    cohort: Cohort,
+    train: Sequence[Study],
+    parent: str | None = None,
+    cache: StudyCache | None = None,
+    inherited: Provenance | None = None,
 ) -> Provenance:
     """Describe the data of a training run, as it will travel with the weights.
 
@@ -32,6 +38,7 @@ def training_provenance(
         train: The studies trained on.
         parent: The weights that training starts from.
         cache: Where hashes may be known already, so that the images need not be read again.
+        inherited: What is known of these weights' own training.
 
     Raises:
         ImageError: If an image cannot be read.
@@ -48,6 +55,7 @@ def training_provenance(
         command=shlex.join(sys.argv),
         limits=LIMITS,
         parent=parent,
+        parent_hashes=inherited.seen if inherited else (),
     )
 
 
@@ -57,14 +65,29 @@ def content_hashes(studies: Iterable[Study], cache: StudyCache | None = None) ->
     Raises:
         ImageError: If a file is broken.
     """
-
-    def hashes(study: Study) -> list[str]:
-        entry = cache.find(study) if cache else None
-        known = entry.content if entry else {}
-        return [known.get(name) or content_hash(file) for name, file in study.images.items()]
-
     with ThreadPoolExecutor() as pool:
-        return tuple(sorted(digest for found in pool.map(hashes, studies) for digest in found))
+        found = pool.map(lambda study: image_hashes(study, cache), studies)
+        return tuple(sorted(digest for hashes in found for digest in hashes.values()))
+
+
+def image_hashes(study: Study, cache: StudyCache | None = None) -> dict[str, str]:
+    """Return a study's modalities, in table order, and the hash of each one's voxels.
+
+    Raises:
+        ImageError: If a file is broken.
+    """
+    entry = cache.find(study) if cache else None
+    known = entry.content if entry else {}
+    return {name: known.get(name) or content_hash(study.images[name]) for name in in_table_order(study.images)}
+
+
+def study_digest(study: Study, cache: StudyCache | None = None) -> str:
+    """Return one hash of a study's modalities and voxels.
+
+    Raises:
+        ImageError: If a file is broken.
+    """
+    return hashlib.sha256(json.dumps(image_hashes(study, cache)).encode()).hexdigest()
 
 
 def generator_of(cohort: Cohort) -> str | None:

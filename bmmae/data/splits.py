@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
+from bmmae.data.folds import read_fold
 from bmmae.data.loaders import sample_generator
 from bmmae.errors import CohortError
 
 
 def train_and_validation(
-    cohort: Cohort, *, validation_share: float = 0.1, seed: int = 0
+    cohort: Cohort,
+    *,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    splits: Path | None = None,
+    fold: int = 0,
+    cache: StudyCache | None = None,
 ) -> tuple[list[Study], list[Study]]:
-    """Return training and validation studies: the table's `split` column, else a random split by patient.
+    """Return training and validation studies: those of a fold, else of the `split` column, else random, by patient.
 
     Studies marked `test` are in neither. At least one patient goes to each part.
 
+    Args:
+        cohort: All studies.
+        validation_share: Share of the patients to validate on, for a random split.
+        seed: Of the random split.
+        splits: A file that `bmmae split` wrote for this cohort.
+        fold: Which of its folds, from 0.
+        cache: Where hashes of image content may be known already, which tell whether the file still fits.
+
     Raises:
-        CohortError: If a part would be empty.
+        CohortError: If a part would be empty, or the file does not fit the cohort.
+        ImageError: If an image that the file lists cannot be read.
     """
-    if any(study.split for study in cohort):
+    if splits is not None:
+        parts = read_fold(splits, cohort, fold, cache)
+        train, validation = parts["train"], parts["validation"]
+    elif any(study.split for study in cohort):
         train = [study for study in cohort if study.split == "train"]
         validation = [study for study in cohort if study.split == "validation"]
     else:

@@ -1,0 +1,186 @@
+"""Folds: nobody is in two parts, classes are spread evenly, and a file only fits the cohort it was made for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_studies import picture, save
+
+from bmmae.cli import main
+from bmmae.config import PretrainConfig, parse
+from bmmae.data.cohort import Cohort, Study
+from bmmae.data.folds import PARTS, Fold, FoldPlan, make_folds, read_fold, write_folds
+from bmmae.data.splits import train_and_validation
+from bmmae.errors import CohortError
+
+
+def cohort(patients: int = 30, seed: int = 0) -> Cohort:
+    """Patients with one or two visits; subtypes A, B and C in a ratio of 6 to 3 to 1."""
+    rng = np.random.default_rng(seed)
+    return Cohort(
+        tuple(
+            Study(
+                f"p{p:02}",
+                {"t1": Path(f"{p}-{v}.nii")},
+                session=str(v),
+                event=bool(p % 2),
+                time=float(rng.uniform(1, 60)),
+                values={"subtype": "AAAAAABBBC"[p % 10], "site": None if p % 3 else float(p % 2)},
+            )
+            for p in range(patients)
+            for v in range(1 + p % 2)
+        )
+    )
+
+
+def written(folder: Path, patients: int = 6) -> Cohort:
+    return Cohort(
+        tuple(
+            Study(f"p{p}", {"t1": save(folder / f"{p}.nii", picture(seed=p, shape=(8, 8, 8)))}) for p in range(patients)
+        )
+    )
+
+
+def groups(fold: Fold) -> list[set[str]]:
+    return [{subject for subject, _ in getattr(fold, part)} for part in PARTS]
+
+
+@pytest.mark.parametrize("stratify", [(), ("subtype",), ("subtype", "event"), ("time", "event"), ("site",)])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_patient_is_in_one_part_and_in_one_test_part_a_repeat(stratify: Sequence[str], seed: int) -> None:
+    table = cohort(seed=seed)
+    folds = make_folds(table, FoldPlan(5, 2, tuple(stratify), seed=seed))
+    assert len(folds) == 10
+    for fold in folds:
+        train, validation, test = groups(fold)
+        assert min(len(train), len(validation), len(test)) > 0
+        assert not train & validation | train & test | validation & test
+        assert sum(len(getattr(fold, part)) for part in PARTS) == len(table)
+    for repeat in (folds[:5], folds[5:]):
+        assert Counter(key for fold in repeat for key in fold.test) == Counter(study.key for study in table)
+    assert folds[0] != folds[5]
+
+
+@pytest.mark.parametrize("column", ["subtype", "event"])
+def test_classes_are_spread_evenly(column: str) -> None:
+    table = cohort(60)
+    value = {s.key: s.event if column == "event" else s.values[column] for s in table}
+    total = Counter(value.values())
+    for fold in make_folds(table, FoldPlan(3, stratify=(column,))):
+        for name, count in Counter(value[key] for key in fold.test).items():
+            assert abs(count - total[name] / 3) <= 2
+
+
+def test_folds_depend_on_the_seed_and_not_on_the_tables_order() -> None:
+    table, plan = cohort(), FoldPlan(3, stratify=("subtype",))
+    assert make_folds(table, plan) == make_folds(Cohort(table.studies[::-1]), plan)
+    assert make_folds(table, plan) != make_folds(table, replace(plan, seed=1))
+
+
+@pytest.mark.parametrize("patients", [4, 5, 7, 11])
+def test_few_patients_leave_no_part_empty(patients: int) -> None:
+    for seed in range(5):
+        for fold in make_folds(cohort(patients), FoldPlan(3, stratify=("subtype", "event"), seed=seed)):
+            assert all(groups(fold))
+
+
+def test_test_studies_of_the_table_are_in_no_fold() -> None:
+    table = Cohort(tuple(replace(s, split="test" if s.subject < "p05" else None) for s in cohort()))
+    used = {key for fold in make_folds(table, FoldPlan(3)) for part in PARTS for key in getattr(fold, part)}
+    assert {subject for subject, _ in used} == {f"p{p:02}" for p in range(5, 30)}
+
+
+def test_a_file_gives_back_what_was_written_and_feeds_training(tmp_path: Path) -> None:
+    table, plan = written(tmp_path), FoldPlan(3)
+    folds = make_folds(table, plan)
+    path = write_folds(tmp_path / "new" / "folds.json", table, folds, plan)
+    for number, fold in enumerate(folds):
+        parts = read_fold(path, table, number)
+        assert [tuple(s.key for s in parts[part]) for part in PARTS] == [fold.train, fold.validation, fold.test]
+    assert train_and_validation(table, splits=path, fold=1) == (parts_of(path, table, 1))
+    assert [s.key for s in read_fold(path, Cohort(table.studies[::-1]), 0)["test"]] == list(folds[0].test)
+
+
+def parts_of(path: Path, table: Cohort, number: int) -> tuple[list[Study], list[Study]]:
+    parts = read_fold(path, table, number)
+    return parts["train"], parts["validation"]
+
+
+def test_the_file_fits_no_other_cohort(tmp_path: Path) -> None:
+    table, plan = written(tmp_path), FoldPlan(2)
+    path = write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)
+    fewer = Cohort(table.studies[1:])
+    with pytest.raises(CohortError, match=r"another cohort than this one: 1 of its studies are missing \('p0'\); name"):
+        read_fold(path, fewer, 0)
+    more = Cohort((*table.studies, replace(table[0], subject="p9")))
+    with pytest.raises(CohortError, match=r"1 are new \('p9'\)"):
+        read_fold(path, more, 0)
+    save(table[2].images["t1"], picture(seed=99, shape=(8, 8, 8)))
+    with pytest.raises(CohortError, match=r"the images of 1 studies have changed since .* \('p2'\)"):
+        read_fold(path, table, 0)
+
+
+def test_a_patient_in_two_parts_is_refused_when_written_and_when_read(tmp_path: Path) -> None:
+    table, plan = written(tmp_path), FoldPlan(2)
+    folds = make_folds(table, plan)
+    path = write_folds(tmp_path / "folds.json", table, folds, plan)
+    same = {folds[0].train[0][0], folds[0].test[0][0]}
+    merged = Cohort(tuple(replace(s, group="one") if s.subject in same else s for s in table))
+    with pytest.raises(CohortError, match=r"puts 'one' into train and into test: expected all studies of a patient"):
+        read_fold(path, merged, 0)
+    with pytest.raises(CohortError, match="puts 'one' into train and into test"):
+        write_folds(path, merged, folds, plan)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the folds"),
+        ("subject,fold", "no file of folds: expected what `bmmae split` writes"),
+        ("[]", "no file of folds of format 1"),
+        ('{"format": 2}', "no file of folds of format 1"),
+        ('{"format": 1, "studies": [{}], "folds": []}', "is damaged: make it again"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "folds.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CohortError, match=message):
+        read_fold(path, cohort(), 0)
+
+
+def test_impossible_plans_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="5 folds need 6 patients or more, got 4"):
+        make_folds(cohort(4), FoldPlan())
+    with pytest.raises(CohortError, match="no column 'grade' to stratify by: the table has event, site, subtype, time"):
+        make_folds(cohort(), FoldPlan(stratify=("grade",)))
+    with pytest.raises(CohortError, match="2 folds or more"):
+        FoldPlan(folds=1)
+    with pytest.raises(CohortError, match="validation share"):
+        FoldPlan(validation_share=0.0)
+    table, plan = written(tmp_path), FoldPlan(2)
+    path = write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)
+    with pytest.raises(CohortError, match=re.escape("has folds 0 to 1, got data.fold 2")):
+        read_fold(path, table, 2)
+
+
+def test_the_command_writes_what_scripts_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Cohort(tuple(replace(s, values={"subtype": "AB"[i % 2]}) for i, s in enumerate(written(tmp_path))))
+    path = table.write(tmp_path / "cohort.csv")
+    out = tmp_path / "folds.json"
+    assert main(["split", str(path), "--folds", "2", "--repeats", "2", "--stratify", "subtype", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "subtype A: " in printed
+    assert f"4 folds in {out}; train with --data.splits {out} --data.fold 0" in printed
+    assert json.loads(out.read_text())["plan"]["stratify"] == ["subtype"]
+    given = ["--data.cohort", str(path), "--data.splits", str(out), "--data.fold", "3", "--train.steps", "1"]
+    data = parse(PretrainConfig, given).data
+    assert (data.splits, data.fold) == (out, 3)
