@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from bmmae.arrays import Array
@@ -155,7 +155,8 @@ def _stack(key: str, values: list[Any]) -> Tensor | list[Any]:
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
         raise TrainingError(f"Samples of one batch must have one shape; {key!r} has {sorted(shapes)}.")
-    return torch.stack(tensors)
+    stacked: Tensor = default_collate(tensors)  # in a worker, straight into shared memory
+    return stacked
 
 
 @dataclass(frozen=True)
