@@ -121,9 +121,8 @@ class StudyCache:
         kept = self.memory.get(key)
         if kept is None:
             kept, notes = self._prepare(study)
-            if self.folder is not None:
-                self._try_to_write(kept, notes, self.folder / key)
-            self.memory.keep(key, kept)
+            if self.folder is None or not self._try_to_write(kept, notes, self.folder / key):
+                self.memory.keep(key, kept)
         return kept
 
     def store(self, study: Study) -> CachedStudy:
@@ -153,14 +152,16 @@ class StudyCache:
         notes = {"scales": prepared.scales, "brain_source": prepared.brain_source, "content": dict(prepared.content)}
         return pack_study(prepared), notes
 
-    def _try_to_write(self, packed: PackedStudy, notes: dict[str, Any], folder: Path) -> None:
+    def _try_to_write(self, packed: PackedStudy, notes: dict[str, Any], folder: Path) -> bool:
         """Store what training has prepared anyway; a folder that cannot be written is no reason to stop."""
         try:
             write_entry(packed, notes, folder)
+            return True
         except OutputError as error:
             if not self._told:
                 warnings.warn(f"{error}; studies that are not in it are prepared whenever needed", stacklevel=2)
             self._told = True
+            return False
 
     def _sources(self, study: Study) -> dict[str, File]:
         """The files that an entry is made of, by what they are used as."""

@@ -1,0 +1,350 @@
+"""A cache survives whatever happens while it is filled, and training goes on without one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_studies import picture, save, write_study
+
+import bmmae.data.cache as cache_module
+from bmmae.cli import main
+from bmmae.data.cache import META, PARTIAL, StudyCache
+from bmmae.data.caching import plan_cache, remove_abandoned, shard_of, sound_studies
+from bmmae.data.cohort import Cohort, Study
+from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.origin import content_hashes
+from bmmae.data.preprocess import PreprocessConfig, prepare_study
+from bmmae.errors import BmmaeError, CohortError, ConfigError, ImageError, OutputError
+from bmmae.modalities import STANDARD
+
+PLAIN = PreprocessConfig()
+SPACED = PreprocessConfig(spacing=(2.0, 2.0, 2.0))
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> list[Study]:
+    return [write_study(tmp_path / name, ("t1",), seed=seed) for seed, name in enumerate("abcd")]
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, studies: list[Study]) -> Path:
+    return Cohort(tuple(studies)).write(tmp_path / "cohort.csv")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> StudyCache:
+    return StudyCache(tmp_path / "cache", PLAIN, STANDARD)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def entries(cache: StudyCache) -> list[str]:
+    assert cache.folder is not None
+    return sorted(path.name for path in cache.folder.iterdir())
+
+
+def corrupt(study: Study) -> Study:
+    path = study.images["t1"]
+    assert isinstance(path, Path)
+    path.write_bytes(path.read_bytes()[:300])
+    return study
+
+
+def first_sample(studies: list[Study], cache: StudyCache) -> torch.Tensor:
+    image: torch.Tensor = StudyDataset(studies, View(STANDARD, (16, 16, 16), (8, 8, 8)), cache)[0, 0]["images"]
+    return image
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from bmmae.data.cache import StudyCache
+from bmmae.data.cohort import read_cohort
+from bmmae.data.preprocess import PreprocessConfig
+flush, calls = os.fsync, []
+def fsync(file):
+    calls.append(file)
+    if len(calls) == 13:  # five files an entry: in the middle of the third
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(file)
+os.fsync = fsync
+cohort = read_cohort(sys.argv[1])
+cache = StudyCache(sys.argv[2], PreprocessConfig(spacing=(2.0, 2.0, 2.0)), cohort.modalities)
+cache.folder = __import__("pathlib").Path(sys.argv[2])
+for study in cohort:
+    cache.store(study)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_continued_by_the_next(
+    cohort: Path, studies: list[Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = StudyCache(tmp_path / "cache", SPACED, STANDARD)
+    arguments = [sys.executable, "-c", KILLED_WHILE_WRITING, str(cohort), str(cache.folder)]
+    assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
+    assert [cache.find(study) is not None for study in studies] == [True, True, False, False]
+    assert sum(name.startswith(PARTIAL) for name in entries(cache)) == 1
+    assert main(["cache", str(cohort), "--out", str(cache.folder), "--workers", "1"]) == 0
+    assert "2 studies to prepare (2 of 4 are stored already): about" in capsys.readouterr().out
+    assert all(cache.find(study) for study in studies)
+    assert len(entries(cache)) == 4
+
+
+@pytest.mark.slow
+def test_two_runs_may_cache_the_same_cohort(cohort: Path, studies: list[Study], tmp_path: Path) -> None:
+    cache = StudyCache(tmp_path / "cache", SPACED, STANDARD)
+    command = [sys.executable, "-m", "bmmae", "cache", str(cohort), "--out", str(cache.folder), "--workers", "1"]
+    runs = [subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert len(entries(cache)) == 4
+    assert all(cache.find(study) for study in studies)
+
+
+@pytest.mark.slow
+def test_shards_make_one_cache(cohort: Path, studies: list[Study], tmp_path: Path) -> None:
+    cache = StudyCache(tmp_path / "cache", SPACED, STANDARD)
+    for shard in range(2):
+        common = ["cache", str(cohort), "--out", str(cache.folder), "--workers", "1"]
+        assert main([*common, "--shards", "2", "--shard", str(shard)]) == 0
+        assert len(entries(cache)) == 2 * (shard + 1)
+    assert all(cache.find(study) for study in studies)
+
+
+def test_shards_share_out_every_study_once(studies: list[Study]) -> None:
+    parts = [shard_of(studies, 3, shard) for shard in range(3)]
+    assert sorted(study.subject for part in parts for study in part) == list("abcd")
+    with pytest.raises(ConfigError, match="there is no shard 3 of 3: they are numbered 0 to 2"):
+        shard_of(studies, 3, 3)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(small_disk: Path, studies: list[Study]) -> None:
+    cache = StudyCache(small_disk / "cache", PLAIN, STANDARD)
+    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+        list(map(cache.store, studies))
+    stored = [study for study in studies if cache.find(study)]
+    assert 0 < len(stored) == len(entries(cache))
+    assert first_sample(studies, StudyCache(None, PLAIN, STANDARD)).any()
+
+
+def test_training_goes_on_when_the_disk_is_full(small_disk: Path, studies: list[Study]) -> None:
+    cache = StudyCache(small_disk / "cache", PLAIN, STANDARD)
+    with pytest.warns(UserWarning, match="No space left on device; studies that are not in it are prepared") as told:
+        loaded = [cache.load(study) for study in studies]
+    assert len(told) == 1
+    assert len(loaded) == 4
+
+
+def test_a_run_stops_at_a_full_disk_and_says_how_to_go_on(studies: list[Study], cache: StudyCache) -> None:
+    from concurrent.futures import Future
+
+    from bmmae.data.caching import _outcome
+
+    future: Future[None] = Future()
+    future.set_exception(OutputError(f"the cache x cannot be written: {os.strerror(errno.ENOSPC)}"))
+    with pytest.raises(OutputError, match="what is stored is kept: make room and run the same command again"):
+        _outcome(future)
+
+
+def test_room_is_asked_for_before_anything_is_written(
+    studies: list[Study], cache: StudyCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(
+        OutputError, match=r"cache has too little room: 4 studies to prepare: about .* GB, 1e-09 GB free"
+    ):
+        plan_cache(cache, studies)
+    assert cache.folder is not None
+    assert not cache.folder.exists()
+
+
+def test_the_size_is_about_what_is_written(studies: list[Study], cache: StudyCache) -> None:
+    plan = plan_cache(cache, studies)
+    assert [study.subject for study in plan.todo] == list("abcd")
+    folders = [cache.store(study).folder for study in studies]
+    names = ("images.npy", "flags.npy", "label.npy")
+    written = sum((folder / name).stat().st_size for folder in folders for name in names)
+    assert written < plan.size < 3 * written
+    assert plan_cache(cache, studies).todo == ()
+    assert plan_cache(cache, studies).size == 0
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_size_of_real_studies_is_estimated_to_a_third(real: Path, tmp_path: Path) -> None:
+    from bmmae.data.index import index_folder
+
+    cohort = index_folder(real / "brats18").cohort
+    cache = StudyCache(tmp_path, SPACED, cohort.modalities)
+    chosen = list(cohort)[:1]
+    folders = [cache.store(study).folder for study in chosen]
+    written = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+    empty = StudyCache(tmp_path / "empty", SPACED, cohort.modalities)
+    assert plan_cache(empty, chosen).size == pytest.approx(written, rel=0.34)
+
+
+def test_a_source_replaced_after_caching_is_prepared_anew(studies: list[Study], cache: StudyCache) -> None:
+    study = studies[0]
+    before = first_sample([study], cache)
+    save(study.images["t1"], 200 - picture(2))  # type: ignore[arg-type]
+    after = first_sample([study], cache)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, first_sample([study], StudyCache(None, PLAIN, STANDARD)))
+    assert len(entries(cache)) == 2
+
+
+def test_what_training_prepares_is_stored_and_the_same_with_and_without_a_cache(
+    studies: list[Study], cache: StudyCache
+) -> None:
+    without = first_sample(studies, StudyCache(None, PLAIN, STANDARD))
+    prepared, stored = first_sample(studies, cache), first_sample(studies, cache)
+    assert len(entries(cache)) == 1
+    assert torch.equal(without, prepared)
+    assert torch.equal(without, stored)
+
+
+def test_a_read_only_cache_is_used_for_what_it_has(
+    small_disk: Path, studies: list[Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = StudyCache(small_disk / "cache", PLAIN, STANDARD)
+    stored = cache.store(studies[0])
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert cache.find(studies[0]) == cache.store(studies[0]) == stored
+    with pytest.warns(UserWarning, match=r"Read-only file system; studies that are not in it are prepared whenever"):
+        loaded = [cache.load(study) for study in studies]
+    assert [study.images.any() for study in loaded] == [True] * 4
+    with pytest.raises(OutputError, match="cannot be written: Read-only file system"):
+        cache.store(studies[1])
+
+
+@pytest.mark.parametrize("name", ["images.npy", "flags.npy", META])
+def test_a_damaged_entry_is_prepared_anew(name: str, studies: list[Study], cache: StudyCache) -> None:
+    before = first_sample(studies, cache)
+    for folder in list((cache.folder or Path()).iterdir()):
+        (folder / name).write_bytes((folder / name).read_bytes()[:100])
+        assert not any(cache.find(study) for study in studies)
+    assert torch.equal(first_sample(studies, cache), before)
+    assert len(entries(cache)) == 1
+    assert any(cache.find(study) for study in studies)
+
+
+def test_memory_keeps_the_studies_used_last(studies: list[Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[str] = []
+
+    def counting(study: Study, *rest: object) -> object:
+        prepared.append(study.subject)
+        return prepare_study(study, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cache_module, "prepare_study", counting)
+    cache = StudyCache(None, PLAIN, STANDARD)
+    size = cache.load(studies[0]).nbytes
+    cache.memory.limit = int(2.5 * size)
+    for index in (0, 1, 0, 2, 0, 1):
+        cache.load(studies[index])
+    assert "".join(prepared) == "abcb"
+    cache.memory.limit = 0
+    cache.load(studies[3])
+    assert not cache.memory.kept
+
+
+def test_no_process_hands_its_memory_to_another(studies: list[Study]) -> None:
+    import pickle
+
+    cache = StudyCache(None, PLAIN, STANDARD)
+    cache.load(studies[0])
+    assert not pickle.loads(pickle.dumps(cache)).memory.kept
+
+
+def test_a_study_whose_only_modality_is_corrupt_stops_the_run_before_its_first_step(
+    studies: list[Study], cache: StudyCache
+) -> None:
+    corrupt(studies[1])
+    with pytest.raises(
+        CohortError, match=r"1 of 4 studies cannot be read \(b: .*t1\.nii\.gz is truncated.*skip_broken"
+    ):
+        sound_studies(studies, cache)
+
+
+def test_broken_studies_are_left_out_and_counted_if_asked(studies: list[Study], cache: StudyCache) -> None:
+    corrupt(studies[1])
+    assert isinstance(studies[2].images["t1"], Path)
+    studies[2].images["t1"].unlink()
+    with pytest.warns(UserWarning, match=r"2 of 4 studies cannot be read \(b: .*; they are left out"):
+        sound = sound_studies(studies, cache, skip_broken=True)
+    assert [study.subject for study in sound] == ["a", "d"]
+    assert len(entries(cache)) == 2
+    with pytest.raises(CohortError, match="2 of 2 studies cannot be read"):
+        sound_studies(studies[1:3], cache, skip_broken=True)
+
+
+def test_a_file_truncated_after_indexing_is_named(studies: list[Study], cohort: Path) -> None:
+    from bmmae.data.cohort import read_cohort
+
+    corrupt(studies[0])
+    with pytest.raises(CohortError, match=r"a: .*t1\.nii\.gz is truncated or corrupt: expected a whole gzip file"):
+        sound_studies(list(read_cohort(cohort)), StudyCache(None, PLAIN, STANDARD))
+
+
+def test_studies_without_what_the_model_sees_are_no_trouble(cache: StudyCache) -> None:
+    foreign = Study("ct", {"ct": Path("ct.nii")})
+    assert sound_studies([foreign], cache) == [foreign]
+
+
+def test_a_cache_knows_what_its_images_hold(studies: list[Study], cache: StudyCache) -> None:
+    read = content_hashes(studies)
+    for study in studies:
+        cache.store(study)
+    assert content_hashes(studies, cache) == read
+    assert len(set(read)) == 4
+
+
+def test_what_killed_runs_left_is_removed_but_not_what_others_are_at(tmp_path: Path) -> None:
+    host, gone = socket.gethostname(), subprocess.Popen(["true"])
+    gone.wait()
+    names = {
+        f"{PARTIAL}{host}-{gone.pid}-abc": False,
+        f"{PARTIAL}{host}-{os.getpid()}-abc": True,
+        f"{PARTIAL}other-host-1-abc": True,
+        f"{PARTIAL}other-host-2-abc": False,
+        "0123": True,
+    }
+    for name in names:
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / f"{PARTIAL}other-host-2-abc", (0, 0))
+    remove_abandoned(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_there_is_nothing_to_fill_without_a_folder(studies: list[Study]) -> None:
+    with pytest.raises(OutputError, match="there is no cache folder"):
+        plan_cache(StudyCache(None, PLAIN, STANDARD), studies)
+
+
+def test_absent_files_are_a_matter_for_the_run_not_for_the_plan(studies: list[Study], cache: StudyCache) -> None:
+    lost = replace(studies[0], images={"t1": Path("gone.nii.gz")})
+    assert plan_cache(cache, [lost]).todo == (lost,)
+    with pytest.raises(ImageError, match=r"gone\.nii\.gz cannot be read"):
+        cache.store(lost)
+    assert issubclass(ImageError, BmmaeError)
+    assert np.isfinite(plan_cache(cache, [lost]).size)
