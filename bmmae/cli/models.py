@@ -109,13 +109,13 @@ def _run_info(given: argparse.Namespace) -> int:
 
     from bmmae.checkpoint import info
 
-    found = info(given.model)
-    print(json.dumps(found.as_dict(), indent=2) if given.json else found.format_table())
     run = Path(given.model.removesuffix("@last"))
     if (run / "metrics.jsonl").exists() and not given.json:
         from bmmae.report import save_curves
 
         print(f"curves: {save_curves(run)}")
+    found = info(given.model)
+    print(json.dumps(found.as_dict(), indent=2) if given.json else found.format_table())
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -28,19 +29,31 @@ def start_accelerator() -> Any:
     Raises:
         ConfigError: The launch configuration asks for something other than data-parallel training.
     """
-    # Its state outlives a run in the same process, and would refuse another precision.
-    AcceleratorState._reset_state()
-    # Every parameter has a gradient in every step, so DDP need not search for those that have none.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
-    # Autocast is entered around the task, which covers its loss too; Accelerate's own way would rewrite the model's
-    # forward for good.
-    accelerator = Accelerator(kwargs_handlers=[ddp], mixed_precision="no")
+    accelerator = _start(cpu=None)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes < world:  # without a GPU, Accelerate takes each process for a run of its own
+        accelerator = _start(cpu=True)
+    if accelerator.num_processes < world:
+        raise ConfigError(
+            f"{world} processes were started, but they do not find each other (each sees "
+            f"{accelerator.num_processes}): start them with `accelerate launch` and one of configs/accelerate/."
+        )
     if accelerator.distributed_type.value not in _DATA_PARALLEL:
         raise ConfigError(
             f"Training runs data-parallel (DDP) or on one device; the launch configuration says "
             f"{accelerator.distributed_type.value}. Use one of configs/accelerate/."
         )
     return accelerator
+
+
+def _start(cpu: bool | None) -> Any:
+    # Its state outlives a run in the same process, and would refuse another precision.
+    AcceleratorState._reset_state(reset_partial_state=cpu is not None)
+    # Every parameter has a gradient in every step, so DDP need not search for those that have none.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
+    # Autocast is entered around the task, which covers its loss too; Accelerate's own way would rewrite the model's
+    # forward for good.
+    return Accelerator(cpu=bool(cpu), kwargs_handlers=[ddp], mixed_precision="no")
 
 
 def uses_bf16(precision: Literal["auto", "no", "bf16"], device: torch.device) -> bool:

@@ -46,11 +46,12 @@ def evaluate(
     device = accelerator.device
     model.eval()
     seed_from_address(seed)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for batch in batches:
+    with torch.no_grad():
+        for batch in batches:  # outside autocast: without workers, data are prepared in this loop
             if stop.level:
                 break
-            totals.add(task.evaluate(model, to_device(batch, device)))
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                totals.add(task.evaluate(model, to_device(batch, device)))
     model.train()
     totals.merge()
     interrupted = any(gather(stop.level))

@@ -130,8 +130,9 @@ def fit(
             if run.evaluation_is_pending():
                 values = run.evaluate(stop)
                 improved = run.note_evaluation(values)
+                if values:
+                    run.draw(picture)
                 records.write_validation(run.progress.step, values)
-                run.draw(picture)
 
             # Once in a while, at a new best, and before leaving: save.
             if improved or run.save_is_due():

@@ -1,0 +1,56 @@
+"""The shipped launch configurations start what they say, and processes that do not find each other are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from bmmae.errors import ConfigError
+from bmmae.training.devices import start_accelerator
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its processes would take the GPUs")
+def test_two_processes_on_the_cpu_are_one_run(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "accelerate" / "cpu_two.yaml"
+    toy = ROOT / "tests" / "training" / "toy_training.py"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port=0"]
+    done = subprocess.run(
+        [*launch, str(toy), str(tmp_path), "--steps", "2"],
+        env={**{k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}, "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["samples"] == 2 * 4
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bmmae.training.devices._start", lambda cpu: type("Alone", (), {"num_processes": 1})())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"2 processes were started, but they do not find each other \(each sees 1\)"):
+        start_accelerator()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_are_what_accelerate_reads(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    values = yaml.safe_load(path.read_text())
+    assert config.num_processes == values["num_processes"]
+    assert config.mixed_precision == "no"
+    assert f"configs/accelerate/{path.name} " in path.read_text().splitlines()[0]
