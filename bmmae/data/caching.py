@@ -11,11 +11,12 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from random import SystemRandom
@@ -153,34 +154,39 @@ def build_cache(
 
 
 def _store_all(cache: StudyCache, todo: Sequence[Study], workers: int) -> list[str]:
-    """Store studies by worker processes; return one line for each that is broken."""
-    problems: list[str] = []
+    """Store studies, and return one line for each that is broken."""
+    outcomes = tqdm(_outcomes(cache, todo, workers), total=len(todo), desc="caching", unit="study")
+    return [f"{study.name}: {problem}" for study, problem in outcomes if problem]
+
+
+def _outcomes(cache: StudyCache, todo: Sequence[Study], workers: int) -> Iterator[tuple[Study, str | None]]:
+    """Store studies, and tell what is wrong with each as soon as it is done."""
+    if workers <= 1:
+        for study in todo:
+            yield study, _problem_of(partial(cache.store, study))
+        return
     # Spawned, not forked: the caller may have threads (torch, tqdm) that do not survive a fork.
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         futures = {pool.submit(_store, cache, study): study for study in todo}
         try:
-            for future in tqdm(as_completed(futures), total=len(todo), desc="caching", unit="study"):
-                problem = _outcome(future)
-                if problem:
-                    problems.append(f"{futures[future].name}: {problem}")
-        except BaseException:
+            for future in as_completed(futures):
+                yield futures[future], _problem_of(future.result)
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return problems
 
 
 def _store(cache: StudyCache, study: Study) -> None:
     cache.store(study)
 
 
-def _outcome(future: Future[None]) -> str | None:
+def _problem_of(finish: Callable[[], object]) -> str | None:
     """Return what is wrong with a study.
 
     Raises:
         OutputError: If it is not the study's fault.
     """
     try:
-        future.result()
+        finish()
     except OutputError as error:
         full = os.strerror(errno.ENOSPC) in str(error)
         advice = "make room" if full else "choose another folder with --out"
@@ -240,12 +246,12 @@ def _problem(cache: StudyCache, study: Study) -> str | None:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove what killed runs have left unfinished: theirs whose process is gone, and other machines' old ones."""
-    for partial in folder.glob(f"{PARTIAL}*"):
-        host, _, rest = partial.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
+    for left in folder.glob(f"{PARTIAL}*"):
+        host, _, rest = left.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
         own = host == socket.gethostname() and rest.isdigit()
         with suppress(OSError):
-            if not _is_running(int(rest)) if own else time.time() - partial.stat().st_mtime > ABANDONED:
-                shutil.rmtree(partial, ignore_errors=True)
+            if not _is_running(int(rest)) if own else time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_running(process: int) -> bool:

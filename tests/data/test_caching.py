@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
@@ -21,7 +20,7 @@ from tiny_studies import picture, save, write_study
 import bmmae.data.cache as cache_module
 from bmmae.cli import main
 from bmmae.data.cache import META, PARTIAL, StudyCache
-from bmmae.data.caching import plan_cache, remove_abandoned, shard_of, sound_studies
+from bmmae.data.caching import build_cache, plan_cache, remove_abandoned, shard_of, sound_studies
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.origin import content_hashes
@@ -126,7 +125,7 @@ def test_two_runs_may_cache_the_same_cohort(cohort: Path, studies: list[Study], 
 def test_shards_make_one_cache(cohort: Path, studies: list[Study], tmp_path: Path) -> None:
     cache = StudyCache(tmp_path / "cache", SPACED, STANDARD)
     for shard in range(2):
-        common = ["cache", str(cohort), "--out", str(cache.folder), "--workers", "1"]
+        common = ["cache", str(cohort), "--out", str(cache.folder), "--workers", str(1 + shard)]
         assert main([*common, "--shards", "2", "--shard", str(shard)]) == 0
         assert len(entries(cache)) == 2 * (shard + 1)
     assert all(cache.find(study) for study in studies)
@@ -156,15 +155,11 @@ def test_training_goes_on_when_the_disk_is_full(small_disk: Path, studies: list[
     assert len(loaded) == 4
 
 
-def test_a_run_stops_at_a_full_disk_and_says_how_to_go_on(studies: list[Study], cache: StudyCache) -> None:
-    from concurrent.futures import Future
-
-    from bmmae.data.caching import _outcome
-
-    future: Future[None] = Future()
-    future.set_exception(OutputError(f"the cache x cannot be written: {os.strerror(errno.ENOSPC)}"))
+def test_a_run_stops_at_a_full_disk_and_says_how_to_go_on(small_disk: Path, studies: list[Study]) -> None:
+    cache = StudyCache(small_disk / "cache", PLAIN, STANDARD)
     with pytest.raises(OutputError, match="what is stored is kept: make room and run the same command again"):
-        _outcome(future)
+        build_cache(cache, studies, workers=1, skip_broken=True)
+    assert any(cache.find(study) for study in studies)
 
 
 def test_room_is_asked_for_before_anything_is_written(
@@ -348,3 +343,15 @@ def test_absent_files_are_a_matter_for_the_run_not_for_the_plan(studies: list[St
         cache.store(lost)
     assert issubclass(ImageError, BmmaeError)
     assert np.isfinite(plan_cache(cache, [lost]).size)
+
+
+def test_a_worker_killed_for_want_of_memory_is_explained() -> None:
+    from concurrent.futures.process import BrokenProcessPool
+
+    from bmmae.data.caching import _problem_of
+
+    def finish() -> None:
+        raise BrokenProcessPool
+
+    with pytest.raises(OutputError, match="run the same command again with fewer --workers"):
+        _problem_of(finish)
