@@ -17,6 +17,7 @@ from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.labels import find_coding
 from bmmae.data.loaders import EVALUATION_EPOCH
 from bmmae.errors import BmmaeError
+from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.segmentation import format_subsets, score_subsets
 from bmmae.evaluation.synthesis import compare_synthesis, format_synthesis, verdict
 from bmmae.masking import MaskingConfig
@@ -179,10 +180,10 @@ def summarise(out: Path) -> str:
     segmentation = score_subsets(segmenter, test, SUBSETS)
     _draw(out, mae, segmenter, test)
     parts = (
-        f"Test studies: {len(test)} synthetic subjects that no model has seen",
-        format_synthesis(synthesis),
+        f"Test studies: {len(test)} synthetic subjects",
+        format_synthesis(synthesis, overlap(mae, test.studies, cache)),
         verdict(synthesis),
-        format_subsets(segmentation),
+        format_subsets(segmentation, overlap(segmenter, test.studies, cache)),
     )
     return "\n\n".join(parts)
 

@@ -17,6 +17,7 @@ from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.origin import training_provenance
 from bmmae.data.splits import train_and_validation
+from bmmae.evaluation.overlap import warn_of_overlap
 from bmmae.model.config import recipe
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 from bmmae.tasks.segmentation import SegmentationTask
@@ -54,6 +55,7 @@ def main() -> int:
     parent = None if from_scratch else config.model
     inherited = provenance_of(pretrained) if pretrained else None
     describe(model, preprocess, training_provenance(cohort, training_data.studies, parent, cache, inherited))
+    warn_of_overlap(model, validation_data.studies, cache)
 
     result = fit(
         model,

@@ -12,6 +12,7 @@ import torch
 from bmmae.arrays import Float
 from bmmae.data.dataset import StudyDataset
 from bmmae.data.loaders import EVALUATION_EPOCH
+from bmmae.evaluation.overlap import Overlap
 from bmmae.metrics import dice
 from bmmae.modalities import subset_label
 from bmmae.model.segmentation import SegmentationModel
@@ -61,11 +62,11 @@ def _mean_score(subset: str, region: str, scores: Float[np.ndarray, " N"]) -> Su
     return SubsetScore(subset, region, float(defined.mean()) if len(defined) else math.nan, len(defined))
 
 
-def format_subsets(scores: Sequence[SubsetScore]) -> str:
-    """Return the scores as a table for the terminal."""
+def format_subsets(scores: Sequence[SubsetScore], seen: Overlap) -> str:
+    """Return the scores as a table for the terminal, under what the model has seen of the test studies."""
     regions = list(dict.fromkeys(score.region for score in scores))
     by_key = {(score.subset, score.region): score for score in scores}
     subsets = dict.fromkeys(score.subset for score in scores)
-    head = ["Dice by the modalities given", f"{'':24}" + "".join(f"{region:>8}" for region in regions)]
+    head = [str(seen), "Dice by the modalities given", f"{'':24}" + "".join(f"{region:>8}" for region in regions)]
     rows = (f"{s:24}" + "".join(f"{by_key[(s, region)].dice:>8.2f}" for region in regions) for s in subsets)
     return "\n".join([*head, *rows])

@@ -11,6 +11,7 @@ import torch
 from bmmae.arrays import Array
 from bmmae.data.dataset import StudyDataset
 from bmmae.data.loaders import EVALUATION_EPOCH
+from bmmae.evaluation.overlap import Overlap
 from bmmae.metrics import psnr
 from bmmae.modalities import title
 from bmmae.model.mae import MAE
@@ -127,11 +128,12 @@ def verdict(scores: Sequence[SynthesisScore]) -> str:
     return f"The model beats both comparators for {len(won)} of {len(modalities)} absent modalities{tail}."
 
 
-def format_synthesis(scores: Sequence[SynthesisScore]) -> str:
-    """Return the comparison as a table for the terminal."""
+def format_synthesis(scores: Sequence[SynthesisScore], seen: Overlap) -> str:
+    """Return the comparison as a table for the terminal, under what the model has seen of the test studies."""
     modalities = list(dict.fromkeys(score.modality for score in scores))
     by_key = {(score.modality, score.method): score for score in scores}
-    lines = ["PSNR in dB inside the brain, absent modality from all others (in brackets: after an affine fit)"]
+    title_line = "PSNR in dB inside the brain, absent modality from all others (in brackets: after an affine fit)"
+    lines = [str(seen), title_line]
     lines.append(f"{'':24}" + "".join(f"{name:>16}" for name in modalities))
     for method in METHODS:
         cells = [by_key[(name, method)] for name in modalities]

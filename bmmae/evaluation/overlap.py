@@ -1,0 +1,89 @@
+"""Has a model seen the images that it is tested on? Said wherever a metric is printed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bmmae.checkpoint import provenance_of
+from bmmae.data.cache import StudyCache
+from bmmae.data.cohort import Study
+from bmmae.data.origin import image_hashes
+from bmmae.model.pretrained import PretrainedModel
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Test images that a model was trained on, or the weights that its training started from.
+
+    Attributes:
+        studies: Names of the test studies with such an image.
+        tested: How many test studies there are.
+        images: How many such images.
+        known: Whether the model says what it was trained on; else nothing can be found.
+        parent_unknown: Whether the model's training started from weights that do not say it.
+    """
+
+    studies: tuple[str, ...]
+    tested: int
+    images: int
+    known: bool
+    parent_unknown: bool = False
+
+    def __str__(self) -> str:
+        """One sentence that stands above every table of metrics; in capitals where they cannot be trusted."""
+        if self.studies:
+            listed = ", ".join(self.studies[:5]) + (" ..." if len(self.studies) > 5 else "")
+            return (
+                f"WARNING: THE MODEL WAS TRAINED ON {len(self.studies)} OF THESE {self.tested} TEST STUDIES "
+                f"({self.images} images with the same voxels: {listed}): the scores say nothing about new patients"
+            )
+        if not self.known:
+            return "NOT KNOWN whether the model was trained on these test studies: it carries no hashes of its images"
+        if self.parent_unknown:
+            return (
+                "NOT KNOWN whether the weights that training started from have seen these test studies; the training "
+                "itself has not"
+            )
+        return f"None of the {self.tested} test studies was in the model's training or pretraining (compared by voxels)"
+
+
+def overlap(model: PretrainedModel, studies: Iterable[Study], cache: StudyCache | None = None) -> Overlap:
+    """Compare the content of test images with that of a model's training images, and of its pretraining's.
+
+    Args:
+        model: As loaded: the hashes are in its provenance.
+        studies: The test studies.
+        cache: Where hashes may be known already, so that the images need not be read again.
+
+    Raises:
+        CheckpointError: If what the model carries is no provenance.
+        ImageError: If an image cannot be read.
+    """
+    origin = provenance_of(model)
+    seen = set(origin.seen)
+    tested = list(studies)
+    found = {study.name: len(seen & set(image_hashes(study, cache).values())) for study in tested} if seen else {}
+    return Overlap(
+        studies=tuple(name for name, count in found.items() if count),
+        tested=len(tested),
+        images=sum(found.values()),
+        known=bool(seen),
+        parent_unknown=origin.parent is not None and not origin.parent_hashes,
+    )
+
+
+def warn_of_overlap(model: PretrainedModel, studies: Iterable[Study], cache: StudyCache | None = None) -> None:
+    """Warn if the model has seen some of the studies that are going to judge it; the arguments are `overlap`'s.
+
+    Raises:
+        CheckpointError: If what the model carries is no provenance.
+        ImageError: If an image cannot be read.
+
+    Warns:
+        UserWarning: Naming the studies.
+    """
+    found = overlap(model, studies, cache)
+    if found.studies:
+        warnings.warn(str(found), stacklevel=2)
