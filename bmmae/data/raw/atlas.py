@@ -19,7 +19,7 @@ from bmmae.data.reading import read_image
 MNI152 = "mni152"
 """ICBM 152, 2009a, symmetric, skull-stripped, 1 mm: inside nilearn's package, nothing is downloaded."""
 
-MARGIN = 3
+MARGIN = 8
 """Voxels around the atlas's brain in which it is compared too: its edge is what aligns best."""
 
 

@@ -11,10 +11,10 @@ from bmmae.data.raw.registration import THREADS
 from bmmae.data.raw.resampling import Volume, to_sitk
 from bmmae.errors import ImageError
 
-FIELD_SPACING = 4.0
+FIELD_SPACING = 6.0
 """The field is smooth: it is estimated on voxels of about this size, mm."""
 
-ITERATIONS = (40, 40, 30)
+ITERATIONS = (30, 30, 20)
 
 
 def corrected(volume: Volume, mask: Bool[np.ndarray, "H W D"] | None = None) -> Volume:

@@ -48,7 +48,9 @@ def convert_series(series: Series) -> Volume:
             raise ImageError(f"dcm2niix did not run ({type(error).__name__}): expected {program} to work") from error
         written = sorted(target.glob("*.nii"))
         if done.returncode or not written:
-            raise ImageError(f"dcm2niix made no volume of {len(series.files)} files: {_complaint(done.stdout)}")
+            # What is known to be wrong with the series says more than the program's first remark.
+            reason = "; ".join(series.problems) or _complaint(done.stdout)
+            raise ImageError(f"dcm2niix made no volume of {len(series.files)} files: {reason}")
         return _load(_the_one(written))
 
 

@@ -6,6 +6,8 @@ The same input gives the same transform on every run: seeds and the number of th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,7 @@ from bmmae.errors import ImageError
 THREADS = 2
 """Sums of floating-point numbers depend on how they are split: a fixed number gives the same result everywhere."""
 
-MOST_SAMPLES = 60_000
+MOST_SAMPLES = 40_000
 TO_LPS = np.array([-1.0, -1.0, 1.0])
 FEWEST_VOXELS = 8
 """No axis is shrunk below this many."""
@@ -34,13 +36,15 @@ class RegistrationConfig:
         bins: Of the joint histogram.
         iterations: At most this many steps a level.
         seed: Of the voxels that are drawn.
+        pitches: Nods of the head to start from, degrees: heads lie in scanners as they like, templates do not.
     """
 
     kind: Literal["rigid", "affine"] = "rigid"
     levels: tuple[float, ...] = (6.0, 3.0, 1.5)
-    bins: int = 32
+    bins: int = 50
     iterations: int = 150
     seed: int = 1
+    pitches: tuple[float, ...] = (0.0,)
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ def register(
 ) -> Registered:
     """Find where each point of the fixed image lies in the moving one.
 
-    The search starts at the better of two places: as the headers say, and with the centres of mass on each other. The
-    headers' place is kept where the search finds nothing better.
+    The search starts as the headers say and with the centres of mass on each other, and goes on from where it is better
+    off after the coarsest level; an affine one starts from the rigid one's end. The headers' place is kept where the
+    search finds nothing better.
 
     Args:
         fixed: The image that stays.
@@ -83,8 +88,12 @@ def register(
     try:
         pair = _Pair(fixed, moving, mask, config)
         transform = pair.start()
-        for level in config.levels:
-            transform = pair.descend(transform, level)
+        for level in config.levels[1:]:
+            transform, _ = pair.descend(transform, level)
+        if config.kind == "affine":
+            transform = _loosened(transform)
+            for level in config.levels:
+                transform, _ = pair.descend(transform, level)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ImageError(
@@ -140,36 +149,33 @@ class _Pair:
     config: RegistrationConfig
 
     def start(self) -> Any:
-        """Return the better of two starting places, as a transform that turns about the fixed image's centre."""
+        """Return the best of several rigid starts after the coarsest level, turning about the fixed centre."""
         sitk = require("SimpleITK", "Registration")
         centre = _centre_of_mass(self.mask or self.fixed)
-        candidates = []
-        for shift in (np.zeros(3), _centre_of_mass(self.moving) - _centre_of_mass(self.fixed)):
-            transform = sitk.Euler3DTransform() if self.config.kind == "rigid" else sitk.AffineTransform(3)
+        shifts = (np.zeros(3), _centre_of_mass(self.moving) - _centre_of_mass(self.fixed))
+        ends = []
+        for shift, pitch in product(shifts, self.config.pitches):
+            transform = sitk.Euler3DTransform()
             transform.SetCenter((centre * TO_LPS).tolist())
             transform.SetTranslation((shift * TO_LPS).tolist())
-            candidates.append(transform)
-        costs = [self._cost(candidate) for candidate in candidates]
-        return candidates[int(np.argmin(costs))]
+            transform.SetRotation(float(np.deg2rad(pitch)), 0.0, 0.0)
+            try:
+                ends.append(self.descend(transform, self.config.levels[0]))
+            except RuntimeError as error:  # no overlap
+                failure = error
+        if not ends:
+            raise failure
+        return min(ends, key=itemgetter(1))[0]
 
-    def descend(self, transform: Any, level: float) -> Any:
-        """Improve a transform on images averaged to voxels of `level` mm."""
+    def descend(self, transform: Any, level: float) -> tuple[Any, float]:
+        """Improve a transform on images averaged to voxels of `level` mm; return it and its cost."""
         method = self._method(level)
         # In millimetres: a step may be as long as half a voxel of this level, and ends at a few micrometres.
         method.SetOptimizerAsRegularStepGradientDescent(level / 2, 2e-3, self.config.iterations, 0.6, 1e-6)
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetInitialTransform(transform, True)
         method.Execute(_averaged(self.fixed, level), _averaged(self.moving, level))
-        return transform
-
-    def _cost(self, transform: Any) -> float:
-        level = self.config.levels[0]
-        method = self._method(level)
-        method.SetInitialTransform(transform)
-        try:
-            return float(method.MetricEvaluate(_averaged(self.fixed, level), _averaged(self.moving, level)))
-        except RuntimeError:  # no overlap
-            return float("inf")
+        return transform, float(method.GetMetricValue())
 
     def _method(self, level: float) -> Any:
         sitk = require("SimpleITK", "Registration")
@@ -184,6 +190,16 @@ class _Pair:
         if self.mask is not None:
             method.SetMetricFixedMask(to_sitk(self.mask))
         return method
+
+
+def _loosened(rigid: Any) -> Any:
+    """Return a rigid transform as an affine one that turns about the same centre."""
+    sitk = require("SimpleITK", "Registration")
+    affine = sitk.AffineTransform(3)
+    affine.SetCenter(rigid.GetCenter())
+    affine.SetMatrix(rigid.GetMatrix())
+    affine.SetTranslation(rigid.GetTranslation())
+    return affine
 
 
 def _averaged(volume: Volume, level: float) -> Any:

@@ -37,6 +37,9 @@ table order."""
 SCANNED_ZERO = 1e-6
 """Zero means "not scanned" in a stripped image; a voxel of the brain that measured zero is written as this instead."""
 
+HEAD_PITCHES = (-20.0, 0.0, 20.0)
+"""Degrees; how a head lies towards a template is not known beforehand."""
+
 SMALLEST_BRAIN = 1000
 DESCRIPTION = "bmmae preprocess"
 
@@ -208,7 +211,7 @@ def _to_atlas(raw: _Raw, config: PipelineConfig, atlas: Atlas | None) -> Float[A
     mask = raw.masks.get(raw.reference)
     if mask is not None and atlas.mask is not None:
         moving = Volume(np.where(mask, moving.array, 0), moving.affine)
-    settings = RegistrationConfig(kind="affine" if config.affine else "rigid", seed=config.seed)
+    settings = RegistrationConfig(kind="affine" if config.affine else "rigid", seed=config.seed, pitches=HEAD_PITCHES)
     return register(atlas.volume, moving, settings, atlas.mask).matrix
 
 

@@ -174,8 +174,8 @@ def test_an_edited_table_decides(patient: Patient, tmp_path: Path, capsys: pytes
     assert "no series with key 'ffff' in this folder" in capsys.readouterr().err
 
 
-def test_a_missing_slice_or_a_short_file_leaves_a_series_out_until_told_otherwise(
-    patient: Patient, tmp_path: Path
+def test_a_missing_slice_or_a_short_file_leaves_a_series_out(
+    patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     patient.series("T1 ax", skip=(5,))
     patient.series("T2 tse", number=2, **LONG)
@@ -188,6 +188,10 @@ def test_a_missing_slice_or_a_short_file_leaves_a_series_out_until_told_otherwis
     ]
     assert rows[0].verdict.reason == "1 of 12 slices missing"
     assert rows[1].verdict.reason == "1 of 12 files truncated"
+    table = tmp_path / "forced.csv"
+    table.write_text("\n".join(["key,modality", *(f"{row.key},{row.verdict.modality}" for row in rows)]))
+    assert main(["import-dicom", str(patient.folder), "--out", str(tmp_path / "out"), "--table", str(table)]) == 2
+    assert "dcm2niix made no volume of 11 files: 1 of 12 slices missing" in capsys.readouterr().err
 
 
 def test_a_folder_without_dicom_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

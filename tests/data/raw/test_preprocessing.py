@@ -1,0 +1,224 @@
+"""Raw scans on grids of their own come out on one, can go back, and one broken study stops no other."""
+
+import os
+import stat
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_brain import errors, rigid, synthetic_brain
+
+from bmmae.cli import main
+from bmmae.data.check import check_study
+from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.raw import study_pipeline
+from bmmae.data.raw.cohort_pipeline import preprocess_cohort
+from bmmae.data.raw.native import read_registration, to_native, write_native
+from bmmae.data.raw.resampling import Grid, Volume, resample
+from bmmae.data.raw.study_pipeline import PipelineConfig, reference_of
+from bmmae.data.reading import read_image, read_labels, write_image
+from bmmae.errors import BmmaeError, CohortError, ConfigError, ImageError, ModalityError, OutputError
+from bmmae.modalities import STANDARD
+
+pytest.importorskip("SimpleITK")
+T1, T1CE, T2, FLAIR = STANDARD
+MOVED = rigid((6, 3, -4), (5, -4, 3))
+COARSE = PipelineConfig(spacing=4.0)
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def raw_study(folder: Path, names: tuple[str, ...] = (T1CE, T2), subject: str = "a") -> Study:
+    """A study whose scans were taken with the head elsewhere; brain mask and segmentation are drawn on T1ce."""
+    made = synthetic_brain()
+    affine = made["affine"]
+    # Thicker slices than the source's, and its axes in another order.
+    grid = Grid((48, 48, 44), affine @ np.diag([1, 1, 48 / 44, 1.0]))
+    images = {}
+    for name in names:
+        source = Volume(made[name].astype(np.float32), affine)
+        if name != T1CE:
+            source = Volume(resample(source, np.linalg.inv(MOVED), grid), grid.affine)
+        images[name] = write_image(folder / f"{name}.nii.gz", source.array, source.affine)
+    seg = write_image(folder / "seg.nii.gz", made["seg"].astype(np.uint8), affine)
+    mask = write_image(folder / "brain.nii.gz", (made[T1CE] > 0).astype(np.uint8), affine)
+    return Study(subject=subject, images=images, seg=seg, brain_mask=mask, values={"age": 61.0})
+
+
+# Registering takes a few seconds, once for all tests of the module.
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Study, Path]:
+    """A raw study, the same prepared, and where."""
+    folder = tmp_path_factory.mktemp("raw")
+    study = raw_study(folder / "in")
+    report = preprocess_cohort(Cohort((study,)), folder / "out", COARSE, progress=False)
+    assert not report.failures
+    return study, read_cohort(report.table)[0], folder / "out"
+
+
+def test_scans_come_out_on_one_grid_that_the_check_accepts(prepared: tuple[Study, Study, Path]) -> None:
+    _, study, _ = prepared
+    assert set(study.images) == {T1CE, T2}
+    assert study.values["age"] == 61
+    assert not [finding for finding in check_study(study) if finding.severity == "error"]
+
+
+def test_displaced_scans_come_back_to_the_reference(prepared: tuple[Study, Study, Path]) -> None:
+    _, _, out = prepared
+    natives = read_registration(out / "a").natives
+    assert np.array_equal(natives[T1CE].matrix, np.eye(4))
+    millimetres, degrees = errors(natives[T2].matrix, MOVED)
+    assert millimetres < 1
+    assert degrees < 1
+    assert natives[T2].after > natives[T2].before
+
+
+def test_the_brain_alone_is_left_and_its_zeros_still_count_as_scanned(prepared: tuple[Study, Study, Path]) -> None:
+    _, study, _ = prepared
+    brain, _ = read_labels(study.brain_mask)
+    assert np.array_equal(read_image(study.images[T1CE]).array != 0, brain > 0)
+    assert (read_image(study.images[T2]).array[brain == 0] == 0).all()
+
+
+def test_the_segmentation_goes_along_and_returns_to_each_scan(
+    prepared: tuple[Study, Study, Path], tmp_path: Path
+) -> None:
+    raw, study, out = prepared
+    labels, _ = read_labels(study.seg)
+    truth, affine = read_labels(raw.seg)
+    assert set(np.unique(labels)) == set(np.unique(truth))
+    back = to_native(labels, out / "a", T1CE, "label")
+    assert np.allclose(back.affine, affine)
+    assert dice(back.array > 0, truth > 0) > 0.97
+    path = write_native(tmp_path / "t2_seg.nii.gz", labels, out / "a", T2, "label")
+    there, there_affine = read_labels(path)
+    scan = read_image(raw.images[T2])
+    expected = resample(Volume(truth, affine), np.linalg.inv(MOVED), Grid(there.shape, scan.affine), "label")
+    assert np.allclose(there_affine, scan.affine)
+    assert dice(there > 0, expected > 0) > 0.85
+
+
+def test_returning_asks_for_the_right_grid_and_modality(prepared: tuple[Study, Study, Path], tmp_path: Path) -> None:
+    _, _, out = prepared
+    with pytest.raises(ImageError, match="on the study's grid, got"):
+        to_native(np.zeros((3, 3, 3)), out / "a", T2)
+    with pytest.raises(ModalityError, match="the study has no t1: expected one of t1ce, t2"):
+        to_native(np.zeros((3, 3, 3)), out / "a", T1)
+    with pytest.raises(ImageError, match="expected the file that `bmmae preprocess` leaves"):
+        read_registration(tmp_path)
+
+
+def test_a_finished_study_is_kept_until_its_sources_or_settings_change(
+    prepared: tuple[Study, Study, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, study, out = prepared
+    before = study.images[T2].stat().st_mtime_ns
+    again = preprocess_cohort(Cohort((raw,)), out, COARSE, progress=False)
+    assert study.images[T2].stat().st_mtime_ns == before
+    assert read_cohort(again.table)[0] == study
+    state = study_pipeline.state_of(raw, COARSE, None)
+    assert state != study_pipeline.state_of(raw, replace(COARSE, spacing=3.0), None)
+    os.utime(raw.images[T2])
+    assert state != study_pipeline.state_of(raw, COARSE, None)
+
+
+def test_a_broken_study_is_reported_and_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = raw_study(tmp_path / "good", (T1CE,), "good")
+    broken = raw_study(tmp_path / "broken", (T1CE,), "broken")
+    content = broken.images[T1CE].read_bytes()
+    broken.images[T1CE].write_bytes(content[: len(content) // 2])
+    table = Cohort((broken, good)).write(tmp_path / "cohort.csv")
+    call = ["preprocess", str(table), "--out", str(tmp_path / "out"), "--no-atlas", "--spacing", "4"]
+    assert main(call) == 1
+    captured = capsys.readouterr()
+    assert "failed: broken: " in captured.err
+    assert "is truncated or corrupt" in captured.err
+    assert "1 of 2 studies are in" in captured.out
+    assert [study.subject for study in read_cohort(tmp_path / "out" / "cohort.csv")] == ["good"]
+    with pytest.raises(CohortError, match="no study could be prepared: broken"):
+        preprocess_cohort(Cohort((broken,)), tmp_path / "none", COARSE, progress=False)
+
+
+@pytest.mark.slow
+def test_a_study_is_aligned_to_an_atlas_that_the_user_names(tmp_path: Path) -> None:
+    made = synthetic_brain()
+    away = rigid((7, -4, 3), (6, 5, -4))
+    atlas = resample(
+        Volume(made[T1].astype(np.float32), made["affine"]), np.linalg.inv(away), Grid((48,) * 3, made["affine"])
+    )
+    path = write_image(tmp_path / "atlas.nii.gz", atlas, made["affine"])
+    study = raw_study(tmp_path / "in", (T1CE,))
+    out = tmp_path / "out"
+    preprocess_cohort(Cohort((study,)), out, replace(COARSE, atlas=str(path), keep_n4=True), progress=False)
+    registration = read_registration(out / "a")
+    millimetres, degrees = errors(registration.natives[T1CE].matrix, np.linalg.inv(away))
+    assert registration.atlas == "atlas.nii.gz"
+    assert millimetres < 1
+    assert degrees < 1
+    image = read_image(out / "a" / f"{T1CE}.nii.gz")
+    assert np.allclose(image.affine, made["affine"])
+    # The atlas was interpolated twice, which widens its rim of non-zero voxels.
+    assert dice(image.array != 0, atlas != 0) > 0.9
+
+
+def test_without_a_mask_a_program_on_the_path_strips_the_skull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = replace(raw_study(tmp_path / "in", (T1CE,)), brain_mask=None)
+    scan = read_image(study.images[T1CE])
+    head = scan.array + 50
+    write_image(study.images[T1CE], head, scan.affine)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    left = preprocess_cohort(Cohort((study,)), tmp_path / "head", COARSE, progress=False)
+    assert "its skull stays: no brain mask is given and no program is installed" in left.remarks[0]
+    again = preprocess_cohort(Cohort((study,)), tmp_path / "head", COARSE, progress=False)
+    assert again.remarks == left.remarks
+    program = tmp_path / "bin" / "mri_synthstrip"
+    program.parent.mkdir()
+    program.write_text(f"""#!{sys.executable}
+import sys, numpy as np, nibabel as nib
+scan = nib.load(sys.argv[2])
+nib.save(nib.Nifti1Image(np.where(scan.get_fdata() > 50, scan.get_fdata(), 0), scan.affine), sys.argv[4])
+""")
+    program.chmod(stat.S_IRWXU)
+    report = preprocess_cohort(Cohort((study,)), tmp_path / "brain", COARSE, progress=False)
+    brain, _ = read_labels(tmp_path / "brain" / "a" / "brain_mask.nii.gz")
+    assert not report.remarks
+    assert dice(brain > 0, scan.array > 0) > 0.99
+    program.write_text("#!/bin/sh\necho no licence >&2\nexit 3\n")
+    with pytest.raises(CohortError, match=r"mri_synthstrip found no brain \(no licence\)"):
+        preprocess_cohort(Cohort((study,)), tmp_path / "failed", COARSE, progress=False)
+
+
+def test_raw_scans_are_never_overwritten(tmp_path: Path) -> None:
+    study = raw_study(tmp_path / "a", (T1CE,))
+    with pytest.raises(OutputError, match="holds the raw scans themselves"):
+        study_pipeline.prepare_study(study, tmp_path / "a", COARSE, None)
+    assert study.images[T1CE].is_file()
+
+
+@pytest.mark.parametrize(("module", "config"), [("SimpleITK", COARSE), ("nilearn", PipelineConfig(atlas="mni152"))])
+def test_a_missing_library_is_named_with_the_way_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, config: PipelineConfig
+) -> None:
+    study = Study(subject="a", images={T1: tmp_path / "a.nii.gz"})
+    for name in (module, f"{module}.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=f"needs {module}, which is not installed: run `pip install {module}`"):
+        preprocess_cohort(Cohort((study,)), tmp_path / "out", config, progress=False)
+
+
+def test_the_reference_is_t1ce_or_the_best_present() -> None:
+    here = Path("x.nii.gz")
+    found = [
+        reference_of(Study(subject="a", images=dict.fromkeys(names, here)))
+        for names in (STANDARD, (T2, FLAIR), ("ct",))
+    ]
+    assert found == [T1CE, FLAIR, "ct"]
+
+
+def test_a_spacing_must_be_positive(tmp_path: Path) -> None:
+    assert main(["preprocess", "cohort.csv", "--out", str(tmp_path), "--spacing", "0"]) == 2
+    assert issubclass(ConfigError, BmmaeError)
