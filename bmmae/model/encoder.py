@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bmmae.arrays import Bool, Float, Tensor
 from bmmae.model.config import EncoderConfig
@@ -46,6 +47,7 @@ class Encoder(nn.Module):
     def __init__(self, modalities: int, patch: Triple, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.embedding = PatchEmbedding(modalities, patch, config.dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -76,8 +78,15 @@ class Encoder(nn.Module):
         mask = self.attention_mask(tokens)
         yield sequence
         for block in self.blocks:
-            sequence = block(sequence, attn_mask=mask)
+            if self.recompute and torch.is_grad_enabled():
+                sequence = cast(Tensor, checkpoint(block, sequence, attn_mask=mask, use_reentrant=False))
+            else:
+                sequence = block(sequence, attn_mask=mask)
             yield sequence
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only what enters each block for the backward pass, and compute the rest again (timm's name)."""
+        self.recompute = enable
 
     @staticmethod
     def layer_patterns(prefix: str = "encoder") -> dict[str, str | list[tuple[str, tuple[int] | None]]]:

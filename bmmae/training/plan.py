@@ -32,6 +32,10 @@ class TrainConfig:
         resume: true goes on from the run folder's last checkpoint, `auto` does so if there is one, false expects
             a folder without checkpoints.
         on_nonfinite: What to do when loss or gradients are NaN or infinite: `stop`, or `skip` the step and count it.
+        recompute: Keep less for the backward pass and compute it again: about half the memory of activations and a
+            third more time (activation checkpointing, in the encoder's blocks).
+        ema_decay: Decay of a running mean of the weights (timm's ModelEmaV3), which is then what is evaluated and
+            saved; null for none.
         compile: Compile the model with torch.compile: a slow first step, faster ones after.
         time_limit_hours: Stop with a checkpoint after this long; null for no limit.
         tracker: Where metrics go besides metrics.jsonl: `none`, `wandb` or `tensorboard`.
@@ -51,6 +55,8 @@ class TrainConfig:
     log_every: int = 10
     resume: bool | Literal["auto"] = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    recompute: bool = False
+    ema_decay: float | None = None
     compile: bool = False
     time_limit_hours: float | None = None
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
@@ -66,6 +72,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {value}.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"train.ema_decay must lie between 0 and 1, got {self.ema_decay}; null turns it off.")
         if self.workers < 0:
             raise ConfigError(f"train.workers must be 0 or more, got {self.workers}.")
         if not 0 <= self.seed < MAX_SEED:
@@ -130,12 +138,13 @@ def make_plan(train: TrainConfig, optim: OptimConfig, length: int, world: int) -
     )
 
 
-def what_must_not_change(plan: Plan, optim: OptimConfig) -> dict[str, int | float | str | None]:
+def what_must_not_change(plan: Plan, train: TrainConfig, optim: OptimConfig) -> dict[str, int | float | str | None]:
     """What a resumed run must share with the interrupted one to be its continuation."""
     return {
         "train.seed": plan.stream.seed,
         "global batch (train.batch_size x train.accumulate x processes)": plan.stream.global_batch,
         "number of training samples": plan.stream.length,
+        "train.ema_decay": train.ema_decay,
         "optim.lr": optim.lr,
         "optim.schedule": optim.schedule,
         "optim.final_lr_fraction": optim.final_lr_fraction,

@@ -65,6 +65,8 @@ def find_start(run_dir: Path, resume: bool | Literal["auto"]) -> Path | None:
 def training_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    averaged: nn.Module | None,
+    *,
     progress: Progress,
     window: Mapping[str, tuple[float, float]],
     identity: Mapping[str, Any],
@@ -76,6 +78,7 @@ def training_state(
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "averaged": None if averaged is None else averaged.state_dict(),
         "progress": asdict(progress),
         "window": dict(window),
         "identity": dict(identity),
@@ -83,7 +86,11 @@ def training_state(
 
 
 def restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: nn.Module | None,
+    identity: Mapping[str, Any],
 ) -> tuple[Progress, dict[str, tuple[float, float]]]:
     """Load a checkpoint into model and optimiser.
 
@@ -99,6 +106,8 @@ def restore(
     try:
         model.load_state_dict(state["model"], strict=True)
         optimizer.load_state_dict(state["optimizer"])
+        if averaged is not None:
+            averaged.load_state_dict(state["averaged"], strict=True)
     except (RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise CheckpointError(

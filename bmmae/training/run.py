@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from bmmae.data.loaders import AddressedDataset, Batches, evaluation_batches
-from bmmae.errors import TrainingError
+from bmmae.errors import ConfigError, TrainingError
 from bmmae.tasks.task import StepOutput, Task
 from bmmae.training.checkpointing import (
     SaveModel,
@@ -58,7 +59,11 @@ class StepReport:
 
 @dataclass
 class Run:
-    """The parts of a run. `model` is the model itself, `wrapped` what gradients are computed through."""
+    """The parts of a run.
+
+    `model` is the model itself, `wrapped` what gradients are computed through, `average` the running mean of the
+    weights if there is one, and `judged` what is evaluated, drawn and saved.
+    """
 
     accelerator: Any
     model: nn.Module
@@ -73,9 +78,15 @@ class Run:
     progress: Progress
     window: Totals
     validation: Batches | None
+    average: ModelEmaV3 | None = None
     stop_level: int = 0
     last_train: dict[str, float] = field(default_factory=dict)
     last_val: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The averaged model if there is one, else the model."""
+        return self.model if self.average is None else self.average.module
 
     def note_step(self, report: StepReport) -> None:
         """Count a step that was taken."""
@@ -83,6 +94,8 @@ class Run:
         self.progress.skipped += report.skipped
         self.stop_level = report.stop
         if not report.skipped:
+            if self.average is not None:
+                self.average.update(self.model)
             for output in report.outputs:
                 self.window.add(output)
 
@@ -107,7 +120,7 @@ class Run:
         """
         bf16 = uses_bf16(self.train.precision, self.accelerator.device)
         batches, seed = self.validation or (), self.train.seed
-        values = evaluate(self.model, self.task, batches, self.accelerator, stop, seed=seed, bf16=bf16)
+        values = evaluate(self.judged, self.task, batches, self.accelerator, stop, seed=seed, bf16=bf16)
         if values:
             self.last_val, self.progress.evaluated = values, self.progress.step
         else:
@@ -118,14 +131,14 @@ class Run:
         """Let the main process draw a picture; the others go on, and no picture is worth a night's training."""
         if picture is None or not self.accelerator.is_main_process:
             return
-        self.model.eval()
+        self.judged.eval()
         try:
             with torch.no_grad():
-                picture(self.model, self.progress.step)
+                picture(self.judged, self.progress.step)
         except Exception as error:  # whatever the script's function meets
             warnings.warn(f"No picture at step {self.progress.step}: {type(error).__name__}: {error}", stacklevel=2)
         finally:
-            self.model.train()
+            self.judged.train()
 
     def note_evaluation(self, values: dict[str, float]) -> bool:
         """Keep the best value of the selection metric.
@@ -150,8 +163,16 @@ class Run:
         self.progress.saved = self.progress.step
         if self.accelerator.is_main_process:
             progress = self.progress
-            state = training_state(self.model, self.optimizer, progress, self.window.merged, self.identity)
-            write_checkpoint(self.run_dir, progress.step, self.model, state, self.save_model)
+            averaged = None if self.average is None else self.average.module
+            state = training_state(
+                self.model,
+                self.optimizer,
+                averaged,
+                progress=progress,
+                window=self.window.merged,
+                identity=self.identity,
+            )
+            write_checkpoint(self.run_dir, progress.step, self.judged, state, self.save_model)
             self.write_index("running")
             remove_old_checkpoints(self.run_dir, progress.step, progress.best_step, self.train.keep)
         self.accelerator.wait_for_everyone()
@@ -210,9 +231,13 @@ def begin_run(
     start = find_start(run_dir, train.resume)
     model.to(accelerator.device)
     optimizer = make_optimizer(model, optim)
-    identity = what_must_not_change(plan, optim)
-    progress, window = restore(start, model, optimizer, identity) if start else (Progress(), {})
+    average = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
+    averaged = None if average is None else average.module
+    identity = what_must_not_change(plan, train, optim)
+    progress, window = restore(start, model, optimizer, averaged, identity) if start else (Progress(), {})
     accelerator.wait_for_everyone()  # all have looked at the folder before anyone changes it
+    if train.recompute:
+        _recompute(model)
     if train.compile:
         model.compile()
     return Run(
@@ -229,7 +254,16 @@ def begin_run(
         progress=progress,
         window=Totals(window),
         validation=_validation_batches(val_dataset, train, accelerator),
+        average=average,
     )
+
+
+def _recompute(model: nn.Module) -> None:
+    able: list[Any] = [module for module in model.modules() if hasattr(module, "set_grad_checkpointing")]
+    if not able:
+        raise ConfigError(f"train.recompute: {type(model).__name__} cannot do without what it keeps; set it to false.")
+    for module in able:
+        module.set_grad_checkpointing()
 
 
 def _validation_batches(dataset: AddressedDataset | None, train: TrainConfig, accelerator: Any) -> Batches | None:
