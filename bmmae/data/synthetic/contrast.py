@@ -8,15 +8,22 @@ from scipy import ndimage
 from bmmae.arrays import Array, Float
 from bmmae.data.synthetic.anatomy import TISSUES, Anatomy, smooth_noise
 from bmmae.data.synthetic.findings import FLAIR, T1, T1CE, T2
-from bmmae.data.synthetic.lesions import CORE, ENHANCING, OEDEMA, Lesions
+from bmmae.data.synthetic.lesions import CORE as CORE_LABEL
+from bmmae.data.synthetic.lesions import ENHANCING as ENHANCING_LABEL
+from bmmae.data.synthetic.lesions import OEDEMA as OEDEMA_LABEL
+from bmmae.data.synthetic.lesions import Lesions
 
 MEANS: dict[str, dict[str, float]] = {
-    T1: {"csf": 0.25, "grey": 0.60, "white": 0.86, "deep": 0.70, "oedema": 0.58, "core": 0.38, "rim": 0.60},
-    T1CE: {"csf": 0.26, "grey": 0.64, "white": 0.86, "deep": 0.72, "oedema": 0.58, "core": 0.40, "rim": 1.40},
-    T2: {"csf": 1.25, "grey": 0.72, "white": 0.50, "deep": 0.60, "oedema": 0.98, "core": 0.80, "rim": 0.74},
-    FLAIR: {"csf": 0.18, "grey": 0.68, "white": 0.52, "deep": 0.62, "oedema": 1.12, "core": 0.50, "rim": 0.80},
+    T1: {"csf": 0.25, "grey": 0.60, "white": 0.86, "deep": 0.70, "core": 0.42},
+    T1CE: {"csf": 0.26, "grey": 0.64, "white": 0.86, "deep": 0.72, "core": 0.40},
+    T2: {"csf": 1.25, "grey": 0.72, "white": 0.50, "deep": 0.60, "core": 0.80},
+    FLAIR: {"csf": 0.18, "grey": 0.68, "white": 0.52, "deep": 0.62, "core": 0.50},
 }
 """Mean signal of each tissue, in units of the sequence; only ratios matter."""
+
+RIM_ON_T1CE = 1.40
+OEDEMA = {T2: 0.98, FLAIR: 1.12}
+"""Where oedema shows. On the others it would tell its width too, and absent modalities would cost less than stated."""
 
 BLOOD_ON_T1 = 1.15
 CYST_ON_T2 = 1.3
@@ -45,15 +52,21 @@ def make_contrast(
 
 
 def _with_lesions(signal: Array, modality: str, lesions: Lesions, rng: np.random.Generator) -> Array:
-    means = MEANS[modality]
+    """Paint the lesions. Each finding shows on the modalities that `VISIBLE_ON` names, and on no other.
+
+    So the enhancing rim looks like the core but on T1ce, and blood and cyst fill core and rim alike.
+    """
+    shade, bright = rng.normal(1, 0.04, 2)
     out = signal.copy()
-    core = means["core"]
+    core = MEANS[modality]["core"]
     if modality == T2:
         core += lesions.cyst * (CYST_ON_T2 - core)
-    layers = ((OEDEMA, 0.85, means["oedema"]), (ENHANCING, 1.0, means["rim"]), (CORE, 1.0, core))
-    for value, weight, mean in layers:
-        where = lesions.label == value
-        out[where] = (1 - weight) * out[where] + weight * mean * rng.normal(1, 0.04)
+    if modality in OEDEMA:
+        halo = lesions.label == OEDEMA_LABEL
+        out[halo] = 0.15 * out[halo] + 0.85 * OEDEMA[modality] * bright
+    out[np.isin(lesions.label, (CORE_LABEL, ENHANCING_LABEL))] = core * shade
+    if modality == T1CE:
+        out[lesions.label == ENHANCING_LABEL] = RIM_ON_T1CE * bright
     if modality == T1:
         out[lesions.blood] = BLOOD_ON_T1
     if modality == FLAIR:

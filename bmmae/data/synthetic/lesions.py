@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.synthetic.anatomy import FIELD_OF_VIEW, Anatomy, smooth_noise
@@ -23,7 +24,7 @@ class Lesions:
 
     Attributes:
         label: Int16[n, n, n], in the coding `brats2017`.
-        blood: Bool[n, n, n], the part of the cores that is bright on T1.
+        blood: Bool[n, n, n], the part of core and rim that is bright on T1.
         satellites: Bool[n, n, n], FLAIR-bright foci; part of no label, as they would be in practice.
         cyst: How fluid-like the cores are, 0 to 1.
     """
@@ -47,18 +48,19 @@ def make_lesions(rng: np.random.Generator, anatomy: Anatomy, patient: Patient) -
     # The first is the largest: more lesions are smaller ones, of about the same volume together.
     radii = rng.uniform(*RADIUS_MM) * np.array([1.0, 0.75, 0.65, 0.6])[: patient.lesions] / patient.lesions**0.2
     for number, radius in enumerate(radii):
-        below = patient.infratentorial and number == len(radii) - 1
-        centre = _place(rng, anatomy, label, float(radius), infratentorial=below)
-        distance = _wavy_distance(rng, centre, size, voxel, float(radius))
         rim = radius * float(np.interp(patient.findings["rim"], (-2, 2), (0.14, 0.56)))
         halo = radius * float(np.interp(patient.findings["oedema"], (-2, 2), (0.25, 1.35)))
+        clotted = float(np.interp(patient.findings["blood"], (-2, 2), (0, 0.9)))
+        below = patient.infratentorial and number == len(radii) - 1
+        centre = _place(rng, anatomy, label, float(radius), float(halo), infratentorial=below)
+        distance = _wavy_distance(rng, centre, size, voxel, float(radius))
         inside = anatomy.brain & (anatomy.depth > 0.5 * voxel)
         free = inside & (anatomy.tissues[0] < 0.6)
         label[free & (distance < radius + halo) & (label == 0)] = OEDEMA
-        label[inside & (distance < radius)] = ENHANCING
-        core = inside & (distance < radius - max(rim, 0.6 * voxel))
-        label[core] = CORE
-        blood |= core & (clots > _quantile(clots, core, float(np.interp(patient.findings["blood"], (-2, 2), (1, 0.1)))))
+        mass = inside & (distance < radius)
+        label[mass] = ENHANCING
+        label[mass & (distance < radius - max(rim, 0.6 * voxel))] = CORE
+        blood |= mass & (clots > _quantile(clots, mass, 1 - clotted))
     satellites = _satellites(rng, anatomy, label, patient)
     return Lesions(
         label, blood & (label == CORE), satellites, float(np.interp(patient.findings["cyst"], (-2, 2), (0, 1)))
@@ -70,15 +72,21 @@ def _quantile(values: Array, where: Array, share: float) -> float:
 
 
 def _place(
-    rng: np.random.Generator, anatomy: Anatomy, label: Array, radius: float, *, infratentorial: bool
+    rng: np.random.Generator, anatomy: Anatomy, label: Array, radius: float, halo: float, *, infratentorial: bool
 ) -> Float[np.ndarray, " 3"]:
-    """Choose a voxel deep enough for the lesion, away from others, above or below the tentorium."""
+    """Choose a voxel deep enough for the lesion, clear of the others, above or below the tentorium.
+
+    Where no voxel is deep and clear enough, the demands are lowered step by step.
+    """
     x, y, z = anatomy.positions
     below = (z < -0.42) & (y < -0.25)
     above = (z > -0.15) & (np.abs(x) > 0.1)
     wanted = anatomy.brain & (below if infratentorial else above) & (label == 0)
-    for needed in (0.8 * radius, 0.5 * radius, 0.25 * radius, 0.0):
-        candidates = np.argwhere(wanted & (anatomy.depth >= needed))
+    voxel = FIELD_OF_VIEW / label.shape[0]
+    free = ndimage.distance_transform_edt(label == 0) * voxel if label.any() else np.full(label.shape, np.inf)
+    for demand in (1.0, 0.75, 0.5, 0.25, 0.0):
+        good = wanted & (anatomy.depth >= 0.8 * demand * radius) & (free >= demand * (radius + halo))
+        candidates = np.argwhere(good)
         if len(candidates):
             return np.asarray(candidates[rng.integers(len(candidates))], dtype=np.float32)
     raise AssertionError("a brain has voxels above and below the tentorium")
