@@ -26,7 +26,7 @@ FEWEST_SLICES = 8
 """Fewer do not cover a brain: localisers, single slices, screen shots."""
 
 WEIGHTING = re.compile(r"(?<![a-z0-9])t([12])[-_ ]?(?:w|weighted)?(?![a-z0-9*])")
-DARK_FLUID = re.compile(r"dark[-_ ]?fluid|tirm|(?<![a-z])fla(?:ir)?(?![a-z])|flair")
+DARK_FLUID = re.compile(rf"dark[-_ ]?fluid|tirm|(?<![a-z])fla(?![a-z])|{FLAIR}")
 T1_BRANDS = re.compile(r"mp[-_ ]?rage|fspgr|spgr|bravo|(?<![a-z])tfl|(?<![a-z])tfe|vibe|mp2rage")
 WITH_CONTRAST = re.compile(r"(?<![a-z])(?:post|gd|gad\w*|contrast|km|ce|c\+|\+c|\+ ?gd|\+ ?km|enhanced)(?![a-z])")
 WITHOUT_CONTRAST = re.compile(r"(?<![a-z])(?:pre|native|nativ|w/?o|without|non|no|pre[-_ ]?contrast|-c|c-)(?![a-z])")

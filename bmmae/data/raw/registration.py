@@ -153,7 +153,8 @@ class _Pair:
         sitk = require("SimpleITK", "Registration")
         centre = _centre_of_mass(self.mask or self.fixed)
         shifts = (np.zeros(3), _centre_of_mass(self.moving) - _centre_of_mass(self.fixed))
-        ends = []
+        ends: list[tuple[Any, float]] = []
+        apart: RuntimeError | None = None
         for shift, pitch in product(shifts, self.config.pitches):
             transform = sitk.Euler3DTransform()
             transform.SetCenter((centre * TO_LPS).tolist())
@@ -161,10 +162,10 @@ class _Pair:
             transform.SetRotation(float(np.deg2rad(pitch)), 0.0, 0.0)
             try:
                 ends.append(self.descend(transform, self.config.levels[0]))
-            except RuntimeError as error:  # no overlap
-                failure = error
-        if not ends:
-            raise failure
+            except RuntimeError as error:  # no overlap from this start
+                apart = error
+        if not ends and apart is not None:
+            raise apart
         return min(ends, key=itemgetter(1))[0]
 
     def descend(self, transform: Any, level: float) -> tuple[Any, float]:

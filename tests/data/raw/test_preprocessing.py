@@ -192,6 +192,15 @@ nib.save(nib.Nifti1Image(np.where(scan.get_fdata() > 50, scan.get_fdata(), 0), s
         preprocess_cohort(Cohort((study,)), tmp_path / "failed", COARSE, progress=False)
 
 
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    cohort = Cohort(tuple(raw_study(tmp_path / name, (T1CE,), name) for name in ("a", "b")))
+    made = [preprocess_cohort(cohort, tmp_path / str(n), COARSE, workers=n, progress=False) for n in (1, 2)]
+    for study in read_cohort(made[0].table):
+        twin = made[1].table.parent / study.subject / f"{T1CE}.nii.gz"
+        assert study.images[T1CE].read_bytes() == twin.read_bytes()
+
+
 def test_raw_scans_are_never_overwritten(tmp_path: Path) -> None:
     study = raw_study(tmp_path / "a", (T1CE,))
     with pytest.raises(OutputError, match="holds the raw scans themselves"):
