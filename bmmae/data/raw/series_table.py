@@ -11,7 +11,7 @@ from bmmae.data.raw.dicom_files import Series
 from bmmae.data.raw.privacy import Pseudonym, scrubbed, series_key
 from bmmae.data.raw.recognition import Verdict, recognise
 from bmmae.data.tables import is_blank, read_rows, write_rows
-from bmmae.errors import CohortError
+from bmmae.errors import CohortError, OutputError
 from bmmae.modalities import STANDARD, canonical
 
 COLUMNS = ("key", "subject", "session", "number", "modality", "status", "suggestion", "reason", "description", "slices")
@@ -77,12 +77,18 @@ def _left_open(row: Row, count: int) -> Row:
 
 
 def write_table(path: Path, rows: Iterable[Row]) -> Path:
-    """Write the table for editing.
+    """Write the table for editing; one that was edited is never written over.
 
     Raises:
-        OutputError: If it cannot be written.
+        OutputError: If there is another table already, or it cannot be written.
     """
-    write_rows(path, [_cells(row) for row in rows], COLUMNS)
+    cells = [_cells(row) for row in rows]
+    if path.exists() and read_rows(path) != cells:
+        raise OutputError(
+            f"{path} is there already and says something else (edited, or of another folder): apply it with --table "
+            f"{path}, or remove it"
+        )
+    write_rows(path, cells, COLUMNS)
     return path
 
 

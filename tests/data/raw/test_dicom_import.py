@@ -166,6 +166,8 @@ def test_an_edited_table_decides(patient: Patient, tmp_path: Path, capsys: pytes
     table = out / "series.csv"
     lines = table.read_text().splitlines()
     table.write_text("\n".join([lines[0], lines[2].replace(",,ambiguous", ",t2,ambiguous")]) + "\n")
+    assert main(["import-dicom", str(patient.folder), "--out", str(out)]) == 2
+    assert "is there already and says something else" in capsys.readouterr().err
     assert main(["import-dicom", str(patient.folder), "--out", str(out), "--table", str(table)]) == 0
     image = read_image(read_cohort(out / "cohort.csv")[0].images[T2])
     assert same_place(image.array, image.affine, phantom(1), oblique())
