@@ -112,11 +112,11 @@ def _ellipsoid(positions: Array, centre: tuple[float, float, float], radii: tupl
 def _outline(positions: Array, rng: np.random.Generator) -> Bool[np.ndarray, "n n n"]:
     """Cerebrum, temporal lobes, cerebellum and brainstem."""
     surface = 0.05 * smooth_noise(rng, positions.shape[-1], 45.0)
-    cerebrum = (_ellipsoid(positions, (0, 0.02, 0.08), (0.68, 0.86, 0.68)) < 1 + surface) & (positions[2] > -0.42)
+    cerebrum = (_ellipsoid(positions, (0.0, 0.02, 0.08), (0.68, 0.86, 0.68)) < 1 + surface) & (positions[2] > -0.42)
     temporal = np.zeros_like(cerebrum)
     for side in (-1, 1):
         temporal |= _ellipsoid(positions, (side * 0.42, 0.12, -0.34), (0.24, 0.42, 0.24)) < 1 + surface
-    cerebellum = _ellipsoid(positions, (0, -0.5, -0.56), (0.5, 0.36, 0.28)) < 1 + surface
+    cerebellum = _ellipsoid(positions, (0.0, -0.5, -0.56), (0.5, 0.36, 0.28)) < 1 + surface
     stem = (positions[0] ** 2 + (positions[1] + 0.14 + 0.15 * positions[2]) ** 2 < 0.018) & (positions[2] < -0.2)
     whole = cerebrum | temporal | cerebellum | (stem & (positions[2] > -0.9))
     return np.asarray(ndimage.binary_closing(whole, iterations=1))

@@ -53,7 +53,7 @@ MEDIAN_MONTHS = 11.0
 WEIBULL_SHAPE = 1.6
 FOLLOW_UP_MONTHS = (8.0, 48.0)
 
-LESION_COUNTS = (1, 2, 3, 4)
+LESION_COUNTS = (1.0, 2.0, 3.0, 4.0)
 COUNT_SHARES = (0.45, 0.27, 0.17, 0.11)
 INFRATENTORIAL_SHARE = 0.3
 
@@ -121,7 +121,7 @@ def draw_findings(rng: np.random.Generator, count: int) -> dict[str, Float[np.nd
     values = {name: rng.standard_normal(count) for name in FINDINGS}
     values["count"] = _standard(rng.choice(LESION_COUNTS, count, p=COUNT_SHARES), LESION_COUNTS, COUNT_SHARES)
     shares = (1 - INFRATENTORIAL_SHARE, INFRATENTORIAL_SHARE)
-    values["infratentorial"] = _standard((rng.random(count) < INFRATENTORIAL_SHARE).astype(float), (0, 1), shares)
+    values["infratentorial"] = _standard((rng.random(count) < INFRATENTORIAL_SHARE).astype(float), (0.0, 1.0), shares)
     # Beyond two deviations images could not show the difference.
     return {
         name: np.clip(value, -2, 2) if name not in ("count", "infratentorial") else value
@@ -141,13 +141,13 @@ def _count_of(standard: Array) -> Array:
     return np.rint(standard * deviation + mean).astype(int)
 
 
-def subtype_probability(values: dict[str, Array]) -> Float[np.ndarray, " N"]:
+def subtype_probability(values: dict[str, Array]) -> Float[np.ndarray, "*N"]:
     """Return the chance of the second subtype."""
     score = sum(weight * values[name] for name, weight in SUBTYPE_WEIGHTS.items())
     return np.asarray(1 / (1 + np.exp(-score)))
 
 
-def site_probabilities(values: dict[str, Array]) -> Float[np.ndarray, "N 5"]:
+def site_probabilities(values: dict[str, Array]) -> Float[np.ndarray, "*N 5"]:
     """Return the chances of the primary sites."""
     scores = np.asarray(SITE_LOG_PRIOR) + sum(
         np.multiply.outer(values[name], np.asarray(weights)) for name, weights in SITE_WEIGHTS.items()

@@ -1,0 +1,238 @@
+"""The synthetic cohort: anatomy, findings on their own modalities, labels with known best scores, no shortcuts."""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.stats import spearmanr
+
+from bmmae.arrays import Array
+from bmmae.data.cohort import read_cohort
+from bmmae.data.synthetic import GENERATOR_VERSION, SyntheticConfig, SyntheticStudy, make_cohort, make_study
+from bmmae.data.synthetic.anatomy import Anatomy, make_anatomy
+from bmmae.data.synthetic.findings import SITES, all_subsets, auc, best_scores, concordance, draw_patients
+from bmmae.errors import ConfigError, OutputError
+from bmmae.modalities import STANDARD, subset_label
+
+T1, T1CE, T2, FLAIR = STANDARD
+SMALL = SyntheticConfig(subjects=3, seed=5, size=32)
+
+
+@pytest.fixture(scope="module")
+def study() -> SyntheticStudy:
+    return make_study(SyntheticConfig(seed=1), 0)
+
+
+@pytest.fixture(scope="module")
+def anatomy() -> Anatomy:
+    return make_anatomy(np.random.default_rng((1, 0, 1)), 64)
+
+
+@pytest.fixture(scope="module")
+def best() -> dict[str, dict[str, float]]:
+    return best_scores()
+
+
+def images_of(study: SyntheticStudy) -> dict[str, Array]:
+    """In the anatomy's axes: right, anterior, superior."""
+    return {name: image[::-1, ::-1] for name, image in study.images.items()}
+
+
+def test_the_same_seed_gives_the_same_study_and_another_seed_another() -> None:
+    again, other = make_study(SMALL, 1), make_study(SyntheticConfig(seed=6, size=32), 1)
+    assert all(np.array_equal(image, again.images[name]) for name, image in make_study(SMALL, 1).images.items())
+    assert not np.array_equal(again.images[T1], other.images[T1])
+
+
+def test_what_is_left_out_changes_nothing_in_the_rest() -> None:
+    whole, partial_ = make_study(SMALL, 2), make_study(SyntheticConfig(seed=5, size=32, missing=0.5), 2)
+    assert 0 < len(partial_.images) <= 4
+    assert all(np.array_equal(image, whole.images[name]) for name, image in partial_.images.items())
+
+
+def test_the_background_is_zero_and_the_brain_positive(study: SyntheticStudy) -> None:
+    brains = [image > 0 for image in study.images.values()]
+    assert all(np.array_equal(brain, brains[0]) for brain in brains)
+    assert 0.15 < brains[0].mean() < 0.6
+    labels, _ = ndimage.label(brains[0])
+    assert np.bincount(labels.ravel())[1:].max() > 0.99 * brains[0].sum()
+
+
+def test_segmentations_use_the_coding_inside_the_brain(study: SyntheticStudy) -> None:
+    assert set(np.unique(study.seg)) == {0, 1, 2, 4}
+    assert (study.images[T1][study.seg > 0] > 0).all()
+
+
+def test_tissues_are_ordered_as_in_the_literature(study: SyntheticStudy, anatomy: Anatomy) -> None:
+    healthy = ndimage.binary_erosion(study.seg[::-1, ::-1] == 0, iterations=2)
+    means = {
+        name: [image[(share > 0.8) & healthy].mean() for share in anatomy.tissues[:3]]
+        for name, image in images_of(study).items()
+    }
+    for name in (T1, T1CE):
+        csf, grey, white = means[name]
+        assert csf < grey < white
+    csf, grey, white = means[T2]
+    assert csf > grey > white
+    csf, grey, white = means[FLAIR]
+    assert csf < white < grey
+
+
+def contrast(study: SyntheticStudy, name: str, where: Array, against: Array) -> float:
+    image = study.images[name].astype(float)
+    return float(image[where].mean() / image[against].mean())
+
+
+def test_the_rim_is_bright_on_t1ce_and_looks_like_the_core_elsewhere() -> None:
+    for index in range(4):
+        study = make_study(SyntheticConfig(seed=1), index)
+        rim, core = study.seg == 4, study.seg == 1
+        assert contrast(study, T1CE, rim, core) > 1.8
+        # On T1 blood lies over both, wherever it happened to; without it they look alike there too.
+        assert all(contrast(study, name, rim, core) == pytest.approx(1, abs=0.1) for name in (T2, FLAIR))
+
+
+def test_oedema_is_bright_on_flair_and_t2_and_invisible_on_t1(study: SyntheticStudy, anatomy: Anatomy) -> None:
+    white = ((anatomy.tissues[2] > 0.9) & (study.seg[::-1, ::-1] == 0))[::-1, ::-1]
+    halo = study.seg == 2
+    assert contrast(study, FLAIR, halo, white) > 1.4
+    assert contrast(study, T2, halo, white) > 1.4
+    assert 0.8 < contrast(study, T1, halo, white) < 1.1
+
+
+def test_a_cohort_on_disk_says_where_it_comes_from(tmp_path: Path) -> None:
+    table = make_cohort(tmp_path / "c", SMALL, progress=False, workers=1)
+    cohort = read_cohort(table)
+    assert len(cohort) == 3
+    written = json.loads((tmp_path / "c" / "ceilings.json").read_text())
+    assert written["generator_version"] == GENERATOR_VERSION
+    assert f"version {GENERATOR_VERSION}" in (tmp_path / "c" / "README.md").read_text()
+    image = nib.load(cohort.studies[0].images[T1])
+    assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+    assert image.header.get_zooms() == pytest.approx((6, 6, 6))
+    assert b"synth" in bytes(image.header["descrip"])
+    np.testing.assert_array_equal(image.get_fdata(), make_study(SMALL, 0).images[T1])
+
+
+def test_the_best_scores_are_those_of_hard_but_possible_tasks(best: dict[str, dict[str, float]]) -> None:
+    assert all(0.80 <= score <= 0.92 for score in best[subset_label(STANDARD)].values())
+
+
+def test_one_more_modality_never_lowers_a_best_score(best: dict[str, dict[str, float]]) -> None:
+    for subset in all_subsets(STANDARD):
+        for extra in set(STANDARD) - set(subset):
+            fewer, more = best[subset_label(subset)], best[subset_label((*subset, extra))]
+            assert all(more[task] > fewer[task] - 0.015 for task in fewer)
+
+
+def test_every_modality_is_worth_something_to_some_label(best: dict[str, dict[str, float]]) -> None:
+    full = best[subset_label(STANDARD)]
+    for name in STANDARD:
+        rest = best[subset_label([other for other in STANDARD if other != name])]
+        assert max(full[task] - rest[task] for task in full) > 0.02, name
+
+
+def test_sites_are_imbalanced_and_survival_is_partly_censored() -> None:
+    patients = draw_patients(np.random.default_rng(0), 3000)
+    shares = np.bincount([p.site for p in patients], minlength=len(SITES)) / len(patients)
+    assert shares.argmax() == 0
+    assert shares[0] > 0.35
+    assert shares.min() > 0.04
+    assert 0.1 < np.mean([not p.event for p in patients]) < 0.5
+    assert min(p.time for p in patients) > 0
+
+
+def test_auc_and_concordance_agree_with_hand_computed_cases() -> None:
+    assert auc(np.array([True, False, True, False]), np.array([0.9, 0.8, 0.7, 0.1])) == pytest.approx(0.75)
+    time, event = np.array([1.0, 2.0, 3.0]), np.array([True, False, True])
+    assert concordance(time, event, np.array([3.0, 2.0, 1.0])) == 1.0
+    assert concordance(time, event, np.array([1.0, 2.0, 3.0])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"subjects": 0}, "at least one subject"),
+        ({"size": 8}, "at least 24 voxels"),
+        ({"missing": 1.0}, r"\[0, 1\)"),
+        ({"seed": -1}, "not be negative"),
+    ],
+)
+def test_impossible_cohorts_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SyntheticConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "something").write_text("")
+    with pytest.raises(OutputError, match="not empty"):
+        make_cohort(tmp_path, SMALL, progress=False)
+
+
+def measured(index: int, size: int, seed: int) -> dict[str, float]:
+    """What a reader would measure on one subject, the findings themselves, and the labels."""
+    study = make_study(SyntheticConfig(seed=seed, size=size), index)
+    mass, healthy = np.isin(study.seg, (1, 4)), (study.images[T1] > 0) & (study.seg == 0)
+    relative = {name: image / np.median(image[healthy]) for name, image in study.images.items()}
+    found = {f"latent_{name}": value for name, value in study.patient.findings.items()}
+    found |= {
+        "rim": float((relative[T1CE][mass] > 1.25).mean()),
+        "blood": float((relative[T1][mass] > 1.1).mean()),
+        "cyst": float(np.median(relative[T2][mass])),
+        "oedema": float((study.seg == 2).sum() / mass.sum()),
+        "count": float(ndimage.label(mass)[1]),
+        "subtype": study.patient.subtype,
+        "site": study.patient.site,
+        "time": study.patient.time,
+        "event": study.patient.event,
+    }
+    for name, image in study.images.items():
+        inside = image[image > 0]
+        found[f"mean_{name}"], found[f"std_{name}"] = float(np.log(inside.mean())), float(np.log(inside.std()))
+        found[f"skew_{name}"] = float(((inside - inside.mean()) ** 3).mean() / inside.std() ** 3)
+    return found
+
+
+def measure_many(count: int, size: int, seed: int) -> dict[str, Array]:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        rows = list(pool.map(partial(measured, size=size, seed=seed), range(count), chunksize=8))
+    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+
+
+@pytest.mark.slow
+def test_findings_can_be_read_from_their_modalities() -> None:
+    values = measure_many(40, 64, 3)
+    for finding in ("rim", "blood", "cyst", "oedema", "count"):
+        rho = float(spearmanr(values[finding], values[f"latent_{finding}"])[0])
+        assert rho > 0.7, (finding, rho)
+
+
+@pytest.mark.slow
+def test_global_intensities_stay_below_half_way_to_the_best_score(best: dict[str, dict[str, float]]) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    values = measure_many(240, 32, 7)
+    features = np.stack([values[f"{kind}_{name}"] for kind in ("mean", "std", "skew") for name in STANDARD], axis=1)
+    full = best[subset_label(STANDARD)]
+
+    def predicted(labels: Array) -> Array:
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        return np.asarray(cross_val_predict(model, features, labels, cv=5, method="predict_proba"))
+
+    half = {task: 0.5 + (score - 0.5) / 2 for task, score in full.items()}
+    assert roc_auc_score(values["subtype"], predicted(values["subtype"])[:, 1]) < half["subtype"]
+    sites = roc_auc_score(values["site"], predicted(values["site"]), multi_class="ovr")
+    assert sites < half["primary_site"]
+    died_early = (values["time"] < np.median(values["time"])).astype(int)
+    risk = predicted(died_early)[:, 1]
+    assert concordance(values["time"], values["event"].astype(bool), risk) < half["survival"]
