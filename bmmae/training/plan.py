@@ -36,7 +36,7 @@ class TrainConfig:
             third more time (activation checkpointing, in the encoder's blocks).
         ema_decay: Decay of a running mean of the weights (timm's ModelEmaV3), which is then what is evaluated and
             saved; null for none.
-        compile: Compile the model with torch.compile: a slow first step, faster ones after.
+        compile: Compile the transformer blocks with torch.compile: the first step takes about a minute longer.
         time_limit_hours: Stop with a checkpoint after this long; null for no limit.
         tracker: Where metrics go besides metrics.jsonl: `none`, `wandb` or `tensorboard`.
         progress: Whether to show a progress bar.

@@ -239,7 +239,7 @@ def begin_run(
     if train.recompute:
         _recompute(model)
     if train.compile:
-        model.compile()
+        _compile(model)
     return Run(
         accelerator=accelerator,
         model=model,
@@ -256,6 +256,18 @@ def begin_run(
         validation=_validation_batches(val_dataset, train, accelerator),
         average=average,
     )
+
+
+def _compile(model: nn.Module) -> None:
+    """Compile a model's transformer blocks, for any number of tokens; models that have none, as a whole.
+
+    The bookkeeping of tokens around the blocks has a new shape in almost every batch, and would be compiled anew.
+    """
+    stacks = [module for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]
+    for block in (block for stack in stacks for block in stack.children()):
+        block.compile(dynamic=True)
+    if not stacks:
+        model.compile()
 
 
 def _recompute(model: nn.Module) -> None:
