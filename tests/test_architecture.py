@@ -17,7 +17,7 @@ LAYERS = (
     ("conversion", "growth", "model_info"),
     ("checkpoint", "tasks", "baselines"),
     ("training", "inference", "evaluation"),
-    ("report", "explain", "starter"),
+    ("report", "check_page", "explain", "starter"),
     ("config", "demo"),
     ("cli",),
     ("__main__",),

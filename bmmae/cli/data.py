@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bmmae.cli.command import Commands, add_command, add_modalities, given_modalities
+from bmmae.cli.command import Commands, add_command, add_modalities, given_modalities, require_writable
 from bmmae.modalities import title
 
 
@@ -58,19 +58,26 @@ def _check(commands: Commands) -> None:
     command = add_command(commands, "check", "Open every file of a cohort and list what is wrong.", _run_check)
     command.add_argument("cohort", type=Path)
     command.add_argument("--labels", metavar="CODING", help="label coding, where names and values leave it open")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures of every study")
     command.add_argument("--workers", type=int, default=2)
     add_modalities(command)
 
 
 def _run_check(given: argparse.Namespace) -> int:
+    from bmmae.check_page import CheckPage
     from bmmae.data.check import check_cohort, format_table
     from bmmae.data.cohort import read_cohort
     from bmmae.data.labels import find_coding
 
     cohort = read_cohort(given.cohort, given_modalities(given))
     coding = find_coding(given.labels) if given.labels else None
-    report = check_cohort(cohort, workers=given.workers, coding=coding)
+    page = CheckPage() if given.html else None
+    if given.html:
+        require_writable(given.html.parent)
+    report = check_cohort(cohort, workers=given.workers, coding=coding, show=page.add if page else None)
     print(format_table(report))
+    if page:
+        print(f"page: {page.write(given.html, report, given.cohort.name)}")
     return 1 if report.failed else 0
 
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from bmmae import modalities as table
 from bmmae.arrays import Array, Bool, Float
-from bmmae.data.brain import is_stripped
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.labels import Coding, check_values, fitting, names_an_edition, propose_coding, values_of
 from bmmae.data.location import File
-from bmmae.data.reading import array_hash, read_image, read_labels
+from bmmae.data.reading import read_labels
+from bmmae.data.scans import Grid, Scan, on_one_grid, read_scan
+from bmmae.data.swaps import likely_swaps
 from bmmae.errors import BmmaeError, LabelError
 
 Severity = Literal["error", "warning"]
-
-GRID_TOLERANCE = 1e-3
-"""Affines of one study may differ by this much (mm)."""
 
 FULL_COVERAGE = 0.95
 """Skull-stripping differs a little between the modalities of one study; less than this is a cropped scan."""
@@ -36,7 +35,7 @@ class Finding:
     Attributes:
         study: The study's name.
         severity: An error must be mended before training; a warning is for a person to judge.
-        code: `file`, `grid`, `labels`, `empty`, `head`, `coverage` or `duplicate`.
+        code: `file`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped` or `duplicate`.
         path: The file concerned.
         message: What was expected, what came, what to do.
     """
@@ -63,31 +62,85 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class _Grid:
-    shape: tuple[int, ...]
-    affine: Float[Array, "4 4"]
+class ImageGlance:
+    """What the report shows of an image.
 
-    def same(self, other: _Grid) -> bool:
-        return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, rtol=0, atol=GRID_TOLERANCE))
+    Attributes:
+        modality: Canonical name.
+        path: The file.
+        grid: Its grid.
+        extremes: Smallest and largest intensity.
+        percentiles: 1st and 99th percentile of the non-zero voxels.
+        coverage: Share of the study's brain that it covers; None where no brain is known.
+        thin: Float[h, w, d], voxels thinned as `Grid.thinned` says; None unless asked for.
+    """
 
-    def __str__(self) -> str:
-        spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return f"{'x'.join(map(str, self.shape))} voxels of {'x'.join(f'{size:.3g}' for size in spacing)} mm"
+    modality: str
+    path: File
+    grid: Grid
+    extremes: tuple[float, float]
+    percentiles: tuple[float, float]
+    coverage: float | None
+    thin: Float[Array, "h w d"] | None = None
 
 
 @dataclass(frozen=True)
-class _Scan:
-    """What is kept of an image once it was read: a tenth of its memory."""
+class StudyGlance:
+    """What the report shows of a study.
 
-    path: File
-    grid: _Grid
-    nonzero: Bool[Array, "H W D"]
-    stripped: bool
-    digest: str
+    Attributes:
+        study: The row of the table.
+        images: Those that could be read.
+        labels: Values of the segmentation, sorted; empty if there is none or it cannot be read.
+        outline: Int16[h, w, d], the segmentation thinned like the images on its grid; None unless asked for.
+        outline_grid: The segmentation's grid.
+    """
+
+    study: Study
+    images: tuple[ImageGlance, ...]
+    labels: tuple[int, ...] = ()
+    outline: Array | None = None
+    outline_grid: Grid | None = None
+
+
+@dataclass
+class _Look:
+    """What is known of a study while it is looked at."""
+
+    study: Study
+    scans: dict[str, Scan] = field(default_factory=dict)
+    masks: dict[str, Bool[Array, "H W D"]] = field(default_factory=dict)
+    coverage: dict[str, float] = field(default_factory=dict)
+    labels: Array | None = None
+    label_grid: Grid | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, severity: Severity, code: str, path: File, message: str) -> None:
+        shown = message.replace(str(path), path.name)
+        self.findings.append(Finding(self.study.name, severity, code, path, shown))
+
+    def glance(self, pictures: bool) -> StudyGlance:
+        """Keep what a report needs, and let go of the rest."""
+        images = tuple(self._image(name, scan, pictures) for name, scan in self.scans.items())
+        if self.labels is None or self.label_grid is None:
+            return StudyGlance(self.study, images)
+        outline = self.labels[self.label_grid.thinned].copy() if pictures else None
+        return StudyGlance(self.study, images, values_of(self.labels), outline, self.label_grid)
+
+    def _image(self, name: str, scan: Scan, pictures: bool) -> ImageGlance:
+        thin, share = scan.thin if pictures else None, self.coverage.get(name)
+        return ImageGlance(name, scan.path, scan.grid, scan.extremes, scan.percentiles, share, thin)
+
+
+Looked: TypeAlias = tuple[list[Finding], dict[str, str], StudyGlance]
 
 
 def check_cohort(
-    cohort: Cohort, workers: int | None = None, coding: Coding | None = None, progress: bool = True
+    cohort: Cohort,
+    workers: int | None = None,
+    coding: Coding | None = None,
+    progress: bool = True,
+    show: Callable[[StudyGlance], None] | None = None,
 ) -> CheckReport:
     """Open every file of every study; broken ones are listed and never stop the check.
 
@@ -96,23 +149,44 @@ def check_cohort(
         workers: Threads (decompression runs outside Python's lock); by default one a core, at most eight.
         coding: What segmentation values mean; by default it is judged from names and values.
         progress: Show a progress bar on standard error.
+        show: Called with each study once it was looked at, in the order of the table, to draw what it holds; pictures
+            are not kept any longer.
     """
     from tqdm import tqdm
 
     count = workers or min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(count) as pool:
-        checks = pool.map(lambda study: _check(study, coding), cohort)
-        done = list(tqdm(checks, total=len(cohort), desc="check", unit="study", disable=not progress, leave=False))
-    findings = [finding for found, _ in done for finding in found]
-    findings += _duplicates(cohort, [scans for _, scans in done])
+    findings: list[Finding] = []
+    digests: list[dict[str, str]] = []
+    bar = tqdm(total=len(cohort), desc="check", unit="study", disable=not progress, leave=False)
+    with ThreadPoolExecutor(count) as pool, bar:
+        for found, hashes, glance in _ahead(pool, lambda study: _check(study, coding, show is not None), cohort, count):
+            findings += found
+            digests.append(hashes)
+            if show is not None:
+                show(glance)
+            bar.update()
+    findings += _duplicates(cohort, digests)
     order = {study.name: rank for rank, study in enumerate(cohort)}
     findings.sort(key=lambda finding: order[finding.study])
     return CheckReport(tuple(findings), len(cohort), sum(len(study.files()) for study in cohort))
 
 
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Study], Looked], studies: Iterable[Study], count: int
+) -> Iterator[Looked]:
+    """As `pool.map`, but never more than a few results ahead of who takes them: they hold pictures."""
+    waiting: deque[Future[Looked]] = deque()
+    for study in studies:
+        waiting.append(pool.submit(work, study))
+        if len(waiting) > 2 * count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def check_study(study: Study, coding: Coding | None = None) -> list[Finding]:
     """Open every file of one study and return what is wrong; as `check_cohort`."""
-    return _check(study, coding)[0]
+    return _check(study, coding, pictures=False)[0]
 
 
 def format_table(report: CheckReport) -> str:
@@ -129,132 +203,104 @@ def format_table(report: CheckReport) -> str:
     return "\n".join(lines)
 
 
-def _check(study: Study, coding: Coding | None) -> tuple[list[Finding], dict[str, str]]:
-    """Return the findings, and the content hash of each readable image."""
-    findings: list[Finding] = []
-    scans: dict[str, _Scan] = {}
+def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
+    """Return the findings, the content hash of each readable image, and what a report shows."""
+    look = _Look(study)
     for name, path in study.images.items():
         try:
-            scans[name] = _scan(path)
+            look.scans[name] = read_scan(path)
         except BmmaeError as error:
-            findings.append(_finding(study, "error", "file", path, str(error)))
-    findings += _grid_findings(study, scans)
-    masks = _brain_masks(study, scans, findings)
-    findings += _coverage_findings(study, scans, masks)
+            look.add("error", "file", path, str(error))
+    _check_grids(look)
+    _read_masks(look)
+    _check_coverage(look)
+    for one, two, reason in likely_swaps(look.scans, look.masks):
+        path = look.scans[one].path
+        names = f"{path.name} ({table.title(one)}) and {look.scans[two].path.name} ({table.title(two)})"
+        look.add("warning", "swapped", path, f"{names} may be swapped: {reason}; look at both")
     if study.seg is not None:
-        findings += _segmentation_findings(study, study.seg, scans, coding)
-    return findings, {str(scan.path): scan.digest for scan in scans.values()}
+        _check_segmentation(look, study.seg, coding)
+    return look.findings, {str(scan.path): scan.digest for scan in look.scans.values()}, look.glance(pictures)
 
 
-def _finding(study: Study, severity: Severity, code: str, path: File, message: str) -> Finding:
-    return Finding(study.name, severity, code, path, message.replace(str(path), path.name))
-
-
-def _scan(path: File) -> _Scan:
-    image = read_image(path)
-    nonzero = np.asarray(image.array != 0)
-    return _Scan(path, _Grid(image.shape, image.affine), nonzero, is_stripped(image.array), array_hash(image.array))
-
-
-def _grid_findings(study: Study, scans: dict[str, _Scan]) -> Iterator[Finding]:
+def _check_grids(look: _Look) -> None:
     """Compare each image's grid with that of the first."""
-    first = next(iter(scans.values()), None)
-    for scan in scans.values():
+    first = next(iter(look.scans.values()), None)
+    for scan in look.scans.values():
         if first is not None and not scan.grid.same(first.grid):
-            yield _finding(
-                study,
-                "error",
-                "grid",
-                scan.path,
+            hint = "" if scan.grid.shape != first.grid.shape else " (another place or orientation)"
+            message = (
                 f"{scan.path.name} is on another grid than {first.path.name}: expected {first.grid}, got {scan.grid}"
-                f"{'' if scan.grid.shape != first.grid.shape else ' (another place or orientation)'}; run "
-                "`bmmae preprocess` to register and resample the study",
+                f"{hint}; run `bmmae preprocess` to register and resample the study"
             )
+            look.add("error", "grid", scan.path, message)
 
 
-def _brain_masks(study: Study, scans: dict[str, _Scan], findings: list[Finding]) -> dict[str, Bool[Array, "H W D"]]:
+def _read_masks(look: _Look) -> None:
     """Read the brain mask of each modality, noting those that cannot be used."""
-    masks: dict[str, Bool[Array, "H W D"]] = {}
-    for name, scan in scans.items():
-        path = study.brain_mask_of(name)
+    for name, scan in look.scans.items():
+        path = look.study.brain_mask_of(name)
         if path is None:
             continue
         try:
             values, affine = read_labels(path)
         except BmmaeError as error:
-            findings.append(_finding(study, "error", "file", path, str(error)))
+            look.add("error", "file", path, str(error))
             continue
-        if not _Grid(values.shape, affine).same(scan.grid):
+        if not Grid(values.shape, affine).same(scan.grid):
             message = f"brain mask {path.name} is on another grid than {scan.path.name}; resample it to that grid"
-            findings.append(_finding(study, "error", "grid", path, message))
+            look.add("error", "grid", path, message)
         elif not values.any():
-            message = f"brain mask {path.name} is empty; draw it again or leave its cell blank"
-            findings.append(_finding(study, "error", "empty", path, message))
+            look.add("error", "empty", path, f"brain mask {path.name} is empty; draw it again or leave its cell blank")
         else:
-            masks[name] = values > 0
-    return masks
+            look.masks[name] = values > 0
 
 
-def _coverage_findings(study: Study, scans: dict[str, _Scan], masks: dict[str, Array]) -> Iterator[Finding]:
+def _check_coverage(look: _Look) -> None:
     """Warn of heads with their skull, and of scans that show only a part of the brain."""
+    scans, masks = look.scans, look.masks
     for name, scan in scans.items():
         if not scan.stripped and name not in masks:
-            yield _finding(
-                study,
-                "warning",
-                "head",
-                scan.path,
+            message = (
                 f"{scan.path.name} is not skull-stripped and has no brain mask: the whole head will be used; strip it, "
-                f"or add a brain_mask_{name} column",
+                f"or add a brain_mask_{name} column"
             )
+            look.add("warning", "head", scan.path, message)
     known = {
         name: masks[name] & (scan.nonzero | (not scan.stripped)) if name in masks else scan.nonzero
         for name, scan in scans.items()
         if name in masks or scan.stripped
     }
-    for names in _on_one_grid({name: scans[name].grid for name in known}):
+    for names in on_one_grid({name: scans[name].grid for name in known}):
         brain = np.logical_or.reduce([masks.get(name, scans[name].nonzero) for name in names])
         for name in names:
             share = int(np.count_nonzero(known[name])) / max(1, int(np.count_nonzero(brain)))
+            look.coverage[name] = share
             if share < FULL_COVERAGE:
                 message = (
                     f"{scans[name].path.name} covers {share:.0%} of the brain seen in the study's modalities; the rest "
                     f"counts as not scanned in {table.title(name)}"
                 )
-                yield _finding(study, "warning", "coverage", scans[name].path, message)
+                look.add("warning", "coverage", scans[name].path, message)
 
 
-def _on_one_grid(grids: dict[str, _Grid]) -> list[list[str]]:
-    """Gather the modalities that share a grid."""
-    gathered: list[list[str]] = []
-    for name, grid in grids.items():
-        home = next((names for names in gathered if grids[names[0]].same(grid)), None)
-        if home is None:
-            gathered.append([name])
-        else:
-            home.append(name)
-    return gathered
-
-
-def _segmentation_findings(
-    study: Study, path: File, scans: dict[str, _Scan], coding: Coding | None
-) -> Iterator[Finding]:
+def _check_segmentation(look: _Look, path: File, coding: Coding | None) -> None:
     try:
         labels, affine = read_labels(path)
     except BmmaeError as error:
-        yield _finding(study, "error", "labels" if isinstance(error, LabelError) else "file", path, str(error))
+        look.add("error", "labels" if isinstance(error, LabelError) else "file", path, str(error))
         return
-    grid = _Grid(labels.shape, affine)
-    if scans and not any(grid.same(scan.grid) for scan in scans.values()):
-        other = next(iter(scans.values()))
+    look.labels, look.label_grid = labels, Grid(labels.shape, affine)
+    scans = list(look.scans.values())
+    if scans and not any(look.label_grid.same(scan.grid) for scan in scans):
         message = (
-            f"segmentation {path.name} is on another grid than the images: expected {other.grid}, got {grid}; "
-            "resample it by nearest neighbour"
+            f"segmentation {path.name} is on another grid than the images: expected {scans[0].grid}, got "
+            f"{look.label_grid}; resample it by nearest neighbour"
         )
-        yield _finding(study, "error", "grid", path, message)
+        look.add("error", "grid", path, message)
     values = values_of(labels)
     if not any(values):
-        yield _finding(study, "warning", "empty", path, f"segmentation {path.name} is empty: is there no lesion?")
+        look.add("warning", "empty", path, f"segmentation {path.name} is empty: is there no lesion?")
         return
     try:
         if coding is None:
@@ -264,7 +310,7 @@ def _segmentation_findings(
     except LabelError as error:
         # Names that are silent only leave the coding open, as long as one of them fits.
         is_open = coding is None and fitting(values) and not names_an_edition(str(path))
-        yield _finding(study, "warning" if is_open else "error", "labels", path, str(error))
+        look.add("warning" if is_open else "error", "labels", path, str(error))
 
 
 def _duplicates(cohort: Cohort, digests: list[dict[str, str]]) -> Iterator[Finding]:
@@ -273,11 +319,11 @@ def _duplicates(cohort: Cohort, digests: list[dict[str, str]]) -> Iterator[Findi
     for study, images in zip(cohort, digests, strict=True):
         for path, digest in images.items():
             twin, seen = first.setdefault(digest, (study, path))
-            if seen == path:
+            if seen == path or (twin is not study and twin.group == study.group):
                 continue
             leak = twin.split != study.split
             message = (
                 f"{Path(path).name} has the same voxels as {Path(seen).name} of {twin.name}"
                 f"{f' in split {twin.split}' if leak else ''}; delete one, or give both the same `group`"
             )
-            yield _finding(study, "error" if leak else "warning", "duplicate", Path(path), message)
+            yield Finding(study.name, "error" if leak else "warning", "duplicate", Path(path), message)

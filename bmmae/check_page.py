@@ -1,0 +1,169 @@
+"""The report of a check as one HTML page that needs nothing else: what is wrong, and what each study looks like."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from bmmae.data.check import CheckReport, Finding, ImageGlance, StudyGlance
+from bmmae.data.planes import colour_of, draw_planes
+from bmmae.errors import OutputError
+from bmmae.modalities import title
+
+STYLE = """
+body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1180px; padding: 0 1em; color: #1c2430 }
+h1 { font-size: 1.5em } h2 { font-size: 1.1em; margin: 0 0 .3em } table { border-collapse: collapse; margin: .5em 0 }
+th, td { text-align: left; padding: .15em .9em .15em 0; vertical-align: top } th { color: #5a6677; font-weight: 600 }
+.error { color: #b3141d; font-weight: 600 } .warning { color: #9a5b00; font-weight: 600 } .fine { color: #1c7a3d }
+.study { border: 1px solid #d6dce5; border-radius: 6px; padding: .8em 1em; margin: 1em 0 }
+.planes { display: flex; flex-wrap: wrap; gap: 8px } figure { margin: 0; background: #000; border-radius: 4px }
+figcaption { color: #dfe6ef; padding: 2px 6px; font-size: 12px } img { display: block; height: 150px }
+.key span { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 .8em; border-radius: 2px }
+"""
+
+
+@dataclass
+class CheckPage:
+    """Gathers studies while they are checked; `add` is what `check_cohort` calls.
+
+    Attributes:
+        most: Studies that are drawn; of the others the figures are listed. A drawn study takes about 150 kB.
+    """
+
+    most: int = 200
+    _glances: list[StudyGlance] = field(default_factory=list)
+    _pictures: dict[str, str] = field(default_factory=dict)
+
+    def add(self, glance: StudyGlance) -> None:
+        """Draw a study, and keep its figures."""
+        if len(self._pictures) < self.most:
+            self._pictures[glance.study.name] = _pictures(glance)
+        bare = [ImageGlance(i.modality, i.path, i.grid, i.extremes, i.percentiles, i.coverage) for i in glance.images]
+        self._glances.append(StudyGlance(glance.study, tuple(bare), glance.labels))
+
+    def write(self, path: str | Path, report: CheckReport, name: str) -> Path:
+        """Write the page.
+
+        Args:
+            path: The file.
+            report: What was found.
+            name: What the cohort is called.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self._html(report, name), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write the report {path}: {error.strerror or error}") from error
+        return path
+
+    def _html(self, report: CheckReport, name: str) -> str:
+        parts = [
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>Check of {escape(name)}</title>",
+            f"<style>{STYLE}</style><h1>Check of {escape(name)}</h1>",
+            f"<p>{report.studies} studies, {report.files} files. {_verdict(report)}</p>",
+            _findings(report.findings, linked=True),
+            _overview(self._glances),
+            *(self._card(glance, report) for glance in self._glances),
+        ]
+        if len(self._glances) > len(self._pictures):
+            parts.insert(
+                3, f"<p>The first {len(self._pictures)} studies are drawn; of the others figures are listed.</p>"
+            )
+        return "\n".join(parts) + "\n"
+
+    def _card(self, glance: StudyGlance, report: CheckReport) -> str:
+        study = glance.study
+        own = [finding for finding in report.findings if finding.study == study.name]
+        split = f" ({study.split})" if study.split else ""
+        found = _findings(own) if own else "<p class=fine>nothing wrong</p>"
+        head = f'<div class=study id="{escape(study.name)}"><h2>{escape(study.name)}{split}</h2>'
+        return "\n".join((head, found, self._pictures.get(study.name, ""), _figures(glance), "</div>"))
+
+
+def _verdict(report: CheckReport) -> str:
+    counts = Counter(finding.severity for finding in report.findings)
+    if not counts:
+        return "<span class=fine>Nothing wrong.</span>"
+    texts = [f"<span class={kind}>{counts[kind]} {kind}s</span>" for kind in ("error", "warning") if counts[kind]]
+    return ", ".join(texts) + ". Errors must be mended before training; warnings are for a person to judge."
+
+
+def _findings(findings: Sequence[Finding], *, linked: bool = False) -> str:
+    if not findings:
+        return ""
+    rows = []
+    for found in findings:
+        name = f'<a href="#{escape(found.study)}">{escape(found.study)}</a>'
+        cells = [f"<span class={found.severity}>{found.severity}</span>", found.code, escape(found.message)]
+        rows.append([cells[0], name, *cells[1:]] if linked else cells)
+    head = ["", "study", "kind", "what was found"] if linked else ["", "kind", "what was found"]
+    return _table(head, rows)
+
+
+def _overview(glances: Sequence[StudyGlance]) -> str:
+    """Figures that should be few: an odd one out is a study to look at."""
+    images = [image for glance in glances for image in glance.images]
+    kinds = (
+        ("modalities", Counter(title(image.modality) for image in images)),
+        ("grids", Counter(str(image.grid) for image in images)),
+        ("orientations", Counter(image.grid.orientation for image in images)),
+        ("label values", Counter(", ".join(map(str, glance.labels)) for glance in glances if glance.labels)),
+    )
+    return _table(("", "how often"), [(name, _counted(counts)) for name, counts in kinds if counts])
+
+
+def _counted(counts: Counter[str], most: int = 8) -> str:
+    listed = [f"{escape(name)}: {count}" for name, count in counts.most_common(most)]
+    return "<br>".join([*listed, *([f"and {len(counts) - most} more"] if len(counts) > most else [])])
+
+
+def _figures(glance: StudyGlance) -> str:
+    head = ("", "file", "grid", "axes", "intensities (1 % to 99 %)", "all", "covers of the brain")
+    rows = [
+        (
+            title(image.modality),
+            escape(image.path.name),
+            str(image.grid),
+            image.grid.orientation,
+            "{:.4g} to {:.4g}".format(*image.percentiles),
+            "{:.4g} to {:.4g}".format(*image.extremes),
+            "not known" if image.coverage is None else f"{image.coverage:.0%}",
+        )
+        for image in glance.images
+    ]
+    return _table(head, rows) + _key(glance.labels)
+
+
+def _key(labels: Sequence[int]) -> str:
+    named = [value for value in labels if value]
+    spans = "".join(f'<span style="background: rgb{colour_of(value, labels)}"></span>{value}' for value in named)
+    return f"<p class=key>label values {spans}</p>" if named else ""
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
+    return "<table>" + "\n".join(lines) + "</table>"
+
+
+def _pictures(glance: StudyGlance) -> str:
+    figures = []
+    for image in glance.images:
+        if image.thin is not None:
+            label = glance.outline
+            fits = label is not None and glance.outline_grid is not None and image.grid.same(glance.outline_grid)
+            png = draw_planes(image.thin, image.grid, image.percentiles, label if fits else None, glance.labels)
+            source = base64.b64encode(png).decode()
+            name = title(image.modality)
+            text = f"{name}: axial, coronal, sagittal"
+            picture = f'<img alt="{text}" src="data:image/png;base64,{source}">'
+            figures.append(f"<figure>{picture}<figcaption>{name}</figcaption></figure>")
+    return f"<div class=planes>{''.join(figures)}</div>"

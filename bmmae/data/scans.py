@@ -1,0 +1,118 @@
+"""What a check keeps of an image once it was read: its grid, its range, and a thinned copy of its voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import nibabel as nib
+import numpy as np
+
+from bmmae.arrays import Array, Bool, Float
+from bmmae.data.brain import is_stripped
+from bmmae.data.location import File
+from bmmae.data.reading import array_hash, read_image
+
+GRID_TOLERANCE = 1e-3
+"""Affines of one study may differ by this much (mm)."""
+
+KEPT_VOXELS = 96
+"""An axis is thinned by whole steps as long as more voxels than this stay."""
+
+Slices: TypeAlias = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a file are.
+
+    Attributes:
+        shape: Voxels along each axis.
+        affine: Voxel indices to world coordinates (mm).
+    """
+
+    shape: tuple[int, ...]
+    affine: Float[Array, "4 4"]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size along each axis, mm."""
+        return tuple(float(size) for size in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def orientation(self) -> str:
+        """Where each axis points, such as `LPS`."""
+        return "".join(str(code) for code in nib.orientations.aff2axcodes(self.affine))
+
+    @property
+    def thinned(self) -> Slices:
+        """Which voxels a thinned copy keeps."""
+        steps = [slice(None, None, max(1, length // KEPT_VOXELS)) for length in self.shape]
+        return (steps[0], steps[1], steps[2])
+
+    def same(self, other: Grid) -> bool:
+        """Tell whether two files have their voxels in the same places."""
+        return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, rtol=0, atol=GRID_TOLERANCE))
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))} voxels of {'x'.join(f'{size:.3g}' for size in self.spacing)} mm"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is kept of an image: about a third of its memory, for as long as its study is looked at.
+
+    Attributes:
+        path: The file.
+        grid: Its grid.
+        nonzero: Bool[H, W, D].
+        stripped: Whether it looks skull-stripped.
+        digest: Hash of its voxels.
+        thin: Float[h, w, d], the voxels that `Grid.thinned` keeps.
+        extremes: Smallest and largest intensity.
+        percentiles: 1st and 99th percentile of the non-zero voxels.
+    """
+
+    path: File
+    grid: Grid
+    nonzero: Bool[Array, "H W D"]
+    stripped: bool
+    digest: str
+    thin: Float[Array, "h w d"]
+    extremes: tuple[float, float]
+    percentiles: tuple[float, float]
+
+
+def read_scan(path: File) -> Scan:
+    """Read an image and keep what a check needs.
+
+    Raises:
+        ImageError: If it cannot be used.
+    """
+    image = read_image(path)
+    array, grid = image.array, Grid(image.shape, image.affine)
+    thin = array[grid.thinned].copy()
+    tissue = thin[thin != 0]
+    low, high = np.percentile(tissue, (1, 99)) if len(tissue) else (0.0, 0.0)
+    return Scan(
+        path=path,
+        grid=grid,
+        nonzero=np.asarray(array != 0),
+        stripped=is_stripped(array),
+        digest=array_hash(array),
+        thin=thin,
+        extremes=(float(array.min()), float(array.max())),
+        percentiles=(float(low), float(high)),
+    )
+
+
+def on_one_grid(grids: dict[str, Grid]) -> list[list[str]]:
+    """Gather the names whose grids are the same."""
+    gathered: list[list[str]] = []
+    for name, grid in grids.items():
+        home = next((names for names in gathered if grids[names[0]].same(grid)), None)
+        if home is None:
+            gathered.append([name])
+        else:
+            home.append(name)
+    return gathered
