@@ -67,7 +67,7 @@ def measure_steps(inputs: Inputs, given: argparse.Namespace) -> Part:
     checked = check(built, given.quick)
     works = {form: partial(timed_step, built, form) for form in FORMS}
     took = alternate(works, given.runs)
-    rates = {name: matrix_rate(torch.device("cpu"), dtype) for name, dtype in DTYPES.items()}
+    rates = {name: matrix_rate(torch.device("cpu"), dtype, seconds=2.0) for name, dtype in DTYPES.items()}
     operations = {name: statistics.mean(map(one.operations, one.batches)) for name, one in built.items()}
     floors = {form: operations[form.split("_")[0]] / rates[form.split("_")[1]] for form in FORMS}
     slow = {name: statistics.median(took[f"published_{name}"]) for name in DTYPES}

@@ -92,6 +92,8 @@ def be_timed(given: argparse.Namespace) -> None:
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)]
     )
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise RuntimeError(f"each process sees {accelerator.num_processes} processes")
     batch = load_inputs(None, given.quick, 1).ours[0]
     torch.manual_seed(0)
     model = MAE(shipped(given.quick).model)
