@@ -21,7 +21,7 @@ th, td { text-align: left; padding: .15em .9em .15em 0; vertical-align: top } th
 .error { color: #b3141d; font-weight: 600 } .warning { color: #9a5b00; font-weight: 600 } .fine { color: #1c7a3d }
 .study { border: 1px solid #d6dce5; border-radius: 6px; padding: .8em 1em; margin: 1em 0 }
 .planes { display: flex; flex-wrap: wrap; gap: 8px } figure { margin: 0; background: #000; border-radius: 4px }
-figcaption { color: #dfe6ef; padding: 2px 6px; font-size: 12px } img { display: block; height: 150px }
+figcaption { color: #dfe6ef; padding: 2px 6px; font-size: 12px } img { display: block }
 .key span { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 .8em; border-radius: 2px }
 """
 

@@ -85,23 +85,26 @@ def pixels(png: bytes) -> Array:
 
 
 def test_planes_are_upright_and_the_same_whatever_the_orientation_of_the_file() -> None:
-    array = np.zeros((12, 16, 10), np.float32)
+    array = np.full((12, 16, 10), np.float32(1e-6))
     array[6:, 12:, 8:] = 1  # right, front, top
+    array[7, 13, 9] = 2
     ras = Grid(array.shape, np.diag([1.0, 1, 1, 1]))
-    drawn = pixels(draw_planes(array, ras, (0.0, 1.0)))
-    axial = drawn[:, :122]  # 12 of 160 / 16 pixels each, and a margin on both sides
-    assert axial[:40].any()
-    assert not axial[41:].any()
-    assert axial[:, 1:61].sum() == axial.sum()
+    drawn = pixels(draw_planes(array, ras, (0.0, 1.0), (array > 1).astype(np.int16)))
+    axial = drawn[:, :143]  # 12 * 180 / 16 pixels, and a margin on both sides
+    assert axial[:44].any()
+    assert not axial[46:].any()
+    assert axial[:, :72].sum() == axial.sum()
     lps = Grid((10, 16, 12), np.array([[0, 0, -1.0, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]))
     stored = np.ascontiguousarray(array.transpose(2, 1, 0)[:, ::-1, ::-1])
-    assert np.array_equal(pixels(draw_planes(stored, lps, (0.0, 1.0))), drawn)
+    assert np.array_equal(pixels(draw_planes(stored, lps, (0.0, 1.0), (stored > 1).astype(np.int16))), drawn)
 
 
 def test_outlines_have_the_colour_of_their_value_in_all_studies_of_a_kind() -> None:
     label = lesion()
     grid = Grid(label.shape, np.eye(4))
-    drawn = (255 * pixels(draw_planes(np.zeros(label.shape, np.float32), grid, (0.0, 1.0), label, (0, 1, 2, 4)))).round()
+    drawn = (
+        255 * pixels(draw_planes(np.zeros(label.shape, np.float32), grid, (0.0, 1.0), label, (0, 1, 2, 4)))
+    ).round()
     seen = {tuple(int(c) for c in colour) for colour in drawn.reshape(-1, 3)} - {(0, 0, 0)}
     assert seen == set(COLOURS[:3])
     assert colour_of(4, (0, 1, 2, 4)) == COLOURS[2]

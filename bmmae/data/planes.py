@@ -14,8 +14,8 @@ from bmmae.data.scans import Grid
 
 COLOURS = ((230, 25, 75), (255, 225, 25), (60, 180, 75), (67, 99, 216), (245, 130, 49), (145, 30, 180))
 """Outlines of label values, from the smallest on; more values begin anew."""
-PANEL = 160
-"""Pixels of a plane's longer side, at most, before it is drawn at least so large."""
+PANEL = 180
+"""Pixels of the image's longest extent."""
 
 
 def draw_planes(
@@ -44,44 +44,43 @@ def draw_planes(
     to_ras = nib.orientations.io_orientation(grid.affine)
     turned = nib.orientations.apply_orientation(thin, to_ras)
     labels = np.zeros(turned.shape, np.int16) if label is None else nib.orientations.apply_orientation(label, to_ras)
-    steps = np.array([spacing * part.step for spacing, part in zip(grid.spacing, grid.thinned, strict=True)])
+    box = _box(turned)
+    turned, labels = turned[box], labels[box]
     sizes = np.empty(3)
-    sizes[to_ras[:, 0].astype(int)] = steps
-    centre = [int(c) for c in _centre(labels, turned)]
+    sizes[to_ras[:, 0].astype(int)] = [s * part.step for s, part in zip(grid.spacing, grid.thinned, strict=True)]
+    zoom = sizes * PANEL / max(sizes * turned.shape)
     panels = []
-    for axis in (2, 1, 0):
-        cut = [slice(None)] * 3
-        cut[axis] = slice(centre[axis], centre[axis] + 1)
-        flat, marks = (np.squeeze(volume[tuple(cut)], axis) for volume in (turned, labels))
-        rest = [float(sizes[other]) for other in range(3) if other != axis]
-        panels.append(_panel(flat, marks, rest, window, values))
-    height = max(panel.shape[0] for panel in panels)
-    rows = [np.pad(p, [((height - p.shape[0]) // 2, (height - p.shape[0] + 1) // 2), (1, 1), (0, 0)]) for p in panels]
+    for axis, level in zip((2, 1, 0), _centre(labels, turned)[::-1], strict=True):
+        flat, marks = (np.take(volume, level, axis) for volume in (turned, labels))
+        panels.append(_panel(flat, marks, np.delete(zoom, axis), window, values))
+    height = max(len(panel) for panel in panels)
+    rows = [np.pad(p, [((height - len(p)) // 2, (height - len(p) + 1) // 2), (4, 4), (0, 0)]) for p in panels]
     out = io.BytesIO()
     imsave(out, np.concatenate(rows, axis=1), format="png")
     return out.getvalue()
 
 
-def _centre(labels: Array, image: Array) -> Array:
-    """The slice through each axis with most of the lesion; without one, the middle of what is not zero."""
-    if labels.any():
-        return np.array([np.count_nonzero(labels, axis=_others(axis)).argmax() for axis in range(3)])
+def _box(image: Array) -> tuple[slice, ...]:
+    """What is not zero: a stripped brain fills the picture."""
     used = [np.flatnonzero((image != 0).any(axis=_others(axis))) for axis in range(3)]
-    return np.array([span[len(span) // 2] if len(span) else 0 for span in used])
+    return tuple(slice(int(span[0]), int(span[-1]) + 1) if len(span) else slice(None) for span in used)
+
+
+def _centre(labels: Array, image: Array) -> list[int]:
+    """The slice through each axis with most of the lesion; without one, the middle."""
+    if labels.any():
+        return [int(np.count_nonzero(labels, axis=_others(axis)).argmax()) for axis in range(3)]
+    return [length // 2 for length in image.shape]
 
 
 def _others(axis: int) -> tuple[int, ...]:
     return tuple(other for other in range(3) if other != axis)
 
 
-def _panel(
-    flat: Array, marks: Array, sizes: Sequence[float], window: tuple[float, float], values: Sequence[int]
-) -> Array:
-    """One plane as RGB, upright, its pixels square."""
+def _panel(flat: Array, marks: Array, zoom: Array, window: tuple[float, float], values: Sequence[int]) -> Array:
+    """One plane as RGB, upright; `zoom` is pixels a voxel along its two axes."""
     low, high = window
     grey = np.clip((flat.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
-    zoom = np.array(sizes) / min(sizes)
-    zoom = zoom * max(1.0, PANEL / max(zoom * flat.shape))
     index = np.ix_(
         *(np.minimum((np.arange(round(n * z)) / z).astype(int), n - 1) for n, z in zip(flat.shape, zoom, strict=True))
     )
