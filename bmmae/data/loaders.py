@@ -6,6 +6,7 @@ so it depends neither on the worker that loads it, nor on the rank that trains o
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import BaseContext
+from multiprocessing.context import BaseContext, ForkServerProcess
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -220,6 +221,16 @@ def _watch_parent() -> None:
         os._exit(1)
 
 
+def _kill_workers() -> None:
+    """End the workers that are left when the process ends, above all after an exception, whose traceback keeps them.
+
+    Without this, multiprocessing would send them a SIGTERM, which they have blocked, and wait for ever.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon and isinstance(process, ForkServerProcess):
+            process.kill()
+
+
 def _worker_context() -> BaseContext:
     """How workers start. Not by fork: a training process has OpenMP and CUDA threads, whose locks a fork can freeze.
 
@@ -230,6 +241,8 @@ def _worker_context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
+    atexit.unregister(_kill_workers)
+    atexit.register(_kill_workers)
     context.set_forkserver_preload(["__main__", __name__])
     stops = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +121,29 @@ def test_a_worker_that_dies_is_one_clear_error() -> None:
     batches = training_batches(Numbers(1, deadly=0), stream, rank=0, first=0, stop=1, workers=1)
     with pytest.raises(TrainingError, match=r"A data worker died while samples \(epoch, index\) \[\(0, 0\)\]"):
         list(batches)
+
+
+FAILS_BETWEEN_BATCHES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_loaders import Numbers
+from bmmae.data.loaders import SampleStream, training_batches
+if __name__ == "__main__":
+    arriving = iter(training_batches(Numbers(), SampleStream(10, 2), rank=0, first=0, stop=99, workers=1))
+    next(arriving)
+    raise KeyError("a bug in a task")
+"""
+
+
+@pytest.mark.slow
+def test_an_exception_in_training_ends_the_process_and_its_workers(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FAILS_BETWEEN_BATCHES)
+    ended = subprocess.run(
+        [sys.executable, script, Path(__file__).parent], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert "KeyError: 'a bug in a task'" in ended.stderr
 
 
 def test_an_empty_dataset_cannot_be_streamed() -> None:
