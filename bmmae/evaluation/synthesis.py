@@ -29,6 +29,7 @@ class SynthesisScore:
         psnr: Decibels inside the brain, in z-scores as they are; higher is better.
         psnr_fitted: The same after the least-squares affine map onto the truth.
         studies: How many studies have the modality and at least one other.
+        each: `psnr` of each of them.
     """
 
     modality: str
@@ -36,6 +37,7 @@ class SynthesisScore:
     psnr: float
     psnr_fitted: float
     studies: int
+    each: tuple[float, ...] = ()
 
 
 def compare_synthesis(model: MAE, train: StudyDataset, test: StudyDataset) -> list[SynthesisScore]:
@@ -67,7 +69,7 @@ def compare_synthesis(model: MAE, train: StudyDataset, test: StudyDataset) -> li
 
 def _mean_score(name: str, method: str, pairs: Sequence[tuple[float, float]]) -> SynthesisScore:
     plain, fitted = (float(value) for value in np.mean(pairs, axis=0))
-    return SynthesisScore(name, method, plain, fitted, len(pairs))
+    return SynthesisScore(name, method, plain, fitted, len(pairs), tuple(pair[0] for pair in pairs))
 
 
 @dataclass(frozen=True)
