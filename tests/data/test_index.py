@@ -1,6 +1,5 @@
 """Studies are found by file names in any mixture of layouts, and nothing is guessed."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -242,16 +241,13 @@ def test_an_index_is_read_back_from_its_table(tmp_path: Path) -> None:
     assert read_cohort(report.cohort.write(tmp_path / "cohort.csv")).studies == report.cohort.studies
 
 
-@pytest.mark.slow
-def test_ten_thousand_studies_are_indexed_in_seconds(tmp_path: Path) -> None:
-    for number in range(10_000):
+def test_indexing_goes_by_names_and_opens_no_file(tmp_path: Path) -> None:
+    for number in range(200):
         folder = tmp_path / f"Brats_{number:05d}"
         folder.mkdir()
         for name in ("t1", "t1ce", "t2", "flair"):
-            (folder / f"{folder.name}_{name}.nii.gz").touch()
-    started = time.monotonic()
-    assert len(index_folder(tmp_path).cohort) == 10_000
-    assert time.monotonic() - started < 20
+            (folder / f"{folder.name}_{name}.nii.gz").touch()  # empty: whoever opened it would fail
+    assert len(index_folder(tmp_path).cohort) == 200
 
 
 @pytest.mark.real
