@@ -16,6 +16,7 @@ from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.evaluation.intervals import mean_with_interval
+from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.synthesis import METHODS, compare_synthesis, format_synthesis, verdict
 from bmmae.modalities import title
 from bmmae.model.mae import MAE
@@ -52,7 +53,7 @@ def measure(model: MAE, cohort_path: Path) -> dict[str, Metric]:
         for split in ("train", "test")
     }
     scores = compare_synthesis(model, parts["train"], parts["test"])
-    print(format_synthesis(scores))
+    print(format_synthesis(scores, overlap(model, parts["test"].studies)))
     print(verdict(scores))
     ours = [score for score in scores if score.method == METHODS[0]]
     return {f"{title(s.modality)} from the others": mean_with_interval(s.each, UNIT) for s in ours}
