@@ -80,13 +80,13 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 def _data(provenance: Provenance) -> str:
     hashes = provenance.content_hashes
-    # One digest of all, whatever their order, says at a glance whether two models saw the same studies.
+    # One digest of all, whatever their order, says at a glance whether two models saw the same images.
     digest = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:16]
     rows = [
         ("data", provenance.data or _UNKNOWN),
         ("patients", _UNKNOWN if provenance.subjects is None else str(provenance.subjects)),
         (
-            "studies",
+            "images",
             f"{len(hashes)}, as SHA-256 of image content in config.json (digest {digest})" if hashes else _UNKNOWN,
         ),
         (

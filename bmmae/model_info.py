@@ -76,7 +76,7 @@ class ModelInfo:
         rows = [
             ("data", origin.data),
             ("patients", "" if origin.subjects is None else str(origin.subjects)),
-            ("studies", f"{len(origin.content_hashes)} content hashes" if origin.content_hashes else ""),
+            ("images", f"{len(origin.content_hashes)} content hashes" if origin.content_hashes else ""),
             ("synthetic", f"YES (generator {origin.generator or 'unknown'})" if origin.synthetic else ""),
             ("started from", origin.parent or ""),
             ("command", origin.command or ""),
