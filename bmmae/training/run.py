@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from bmmae.data.loaders import AddressedDataset, Batches, evaluation_batches
@@ -78,7 +77,7 @@ class Run:
     progress: Progress
     window: Totals
     validation: Batches | None
-    average: ModelEmaV3 | None = None
+    average: Any = None  # timm's ModelEmaV3 or None; untyped, as importing timm.utils loads wandb where it is installed
     stop_level: int = 0
     last_train: dict[str, float] = field(default_factory=dict)
     last_val: dict[str, float] = field(default_factory=dict)
@@ -231,7 +230,7 @@ def begin_run(
     start = find_start(run_dir, train.resume)
     model.to(accelerator.device)
     optimizer = make_optimizer(model, optim)
-    average = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
+    average = None if train.ema_decay is None else _running_mean(model, train.ema_decay)
     averaged = None if average is None else average.module
     identity = what_must_not_change(plan, train, optim)
     progress, window = restore(start, model, optimizer, averaged, identity) if start else (Progress(), {})
@@ -256,6 +255,13 @@ def begin_run(
         validation=_validation_batches(val_dataset, train, accelerator),
         average=average,
     )
+
+
+def _running_mean(model: nn.Module, decay: float) -> Any:
+    """Return timm's running mean of the weights."""
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay=decay)
 
 
 def _compile(model: nn.Module) -> None:
