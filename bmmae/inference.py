@@ -18,7 +18,7 @@ from bmmae._version import __version__
 from bmmae.arrays import Array, Float, Tensor
 from bmmae.checkpoint import preprocessing_of
 from bmmae.data.labels import find_coding, labels_from_regions
-from bmmae.data.preprocess import PreparedStudy, check_same_grid, prepare_images
+from bmmae.data.preprocess import GRID_TOLERANCE, PreparedStudy, check_same_grid, prepare_images
 from bmmae.data.reading import Header, Image, read_header, read_image, read_labels, write_image
 from bmmae.errors import GeometryError, ModalityError, OutputError
 from bmmae.modalities import canonical, in_table_order, title
@@ -343,7 +343,7 @@ def _read_all(paths: Mapping[str, Path]) -> dict[str, Image]:
 
 def _read_mask(path: Path, like: Image) -> Array:
     array, affine = read_labels(path)
-    if array.shape != like.array.shape or not np.allclose(affine, like.affine, atol=1e-3):
+    if array.shape != like.array.shape or not np.allclose(affine, like.affine, atol=GRID_TOLERANCE):
         raise GeometryError(f"the brain mask {path.name} {array.shape} is not on the images' grid {like.array.shape}")
     return array
 
