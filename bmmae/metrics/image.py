@@ -1,4 +1,4 @@
-"""Metrics. Each states its sign, its unit, and what it does with an empty case."""
+"""How close a synthesised image is to the real one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,6 @@ import math
 import numpy as np
 
 from bmmae.arrays import Array, Bool, Float
-
-
-def dice(predicted: Bool[np.ndarray, "*axes"], truth: Bool[np.ndarray, "*axes"]) -> float:
-    """Return the Dice coefficient; higher is better, 0 to 1.
-
-    Both empty: NaN (nothing to find, nothing found; such cases are left out of means and counted). One empty: 0.
-    """
-    total = int(predicted.sum()) + int(truth.sum())
-    if total == 0:
-        return math.nan
-    return 2 * int((predicted & truth).sum()) / total
 
 
 def affine_fit(predicted: Float[Array, " N"], truth: Float[Array, " N"]) -> tuple[float, float]:

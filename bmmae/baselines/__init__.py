@@ -1,0 +1,1 @@
+"""Published comparators, built from well-kept libraries wherever they exist there."""
