@@ -279,7 +279,9 @@ def test_names_that_make_no_sense_are_refused(mae: MAE, tmp_path: Path) -> None:
 
 def test_a_mask_on_another_grid_is_refused(mae: MAE, tmp_path: Path) -> None:
     mask = save(tmp_path / "mask.nii", brain((20, 24, 15)).astype(np.uint8))
-    with pytest.raises(GeometryError, match=r"the brain mask mask\.nii \(20, 24, 15\) is not on the images' grid"):
+    with pytest.raises(
+        GeometryError, match=r"the brain mask mask\.nii \(20, 24, 15\) is not on the grid of t1\.nii\.gz"
+    ):
         reconstruct(mae, files(tmp_path, "t1"), brain_mask=mask)
 
 

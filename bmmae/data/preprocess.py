@@ -14,7 +14,7 @@ from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.data.brain import Brain, Source, find_brain
 from bmmae.data.cohort import Study
 from bmmae.data.geometry import Geometry
-from bmmae.data.location import File
+from bmmae.data.location import File, locate
 from bmmae.data.reading import Image, array_hash, read_image, read_labels
 from bmmae.errors import ConfigError, GeometryError, ImageError
 from bmmae.patches import Triple
@@ -227,6 +227,28 @@ def check_same_grid(images: list[Image]) -> None:
             )
 
 
+def read_on_grid(path: str | File, like: Image, subject: str = "") -> Int[np.ndarray, "X Y Z"]:
+    """Read the whole numbers of a mask or segmentation that has to share an image's grid.
+
+    Args:
+        path: The file.
+        like: The image.
+        subject: What the file is, for the message: "the brain mask ".
+
+    Raises:
+        GeometryError: If it is on another grid.
+        ImageError: If the file is broken.
+        LabelError: If it holds other than whole numbers.
+    """
+    path = locate(path)
+    array, affine = read_labels(path)
+    if array.shape != like.array.shape or not np.allclose(affine, like.affine, atol=GRID_TOLERANCE):
+        raise GeometryError(
+            f"{subject}{path.name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}"
+        )
+    return array
+
+
 def bounding_box(mask: Bool[np.ndarray, "H W D"]) -> tuple[Triple, Triple]:
     """Return first voxel and extent of the smallest box around the flagged voxels.
 
@@ -294,15 +316,8 @@ def _resample_label(label: Array, geometry: Geometry) -> Array:
 
 def _read_mask(study: Study, name: str, like: Image) -> Array | None:
     path = study.brain_mask_of(name)
-    return None if path is None else _read_on_grid(path, like)
+    return None if path is None else read_on_grid(path, like)
 
 
 def _read_label(study: Study, like: Image) -> Array | None:
-    return None if study.seg is None else _read_on_grid(study.seg, like)
-
-
-def _read_on_grid(path: File, like: Image) -> Array:
-    array, affine = read_labels(path)
-    if array.shape != like.array.shape or not np.allclose(affine, like.affine, atol=GRID_TOLERANCE):
-        raise GeometryError(f"{path.name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}")
-    return array
+    return None if study.seg is None else read_on_grid(study.seg, like)
