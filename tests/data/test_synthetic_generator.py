@@ -1,16 +1,12 @@
 """The synthetic cohort: anatomy, findings on their own modalities, labels with known best scores, no shortcuts."""
 
 import json
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
-from scipy.stats import spearmanr
 
 from bmmae.arrays import Array
 from bmmae.data.cohort import read_cohort
@@ -94,6 +90,8 @@ def test_the_rim_is_bright_on_t1ce_and_looks_like_the_core_elsewhere() -> None:
         study = make_study(SyntheticConfig(seed=1), index)
         rim, core = study.seg == 4, study.seg == 1
         assert contrast(study, T1CE, rim, core) > 1.8
+        # The outermost voxels are partly oedema.
+        rim &= ndimage.binary_erosion(rim | core)
         # On T1 blood lies over both, wherever it happened to; without it they look alike there too.
         assert all(contrast(study, name, rim, core) == pytest.approx(1, abs=0.1) for name in (T2, FLAIR))
 
@@ -173,66 +171,3 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "something").write_text("")
     with pytest.raises(OutputError, match="not empty"):
         make_cohort(tmp_path, SMALL, progress=False)
-
-
-def measured(index: int, size: int, seed: int) -> dict[str, float]:
-    """What a reader would measure on one subject, the findings themselves, and the labels."""
-    study = make_study(SyntheticConfig(seed=seed, size=size), index)
-    mass, healthy = np.isin(study.seg, (1, 4)), (study.images[T1] > 0) & (study.seg == 0)
-    relative = {name: image / np.median(image[healthy]) for name, image in study.images.items()}
-    found = {f"latent_{name}": value for name, value in study.patient.findings.items()}
-    found |= {
-        "rim": float((relative[T1CE][mass] > 1.25).mean()),
-        "blood": float((relative[T1][mass] > 1.1).mean()),
-        "cyst": float(np.median(relative[T2][mass])),
-        "oedema": float((study.seg == 2).sum() / mass.sum()),
-        "count": float(ndimage.label(mass)[1]),
-        "subtype": study.patient.subtype,
-        "site": study.patient.site,
-        "time": study.patient.time,
-        "event": study.patient.event,
-    }
-    for name, image in study.images.items():
-        inside = image[image > 0]
-        found[f"mean_{name}"], found[f"std_{name}"] = float(np.log(inside.mean())), float(np.log(inside.std()))
-        found[f"skew_{name}"] = float(((inside - inside.mean()) ** 3).mean() / inside.std() ** 3)
-    return found
-
-
-def measure_many(count: int, size: int, seed: int) -> dict[str, Array]:
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        rows = list(pool.map(partial(measured, size=size, seed=seed), range(count), chunksize=8))
-    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
-
-
-@pytest.mark.slow
-def test_findings_can_be_read_from_their_modalities() -> None:
-    values = measure_many(40, 64, 3)
-    for finding in ("rim", "blood", "cyst", "oedema", "count"):
-        rho = float(spearmanr(values[finding], values[f"latent_{finding}"])[0])
-        assert rho > 0.7, (finding, rho)
-
-
-@pytest.mark.slow
-def test_global_intensities_stay_below_half_way_to_the_best_score(best: dict[str, dict[str, float]]) -> None:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    values = measure_many(240, 32, 7)
-    features = np.stack([values[f"{kind}_{name}"] for kind in ("mean", "std", "skew") for name in STANDARD], axis=1)
-    full = best[subset_label(STANDARD)]
-
-    def predicted(labels: Array) -> Array:
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        return np.asarray(cross_val_predict(model, features, labels, cv=5, method="predict_proba"))
-
-    half = {task: 0.5 + (score - 0.5) / 2 for task, score in full.items()}
-    assert roc_auc_score(values["subtype"], predicted(values["subtype"])[:, 1]) < half["subtype"]
-    sites = roc_auc_score(values["site"], predicted(values["site"]), multi_class="ovr")
-    assert sites < half["primary_site"]
-    died_early = (values["time"] < np.median(values["time"])).astype(int)
-    risk = predicted(died_early)[:, 1]
-    assert concordance(values["time"], values["event"].astype(bool), risk) < half["survival"]

@@ -22,7 +22,7 @@ from bmmae.data.synthetic.lesions import make_lesions
 from bmmae.errors import ConfigError, OutputError
 from bmmae.modalities import STANDARD
 
-GENERATOR_VERSION = "1"
+GENERATOR_VERSION = "2"
 """Raised whenever the same seed would give another cohort; written into every result made with it."""
 
 SPLIT_PATTERN = ("train",) * 12 + ("validation",) * 3 + ("test",) * 5

@@ -8,28 +8,25 @@ from scipy import ndimage
 from bmmae.arrays import Array, Float
 from bmmae.data.synthetic.anatomy import TISSUES, Anatomy, smooth_noise
 from bmmae.data.synthetic.findings import FLAIR, T1, T1CE, T2
-from bmmae.data.synthetic.lesions import CORE as CORE_LABEL
-from bmmae.data.synthetic.lesions import ENHANCING as ENHANCING_LABEL
-from bmmae.data.synthetic.lesions import OEDEMA as OEDEMA_LABEL
 from bmmae.data.synthetic.lesions import Lesions
 
 MEANS: dict[str, dict[str, float]] = {
     T1: {"csf": 0.25, "grey": 0.60, "white": 0.86, "deep": 0.70, "core": 0.42},
     T1CE: {"csf": 0.26, "grey": 0.64, "white": 0.86, "deep": 0.72, "core": 0.40},
-    T2: {"csf": 1.25, "grey": 0.72, "white": 0.50, "deep": 0.60, "core": 0.80},
-    FLAIR: {"csf": 0.18, "grey": 0.68, "white": 0.52, "deep": 0.62, "core": 0.50},
+    T2: {"csf": 1.60, "grey": 0.72, "white": 0.50, "deep": 0.60, "core": 0.92},
+    FLAIR: {"csf": 0.18, "grey": 0.68, "white": 0.52, "deep": 0.62, "core": 0.36},
 }
 """Mean signal of each tissue, in units of the sequence; only ratios matter."""
 
 RIM_ON_T1CE = 1.40
-OEDEMA = {T2: 0.98, FLAIR: 1.12}
+OEDEMA = {T2: 0.80, FLAIR: 1.12}
 """Where oedema shows. On the others it would tell its width too, and absent modalities would cost less than stated."""
 
 BLOOD_ON_T1 = 1.15
-CYST_ON_T2 = 1.3
+CYST_ON_T2 = 1.70
 SATELLITE_ON_FLAIR = 0.98
 NOISE = 0.025
-BIAS = 0.09
+BIAS = 0.06
 
 
 def make_contrast(
@@ -57,18 +54,22 @@ def _with_lesions(signal: Array, modality: str, lesions: Lesions, rng: np.random
     So the enhancing rim looks like the core but on T1ce, and blood and cyst fill core and rim alike.
     """
     shade, bright = rng.normal(1, 0.04, 2)
-    out = signal.copy()
     core = MEANS[modality]["core"]
     if modality == T2:
         core += lesions.cyst * (CYST_ON_T2 - core)
+    out = signal
     if modality in OEDEMA:
-        halo = lesions.label == OEDEMA_LABEL
-        out[halo] = 0.15 * out[halo] + 0.85 * OEDEMA[modality] * bright
-    out[np.isin(lesions.label, (CORE_LABEL, ENHANCING_LABEL))] = core * shade
+        out = _mixed(out, 0.9 * lesions.oedema, OEDEMA[modality] * bright)
+    out = _mixed(out, lesions.body, core * shade)
     if modality == T1CE:
-        out[lesions.label == ENHANCING_LABEL] = RIM_ON_T1CE * bright
+        out = out + lesions.rim * (RIM_ON_T1CE * bright - core * shade)
     if modality == T1:
-        out[lesions.blood] = BLOOD_ON_T1
+        out = _mixed(out, lesions.blood, BLOOD_ON_T1)
     if modality == FLAIR:
-        out[lesions.satellites] = SATELLITE_ON_FLAIR
-    return out
+        out = _mixed(out, lesions.satellites, SATELLITE_ON_FLAIR)
+    return np.asarray(out)
+
+
+def _mixed(signal: Array, share: Array, mean: float) -> Array:
+    """Replace a share of each voxel's signal."""
+    return np.asarray(signal + share * (mean - signal))

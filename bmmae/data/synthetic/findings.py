@@ -29,7 +29,7 @@ VISIBLE_ON: dict[str, tuple[str, ...]] = {
 """Findings, and the modalities on which they can be seen.
 
 `rim`: thickness of the enhancing rim over the lesion's radius. `blood`: share of core and rim that is bright on T1.
-`cyst`: how fluid-like the core is on T2. `oedema`: its width over the lesion's radius. `satellites`: small FLAIR-bright
+`cyst`: how fluid-like core and rim are on T2. `oedema`: its width. `satellites`: small FLAIR-bright
 foci. `count`: number of lesions. `infratentorial`: whether one lies in the cerebellum.
 """
 
