@@ -1,6 +1,72 @@
 """Metrics. Each states its sign, its unit, and what it does with an empty case."""
 
+from bmmae.metrics.calibration import (
+    Reliability,
+    brier_score,
+    calibration_outcome,
+    expected_calibration_error,
+    reliability,
+)
+from bmmae.metrics.classification import (
+    accuracy,
+    auc,
+    average_precision,
+    balanced_accuracy,
+    class_aucs,
+    classification_metrics,
+    confusion_matrix,
+    f1_scores,
+    macro_f1,
+    pair_aucs,
+    precisions,
+    sensitivities,
+    specificities,
+    top_k,
+)
 from bmmae.metrics.image import affine_fit, psnr
 from bmmae.metrics.overlap import dice
+from bmmae.metrics.survival import (
+    Steps,
+    censoring_curve,
+    dynamic_auc,
+    harrell_c,
+    integrated_brier,
+    kaplan_meier,
+    log_rank,
+    survival_brier,
+    uno_c,
+)
 
-__all__ = ["affine_fit", "dice", "psnr"]
+__all__ = [
+    "Reliability",
+    "Steps",
+    "accuracy",
+    "affine_fit",
+    "auc",
+    "average_precision",
+    "balanced_accuracy",
+    "brier_score",
+    "calibration_outcome",
+    "censoring_curve",
+    "class_aucs",
+    "classification_metrics",
+    "confusion_matrix",
+    "dice",
+    "dynamic_auc",
+    "expected_calibration_error",
+    "f1_scores",
+    "harrell_c",
+    "integrated_brier",
+    "kaplan_meier",
+    "log_rank",
+    "macro_f1",
+    "pair_aucs",
+    "precisions",
+    "psnr",
+    "reliability",
+    "sensitivities",
+    "specificities",
+    "survival_brier",
+    "top_k",
+    "uno_c",
+]
