@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from bmmae.checkpoint import Metric, Provenance, describe, save_model
@@ -45,3 +46,21 @@ def save_run(folder: Path) -> Path:
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.fixture(name="model")
+def model_fixture() -> MAE:
+    """A new model of `CONFIG`."""
+    return MAE(CONFIG)
+
+
+@pytest.fixture(name="saved")
+def saved_fixture(model: MAE, tmp_path: Path) -> Path:
+    """The folder it was saved to."""
+    return save(model, tmp_path / "model")
+
+
+@pytest.fixture(name="run")
+def run_fixture(tmp_path: Path) -> Path:
+    """A run folder with two checkpoints."""
+    return save_run(tmp_path / "run")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from saved_models import CONFIG, PROVENANCE, equal, save, save_run
+from saved_models import CONFIG, PROVENANCE, equal, model_fixture, run_fixture, saved_fixture  # noqa: F401
 
 from bmmae.checkpoint import (
     Provenance,
@@ -24,22 +23,6 @@ from bmmae.model.config import RECIPES, EncoderConfig, ModelConfig
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
-
-
-@pytest.fixture
-def model() -> MAE:
-    return MAE(CONFIG)
-
-
-@pytest.fixture
-def saved(model: MAE, tmp_path: Path) -> Path:
-    return save(model, tmp_path / "model")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return save_run(tmp_path / "run")
-
 
 # ---- what holds
 

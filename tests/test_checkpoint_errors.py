@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from saved_models import CONFIG, save, save_run
+from saved_models import CONFIG, model_fixture, run_fixture, saved_fixture  # noqa: F401
 
 from bmmae.checkpoint import (
     PartialLoadWarning,
@@ -20,22 +20,6 @@ from bmmae.checkpoint import (
 from bmmae.errors import CheckpointError, ConfigError, OutputError
 from bmmae.hub import sha256_of
 from bmmae.keys import KeyMismatchError, compare
-from bmmae.model.mae import MAE
-
-
-@pytest.fixture
-def model() -> MAE:
-    return MAE(CONFIG)
-
-
-@pytest.fixture
-def saved(model: MAE, tmp_path: Path) -> Path:
-    return save(model, tmp_path / "model")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return save_run(tmp_path / "run")
 
 
 def edit(folder: Path, **changes: object) -> None:
