@@ -23,7 +23,7 @@ from bmmae.metrics.classification import (
     specificities,
     top_k,
 )
-from bmmae.metrics.image import affine_fit, psnr
+from bmmae.metrics.image import affine_fit, intensity_range, psnr, ssim, ssim_map
 from bmmae.metrics.overlap import dice
 from bmmae.metrics.survival import (
     Steps,
@@ -57,6 +57,7 @@ __all__ = [
     "f1_scores",
     "harrell_c",
     "integrated_brier",
+    "intensity_range",
     "kaplan_meier",
     "log_rank",
     "macro_f1",
@@ -66,6 +67,8 @@ __all__ = [
     "reliability",
     "sensitivities",
     "specificities",
+    "ssim",
+    "ssim_map",
     "survival_brier",
     "top_k",
     "uno_c",
