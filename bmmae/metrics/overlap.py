@@ -1,8 +1,9 @@
-"""How well predicted and true regions agree."""
+"""How well predicted and true regions agree in volume."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,3 +19,25 @@ def dice(predicted: Bool[np.ndarray, "*axes"], truth: Bool[np.ndarray, "*axes"])
     if total == 0:
         return math.nan
     return 2 * int((predicted & truth).sum()) / total
+
+
+def volume_error(
+    predicted: Bool[np.ndarray, "*axes"], truth: Bool[np.ndarray, "*axes"], spacing: Sequence[float]
+) -> float:
+    """Return the predicted volume minus the true one in millilitres; 0 is best, defined for empty masks too.
+
+    Args:
+        predicted: Predicted mask.
+        truth: True mask.
+        spacing: Millimetres between voxels along each axis.
+    """
+    return (int(predicted.sum()) - int(truth.sum())) * math.prod(spacing) / 1000
+
+
+def relative_volume_error(predicted: Bool[np.ndarray, "*axes"], truth: Bool[np.ndarray, "*axes"]) -> float:
+    """Return the predicted volume over the true one, minus 1; 0 is best, -1 where nothing is predicted.
+
+    Empty truth: NaN, whatever is predicted; `volume_error` says how much that is.
+    """
+    true = int(truth.sum())
+    return math.nan if true == 0 else int(predicted.sum()) / true - 1
