@@ -1,0 +1,223 @@
+"""A segmentation model over all subsets of the modalities: table, plot, and where more images made it worse.
+
+Works on scores alone, one row a patient, subset and region; whoever makes them (`bmmae.segmenting`, a comparator)
+brings them here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from bmmae.errors import OutputError
+from bmmae.evaluation.intervals import mean_with_interval
+from bmmae.metrics.regions import RegionMetrics
+from bmmae.modalities import STANDARD, in_table_order, title
+from bmmae.provenance import Metric
+
+HALF_A_POINT = 0.005
+"""Of Dice: what a score has to fall by to count as fallen."""
+
+LOWER_IS_BETTER = frozenset({"hd95", "false_lesions"})
+ZERO_IS_BEST = frozenset({"volume_error_ml", "volume_error_relative"})
+UNITS = {"hd95": "mm", "volume_error_ml": "ml"}
+
+
+@dataclass(frozen=True)
+class RegionScore:
+    """Metrics of one region of one patient, predicted from one subset.
+
+    Attributes:
+        subject: The study's name.
+        subset: The modalities given, in table order.
+        region: Name of the region.
+        metrics: On the whole volume.
+        group: The patient; by default the subject. Intervals resample patients.
+    """
+
+    subject: str
+    subset: tuple[str, ...]
+    region: str
+    metrics: RegionMetrics
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class SubsetSummary:
+    """One metric of one region from one subset, over patients.
+
+    Attributes:
+        subset: The modalities given.
+        region: Name of the region; `mean` for the mean over regions.
+        mean: With its interval by patient, and how many patients have it.
+        median: Over patients.
+        worst: The worst patient's.
+        worst_subject: Which one.
+        undefined: Patients that it is not defined for.
+    """
+
+    subset: tuple[str, ...]
+    region: str
+    mean: Metric
+    median: float
+    worst: float
+    worst_subject: str
+    undefined: int
+
+
+@dataclass(frozen=True)
+class CounterIntuitive:
+    """How often a modality more made a segmentation worse.
+
+    Attributes:
+        rate: Share of the cases that fell; lower is better. NaN without a case.
+        fallen: How many fell by more than half a point of Dice.
+        cases: (patient, pair of subsets, region) whose Dice is defined with and without.
+    """
+
+    rate: float
+    fallen: int
+    cases: int
+
+
+def all_subsets(modalities: Sequence[str] = STANDARD) -> tuple[tuple[str, ...], ...]:
+    """Return every non-empty subset, the smallest first: fifteen of four modalities."""
+    names = in_table_order(modalities)
+    return tuple(chosen for size in range(1, len(names) + 1) for chosen in combinations(names, size))
+
+
+def counter_intuitive(scores: Iterable[RegionScore], drop: float = HALF_A_POINT) -> CounterIntuitive:
+    """Count how often Dice falls when a modality is added.
+
+    A case is a patient, a region, and a pair of subsets of which one has exactly one modality more (28 pairs of four
+    modalities). Cases whose Dice is not defined with or without are left out.
+
+    Args:
+        scores: From any number of subsets.
+        drop: Fall of Dice that counts.
+    """
+    by_key = {(s.subject, s.region, frozenset(s.subset)): s.metrics.dice for s in scores}
+    falls = []
+    for (subject, region, subset), more in by_key.items():
+        fewer = [by_key.get((subject, region, subset - {name}), math.nan) for name in sorted(subset)]
+        falls += [less - more > drop for less in fewer if not math.isnan(less - more)]
+    return CounterIntuitive(sum(falls) / len(falls) if falls else math.nan, sum(falls), len(falls))
+
+
+def summarise_subsets(scores: Sequence[RegionScore], metric: str = "dice") -> list[SubsetSummary]:
+    """Summarise one metric for every subset and region, and for the mean over regions.
+
+    Args:
+        scores: One a patient, subset and region.
+        metric: Name of a field of `RegionMetrics`.
+    """
+    groups: dict[tuple[tuple[str, ...], str], dict[str, list[float]]] = {}
+    for score in scores:
+        for region in (score.region, "mean"):
+            patients = groups.setdefault((score.subset, region), {})
+            patients.setdefault(score.group or score.subject, []).append(float(getattr(score.metrics, metric)))
+    order = {subset: place for place, subset in enumerate(sorted({s.subset for s in scores}, key=_size_then_name))}
+    keys = sorted(groups, key=lambda key: (order[key[0]], key[1] == "mean"))
+    return [_summary(*key, groups[key], metric) for key in keys]
+
+
+def _size_then_name(subset: tuple[str, ...]) -> tuple[int, tuple[int, ...]]:
+    ranks = {name: rank for rank, name in enumerate(in_table_order({*STANDARD, *subset}))}
+    return len(subset), tuple(ranks[name] for name in subset)
+
+
+def _summary(
+    subset: tuple[str, ...], region: str, patients: Mapping[str, Sequence[float]], metric: str
+) -> SubsetSummary:
+    values = {name: _mean(found) for name, found in patients.items()}
+    defined = {name: value for name, value in values.items() if not math.isnan(value)}
+    sign = "lower" if metric in LOWER_IS_BETTER else "zero" if metric in ZERO_IS_BEST else "higher"
+    unit = f"{UNITS.get(metric, '')}, {sign} is better" if sign != "zero" else f"{UNITS.get(metric, '')}, zero is best"
+    badness = {"lower": lambda v: v, "zero": abs, "higher": lambda v: -v}[sign]
+    worst = max(defined, key=lambda name: badness(defined[name])) if defined else ""
+    return SubsetSummary(
+        subset=subset,
+        region=region,
+        mean=mean_with_interval(list(values.values()), unit.removeprefix(", ")),
+        median=float(np.median(list(defined.values()))) if defined else math.nan,
+        worst=defined.get(worst, math.nan),
+        worst_subject=worst,
+        undefined=len(values) - len(defined),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def subset_table(scores: Sequence[RegionScore], metric: str = "dice", *, digits: int = 3) -> str:
+    """Return a Markdown table: a row a subset and region, with mean, interval, median and worst.
+
+    Args:
+        scores: One a patient, subset and region.
+        metric: Name of a field of `RegionMetrics`.
+        digits: After the point.
+    """
+
+    def number(value: float | None) -> str:
+        return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+    lines = [f"| modalities | region | mean {metric} | 95 % interval | median | worst | patients |", "|" + "---|" * 7]
+    for row in summarise_subsets(scores, metric):
+        interval = "-" if row.mean.low is None else f"{number(row.mean.low)} to {number(row.mean.high)}"
+        counted = f"{row.mean.n}" + (f" ({row.undefined} undefined)" if row.undefined else "")
+        name = " + ".join(map(title, row.subset))
+        worst = f"{number(row.worst)} ({row.worst_subject})" if row.worst_subject else "-"
+        cells = (name, row.region, number(row.mean.value), interval, number(row.median), worst, counted)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def save_subset_plot(scores: Sequence[RegionScore], path: Path, metric: str = "dice") -> Path:
+    """Draw one metric by subset: mean and interval a region, over a grid that shows which modalities are given.
+
+    Args:
+        scores: One a patient, subset and region.
+        path: The PNG to write.
+        metric: Name of a field of `RegionMetrics`.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [row for row in summarise_subsets(scores, metric) if row.region != "mean"]
+    subsets = list(dict.fromkeys(row.subset for row in rows))
+    regions = list(dict.fromkeys(row.region for row in rows))
+    names = in_table_order({name for subset in subsets for name in subset})
+    figure = Figure(figsize=(2 + 0.6 * len(subsets), 5), layout="constrained", facecolor="white")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for number, region in enumerate(regions):
+        shift = 0.15 * (number - (len(regions) - 1) / 2)
+        own = {row.subset: row.mean for row in rows if row.region == region}
+        places = [place + shift for place, subset in enumerate(subsets) if subset in own]
+        means = [own[subset] for subset in subsets if subset in own]
+        low = [0.0 if m.low is None else m.value - m.low for m in means]
+        high = [0.0 if m.high is None else m.high - m.value for m in means]
+        above.errorbar(places, [m.value for m in means], yerr=(low, high), fmt="o", markersize=4, label=region)
+    above.set_ylabel(metric + (f" ({UNITS[metric]})" if metric in UNITS else ""))
+    above.grid(axis="y", alpha=0.3)
+    above.legend(ncols=max(1, len(regions)))
+    given = [(x, y) for x, subset in enumerate(subsets) for y, name in enumerate(names) if name in subset]
+    below.scatter(*zip(*given, strict=True), color="black", s=30)
+    below.set_yticks(range(len(names)), [title(name) for name in names])
+    below.set_xticks(range(len(subsets)), [""] * len(subsets))
+    below.grid(alpha=0.3)
+    below.invert_yaxis()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise OutputError(f"cannot write the plot {path}: {error.strerror or error}") from error
+    return path

@@ -1,0 +1,104 @@
+"""The fifteen-subset table, its plot, and the counter-intuitive rate, on scores worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bmmae.errors import OutputError
+from bmmae.evaluation.subsets import (
+    RegionScore,
+    all_subsets,
+    counter_intuitive,
+    save_subset_plot,
+    subset_table,
+    summarise_subsets,
+)
+from bmmae.metrics.regions import RegionMetrics
+
+PERFECT = RegionMetrics(1.0, 0.0, 1.0, 1.0, 1.0, 0, 1, 0.0, 0.0, 5.0)
+
+
+def score(subject: str, subset: tuple[str, ...], dice: float, region: str = "WT", hd95: float = 1.0) -> RegionScore:
+    return RegionScore(subject, subset, region, replace(PERFECT, dice=dice, hd95=hd95))
+
+
+def test_there_are_fifteen_subsets_of_four_modalities_and_28_pairs() -> None:
+    subsets = all_subsets()
+    assert len(set(subsets)) == len(subsets) == 15
+    assert subsets[0] == ("t1",)
+    assert subsets[-1] == ("t1", "t1ce", "t2", "flair")
+    same = counter_intuitive([score("p", subset, 0.5) for subset in subsets])
+    assert (same.rate, same.fallen, same.cases) == (0, 0, 28)
+
+
+def test_the_rate_counts_falls_of_more_than_half_a_point() -> None:
+    scores = [
+        score("p", ("t1",), 0.80),
+        score("p", ("t2",), 0.70),
+        score("p", ("t1", "t2"), 0.79),  # falls from t1, rises from t2
+        score("q", ("t1",), 0.80),
+        score("q", ("t1", "t2"), 0.796),  # less than half a point
+        score("r", ("t1",), math.nan),
+        score("r", ("t1", "t2"), 0.0),  # not defined before
+    ]
+    found = counter_intuitive(scores)
+    assert (found.fallen, found.cases) == (1, 3)
+    assert found.rate == pytest.approx(1 / 3)
+
+
+def test_the_rate_of_nothing_is_undefined() -> None:
+    assert math.isnan(counter_intuitive([score("p", ("t1",), 0.5)]).rate)
+
+
+def test_a_summary_gives_mean_median_and_the_worst_patient() -> None:
+    scores = [score(name, ("t1",), dice) for name, dice in zip("abcd", (0.9, 0.2, 0.8, math.nan), strict=True)]
+    row, mean = summarise_subsets(scores)
+    assert (row.region, mean.region) == ("WT", "mean")
+    assert row.mean.value == pytest.approx(1.9 / 3)
+    assert row.mean.low is not None
+    assert row.mean.low < row.mean.value
+    assert (row.median, row.worst, row.worst_subject, row.undefined) == (0.8, 0.2, "b", 1)
+
+
+def test_the_worst_hd95_is_the_largest() -> None:
+    rows = summarise_subsets([score("a", ("t1",), 1.0, hd95=3.0), score("b", ("t1",), 1.0, hd95=40.0)], "hd95")
+    assert (rows[0].worst, rows[0].worst_subject, rows[0].mean.unit) == (40.0, "b", "mm, lower is better")
+
+
+def test_a_patient_of_two_visits_counts_once() -> None:
+    scores = [replace(score(f"p{i}", ("t1",), dice), group="p") for i, dice in enumerate((0.2, 0.4))]
+    row, _ = summarise_subsets([*scores, score("q", ("t1",), 0.9)])
+    assert row.mean.n == 2
+    assert row.mean.value == pytest.approx((0.3 + 0.9) / 2)
+
+
+def test_the_mean_over_regions_is_by_patient() -> None:
+    scores = [score("p", ("t1",), 0.5, "ET"), score("p", ("t1",), 0.7, "WT")]
+    assert summarise_subsets(scores)[-1].mean.value == pytest.approx(0.6)
+
+
+def many() -> list[RegionScore]:
+    rng = np.random.default_rng(0)
+    names = [f"p{i}" for i in range(5)]
+    return [
+        score(name, s, float(rng.random()), region) for name in names for s in all_subsets() for region in ("ET", "WT")
+    ]
+
+
+def test_the_table_has_a_row_a_subset_and_region() -> None:
+    lines = subset_table(many()).splitlines()
+    assert len(lines) == 2 + 15 * 3
+    assert lines[-1].startswith("| T1 + T1ce + T2 + FLAIR | mean | ")
+
+
+def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    path = save_subset_plot(many(), tmp_path / "plots" / "subsets.png")
+    assert path.stat().st_size > 10_000
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write the plot"):
+        save_subset_plot(many(), tmp_path / "file" / "subsets.png")
