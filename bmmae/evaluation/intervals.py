@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import stats
 
+from bmmae.arrays import Array, Float, Int
 from bmmae.provenance import Metric
+
+DRAWS = 1000
+LEVEL = 0.95
+FEW_DEFINED = 0.5
+"""An interval needs its figure to be defined in more than this share of the draws."""
 
 
 def mean_with_interval(values: Sequence[float], unit: str = "", *, level: float = 0.95, seed: int = 0) -> Metric:
@@ -32,3 +38,40 @@ def mean_with_interval(values: Sequence[float], unit: str = "", *, level: float 
     )
     low, high = found.confidence_interval
     return Metric(float(defined.mean()), float(low), float(high), unit, len(defined))
+
+
+def patient_draws(
+    groups: Sequence[str], strata: Sequence[int] | None = None, *, draws: int = DRAWS, seed: int = 0
+) -> Iterator[Int[Array, " R"]]:
+    """Yield rows of bootstrap draws: patients with replacement, each with all rows that are theirs.
+
+    Args:
+        groups: The patient of each row.
+        strata: What each row's patient was drawn within (say, the fold that tested them); a patient whose rows
+            differ is of the lowest. By default all patients are one stratum.
+        draws: How many.
+        seed: Of the draws.
+    """
+    random = np.random.default_rng(seed)
+    names, patient = np.unique(np.asarray(groups), return_inverse=True)
+    stratum = np.full(len(names), np.iinfo(int).max)
+    np.minimum.at(stratum, patient, np.zeros(len(patient), int) if strata is None else np.asarray(strata))
+    parts = [np.flatnonzero(stratum == value) for value in np.unique(stratum)]
+    for _ in range(draws):
+        drawn = np.concatenate([random.choice(part, len(part)) for part in parts])
+        times = np.bincount(drawn, minlength=len(names))
+        yield np.repeat(np.arange(len(patient)), times[patient])
+
+
+def percentile_interval(values: Float[Array, " D"], level: float = LEVEL) -> tuple[float, float] | None:
+    """Return the middle part of a figure's values over bootstrap draws; None where it was mostly not defined.
+
+    Args:
+        values: One a draw; NaN where the draw left the figure undefined (say, no patient of a class).
+        level: Share of the draws inside.
+    """
+    defined = values[~np.isnan(values)]
+    if len(defined) <= FEW_DEFINED * len(values):
+        return None
+    low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import rankdata
 
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.metrics.calibration import brier_score, calibration_outcome, expected_calibration_error
@@ -24,12 +23,11 @@ def auc(score: Float[Array, " N"], positive: Bool[Array, " N"]) -> float:
 
     It is the probability that a positive scores higher than a negative; ties count half. NaN without both kinds.
     """
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
-    if not positives or not negatives:
+    cases, controls = score[positive], np.sort(score[~positive])
+    if not len(cases) or not len(controls):
         return math.nan
-    ranks = float(rankdata(score)[positive].sum())
-    return (ranks - positives * (positives + 1) / 2) / (positives * negatives)
+    beaten = np.searchsorted(controls, cases, "left") + np.searchsorted(controls, cases, "right")
+    return float(beaten.sum()) / (2 * len(cases) * len(controls))
 
 
 def average_precision(score: Float[Array, " N"], positive: Bool[Array, " N"]) -> float:
