@@ -69,7 +69,7 @@ def _run_check(given: argparse.Namespace) -> int:
     from bmmae.data.cohort import read_cohort
     from bmmae.data.labels import find_coding
 
-    cohort = read_cohort(given.cohort, given_modalities(given))
+    cohort = read_cohort(given.cohort, given_modalities(given), set_bare_apart=True)
     coding = find_coding(given.labels) if given.labels else None
     page = CheckPage() if given.html else None
     if given.html:

@@ -35,7 +35,7 @@ class Finding:
     Attributes:
         study: The study's name.
         severity: An error must be mended before training; a warning is for a person to judge.
-        code: `file`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped` or `duplicate`.
+        code: `bare`, `file`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped` or `duplicate`.
         path: The file concerned.
         message: What was expected, what came, what to do.
     """
@@ -166,9 +166,10 @@ def check_cohort(
                 show(glance)
             bar.update()
     findings += _duplicates(cohort, digests)
-    order = {study.name: rank for rank, study in enumerate(cohort)}
+    findings += [_bare(study, cohort) for study in cohort.bare]
+    order = {study.name: rank for rank, study in enumerate((*cohort, *cohort.bare))}
     findings.sort(key=lambda finding: order[finding.study])
-    return CheckReport(tuple(findings), len(cohort), sum(len(study.files()) for study in cohort))
+    return CheckReport(tuple(findings), len(order), sum(len(study.files()) for study in cohort))
 
 
 def _ahead(
@@ -221,6 +222,14 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
     if study.seg is not None:
         _check_segmentation(look, study.seg, coding)
     return look.findings, {str(scan.path): scan.digest for scan in look.scans.values()}, look.glance(pictures)
+
+
+def _bare(study: Study, cohort: Cohort) -> Finding:
+    message = (
+        f"no image: the cells of {', '.join(cohort.modalities)} are blank, and every other command refuses the table; "
+        "fill in a path, or delete the row"
+    )
+    return Finding(study.name, "error", "bare", cohort.path or Path(), message)
 
 
 def _check_grids(look: _Look) -> None:

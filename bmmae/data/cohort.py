@@ -93,6 +93,7 @@ class Cohort:
         studies: In the order of the table.
         modalities: Those asked for, in table order, whether or not any study has them.
         path: The table it was read from, if any.
+        bare: Rows without any image, apart from the studies; only where a reader asked to see them.
 
     Raises:
         CohortError: If it is empty, a key or output name occurs twice, a study has no modality, or a patient is
@@ -102,12 +103,13 @@ class Cohort:
     studies: tuple[Study, ...]
     modalities: tuple[str, ...] = table.STANDARD
     path: Path | None = None
+    bare: tuple[Study, ...] = ()
 
     def __post_init__(self) -> None:
         where = self.path or "the cohort"
-        if not self.studies:
+        if not self.studies and not self.bare:
             raise CohortError(f"{where} has no studies: expected at least one row below the header")
-        _refuse_duplicates(self.studies, where)
+        _refuse_duplicates(self.studies + self.bare, where)
         _refuse_imageless(self.studies, self.modalities, where)
         _refuse_leaks(self.studies, where)
 
@@ -173,12 +175,15 @@ def study_hash(study: Study) -> str:
     return digest.hexdigest()
 
 
-def read_cohort(path: str | Path, modalities: Sequence[str] = table.STANDARD) -> Cohort:
+def read_cohort(
+    path: str | Path, modalities: Sequence[str] = table.STANDARD, *, set_bare_apart: bool = False
+) -> Cohort:
     """Read a cohort table. Files are not opened; `bmmae check` does that.
 
     Args:
         path: A .csv (comma, semicolon or tab), .tsv or .parquet file.
         modalities: Which columns are images, in any order, aliases included; other columns are kept as values.
+        set_bare_apart: Keep rows without any image in `Cohort.bare`; by default they are refused.
 
     Raises:
         CohortError: If the table cannot be read or contradicts itself.
@@ -195,7 +200,8 @@ def read_cohort(path: str | Path, modalities: Sequence[str] = table.STANDARD) ->
         _as_study({columns.get(name, name): cell for name, cell in row.items()}, names, numeric, path, line)
         for line, row in enumerate(rows, start=2)
     )
-    return Cohort(studies, names, path)
+    bare = tuple(study for study in studies if set_bare_apart and not study.images)
+    return Cohort(tuple(study for study in studies if study.images or not set_bare_apart), names, path, bare)
 
 
 def _named_columns(path: Path, columns: Iterable[str], modalities: tuple[str, ...]) -> dict[str, str]:

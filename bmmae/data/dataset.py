@@ -11,6 +11,7 @@ import torch
 
 from bmmae.arrays import Array
 from bmmae.data.augment import NO_AUGMENTATION, AugmentConfig, augment_sample, draw_turn
+from bmmae.data.blocks import Place, anywhere
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
 from bmmae.data.labels import Coding, region_masks
@@ -126,8 +127,8 @@ class StudyDataset:
         """
         return unpack(self.packed(address))
 
-    def packed(self, address: Address) -> Sample:
-        """Return the same sample in the form it travels in; see `bmmae.data.packing`."""
+    def packed(self, address: Address, place: Place = anywhere) -> Sample:
+        """Return the same sample in the form it travels in, see `bmmae.data.packing`, its largest arrays in `place`."""
         epoch, index = address
         study = self.studies[index]
         training = epoch != EVALUATION_EPOCH
@@ -136,9 +137,12 @@ class StudyDataset:
         start = self._start(source, rng) if training else centred(source.shape, self.view.size)
         turn = draw_turn(self.augment, rng, self.cache.config.spacing) if training else None
         start, size = turn.source(start, self.view.size) if turn else (start, self.view.size)
-        sample = source.sample(start, size, self.view.modalities, labelled=self.coding is not None)
+        changed = training and self.augment.changes_something
+        sample = source.sample(
+            start, size, self.view.modalities, labelled=self.coding is not None, place=anywhere if changed else place
+        )
         self._label(sample, study)
-        if training and self.augment.changes_something:
+        if changed:
             sample = pack_sample(augment_sample(unpack_arrays(sample), self.augment, rng, turn, self.view.size))
         if self.masking is not None:
             self._mask(sample, self.masking, rng)

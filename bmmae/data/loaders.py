@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from bmmae.arrays import Array
+from bmmae.data.blocks import BatchBlocks, Place
 from bmmae.errors import TrainingError
 
 Address: TypeAlias = tuple[int, int]
@@ -135,8 +136,12 @@ class _StreamPart:
         return (self.stop - self.first) * self.stream.accumulate
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample], blocks: BatchBlocks | None = None) -> Batch:
     """Stack tensors, arrays and numbers along a new axis B; everything else becomes a list.
+
+    Args:
+        samples: What to stack.
+        blocks: Where the samples may have put some of their tensors, which then need no stacking.
 
     Raises:
         TrainingError: Keys or shapes differ between the samples.
@@ -146,17 +151,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
         if sample.keys() != keys:
             odd = sorted(sample.keys() ^ keys)
             raise TrainingError(f"Samples of one batch must have the same keys; {odd} are not in all of them.")
-    return {key: _stack(key, [sample[key] for sample in samples]) for key in keys}
+    return {key: _stack(key, [sample[key] for sample in samples], blocks) for key in keys}
 
 
-def _stack(key: str, values: list[Any]) -> Tensor | list[Any]:
+def _stack(key: str, values: list[Any], blocks: BatchBlocks | None) -> Tensor | list[Any]:
     if not isinstance(values[0], Tensor | np.ndarray | np.generic | bool | int | float):
         return values
-    tensors = [torch.as_tensor(value) for value in values]
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) > 1:
-        raise TrainingError(f"Samples of one batch must have one shape; {key!r} has {sorted(shapes)}.")
-    stacked: Tensor = default_collate(tensors)  # in a worker, straight into shared memory
+    stacked: Tensor | None = None if blocks is None else blocks.filled(key, values)
+    if stacked is None:
+        tensors = [torch.as_tensor(value) for value in values]
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        if len(shapes) > 1:
+            raise TrainingError(f"Samples of one batch must have one shape; {key!r} has {sorted(shapes)}.")
+        stacked = default_collate(tensors)  # in a worker, straight into shared memory
     return stacked
 
 
@@ -172,37 +179,41 @@ class _Failure:
 class PackedDataset(AddressedDataset, Protocol):
     """A dataset whose samples have a smaller form to travel in, which `to_device` unpacks."""
 
-    def packed(self, address: Address) -> Sample:
-        """Load the sample at (epoch, index) in that form."""
+    def packed(self, address: Address, place: Place) -> Sample:
+        """Load the sample at (epoch, index) in that form, its largest arrays in `place`."""
         ...
 
 
-class _Addressed(TorchDataset[Sample | _Failure]):
-    """Adds its address to each sample, and turns an error into a value that names the sample."""
+class _Addressed(TorchDataset[Sample]):
+    """Loads whole batches, adds their addresses, and turns an error into a value that names the sample."""
 
     def __init__(self, dataset: AddressedDataset) -> None:
-        self.load = dataset.packed if isinstance(dataset, PackedDataset) else dataset.__getitem__
+        self.dataset = dataset
 
-    def __getitem__(self, address: Address) -> Sample | _Failure:
+    def __getitems__(self, addresses: Sequence[Address]) -> Batch | _Failure:
+        """Load the samples and put them together."""
+        blocks = BatchBlocks(len(addresses))
+        samples: list[Sample] = []
+        for index, address in enumerate(addresses):
+            try:
+                samples.append({**self._load(address, blocks.place(index)), "address": address})
+            except Exception as error:
+                place = "validation" if address[0] == EVALUATION_EPOCH else f"epoch {address[0]}"
+                message = f"Sample {address[1]} ({place}) cannot be loaded: {type(error).__name__}: {error}"
+                return _Failure(message, traceback.format_exc())
         try:
-            return {**self.load(address), "address": address}
-        except Exception as error:
-            place = "validation" if address[0] == EVALUATION_EPOCH else f"epoch {address[0]}"
-            message = f"Sample {address[1]} ({place}) cannot be loaded: {type(error).__name__}: {error}"
-            return _Failure(message, traceback.format_exc())
+            return collate(samples, blocks)
+        except TrainingError as error:
+            return _Failure(f"{error} Samples (epoch, index): {list(addresses)}.", traceback.format_exc())
+
+    def _load(self, address: Address, place: Place) -> Sample:
+        if isinstance(self.dataset, PackedDataset):
+            return self.dataset.packed(address, place)
+        return self.dataset[address]
 
 
-def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, _Failure):
-            return sample
-        good.append(sample)
-    try:
-        return collate(good)
-    except TrainingError as error:
-        addresses = [sample["address"] for sample in good]
-        return _Failure(f"{error} Samples (epoch, index): {addresses}.", traceback.format_exc())
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def end_with_parent(_worker: int = 0) -> None:
@@ -275,7 +286,7 @@ class Batches:
             _Addressed(dataset),
             batch_sampler=addresses,
             num_workers=workers,
-            collate_fn=_collate_or_fail,
+            collate_fn=_as_it_is,
             pin_memory=pin_memory,
             worker_init_fn=end_with_parent,
             multiprocessing_context=_worker_context() if workers else None,

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from bmmae.arrays import Array, Bool, Float, Shaped, Tensor
-from bmmae.data.preprocess import Part, PreparedStudy, Window, overlap, place_window
+from bmmae.data.blocks import Place, anywhere
+from bmmae.data.preprocess import Part, PreparedStudy, Slices, Window, overlap, place_window
 from bmmae.patches import Triple, patch_grid
 
 BRAIN = 1
@@ -61,7 +62,13 @@ class PackedStudy:
         return place_window(self.names, part, here, size)
 
     def sample(
-        self, start: Triple, size: Triple, modalities: Sequence[str], *, labelled: bool = True
+        self,
+        start: Triple,
+        size: Triple,
+        modalities: Sequence[str],
+        *,
+        labelled: bool = True,
+        place: Place = anywhere,
     ) -> dict[str, Array]:
         """Cut a window out as a packed sample: each array is copied once, in the type it is stored in.
 
@@ -70,29 +77,34 @@ class PackedStudy:
             size: Voxels of the window.
             modalities: The slots of the sample's axis M.
             labelled: Whether the label is wanted, if there is one.
+            place: Where the images and flags go.
 
         Returns:
             `images` Float16[M, h, w, d], `flags` Int[h, w, d], `available` Bool[M] and, where the study has one,
             `label` Int16[h, w, d].
         """
         there, here = overlap(start, size, self.shape)
-        whole = all(span.start == 0 and span.stop == wanted for span, wanted in zip(here, size, strict=True))
-        new = np.empty if whole else np.zeros
         slots = [modalities.index(name) for name in self.names]
-        images = (new if len(slots) == len(modalities) else np.zeros)((len(modalities), *size), np.float16)
-        for slot, image in zip(slots, self.images, strict=True):
-            images[(slot, *here)] = image[there]
         available = np.zeros(len(modalities), bool)
         available[slots] = True
-        flags = new(size, flag_type(len(modalities)))
-        if not whole:
-            flags[...] = _bits(available)
-        flags[here] = _moved_bits(self.flags[there], slots)
+        images = place("images", (len(modalities), *size), np.float16)
+        images[~available] = 0
+        for slot, image in zip(slots, self.images, strict=True):
+            _lay(image[there], images[slot], here, 0)
+        flags = place("flags", size, flag_type(len(modalities)))
+        _lay(_moved_bits(self.flags[there], slots), flags, here, _bits(available))
         sample = {"images": images, "flags": flags, "available": available}
         if labelled and self.label is not None:
-            sample["label"] = new(size, np.int16)
-            sample["label"][here] = self.label[there]
+            sample["label"] = np.empty(size, np.int16)
+            _lay(self.label[there], sample["label"], here, 0)
         return sample
+
+
+def _lay(part: Array, out: Array, here: Slices, background: int) -> None:
+    """Fill an array: a part of it is given, the rest is background."""
+    if part.shape != out.shape:
+        out[...] = background
+    out[here] = part
 
 
 def pack_study(prepared: PreparedStudy) -> PackedStudy:
@@ -133,9 +145,9 @@ def pack_sample(sample: Mapping[str, Array]) -> dict[str, Array]:
 
 def unpack_arrays(sample: Mapping[str, Array]) -> dict[str, Array]:
     """Turn a packed sample into `images` Float32[M, H, W, D], `valid` Bool[M, H, W, D] and `brain` Bool[H, W, D]."""
+    tensors = unpack({key: torch.from_numpy(sample[key]) for key in ("images", "flags")})
     rest = {key: value for key, value in sample.items() if key not in {"images", "flags"}}
-    images, flags = sample["images"].astype(np.float32), sample["flags"]
-    return {**rest, "images": images, "valid": scanned(flags, len(images)), "brain": flags & BRAIN != 0}
+    return {**rest, **{key: tensor.numpy() for key, tensor in tensors.items()}}
 
 
 def unpack(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,10 +161,25 @@ def unpack(batch: Mapping[str, Any]) -> dict[str, Any]:
         return dict(batch)
     rest = {key: value for key, value in batch.items() if key != "flags"}
     flags: Tensor = batch["flags"]
-    images: Float[Tensor, "*batch M H W D"] = batch["images"].float()
-    bits = torch.tensor([2 << index for index in range(images.shape[-4])], dtype=flags.dtype, device=flags.device)
-    valid = flags.unsqueeze(-4) & bits[:, None, None, None] != 0
-    return {**rest, "images": images, "valid": valid, "brain": flags & BRAIN != 0}
+    shifts = torch.arange(1, 1 + batch["images"].shape[-4], dtype=flags.dtype, device=flags.device)
+    return {
+        **rest,
+        "images": _as_float(batch["images"]),
+        "valid": _lowest_bit(flags.unsqueeze(-4) >> shifts[:, None, None, None]),
+        "brain": _lowest_bit(flags),
+    }
+
+
+def _lowest_bit(flags: Shaped[Tensor, "*axes"]) -> Bool[Tensor, "*axes"]:
+    """Return it as a boolean. A byte that is 0 or 1 is one already; to compare with 0 costs five times as much."""
+    return (flags & 1).to(torch.uint8).view(torch.bool)
+
+
+def _as_float(images: Shaped[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Cast to float32. On a CPU into memory of numpy's, which asks for large pages: faults of small ones cost most."""
+    if images.device.type != "cpu" or images.dtype == torch.float32:
+        return images.float()
+    return torch.from_numpy(np.empty(images.shape, np.float32)).copy_(images)
 
 
 def packed_tokens(flags: Shaped[Array, "H W D"], modalities: int, patch: Triple, *, tissue_only: bool) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bmmae.data.check import CheckReport, Finding, check_cohort, check_study, format_table
-from bmmae.data.cohort import Cohort, Study
+from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.index import index_folder
 from bmmae.data.labels import BRATS2017
 
@@ -189,3 +189,14 @@ def test_all_other_real_studies_pass(real: Path) -> None:
     report = check_cohort(cohort, progress=False)
     assert {finding.study for finding in report.findings} == {"TCGA-FG-6692", "Brats18_2013_20_1"}
     assert {finding.study for finding in report.findings if finding.severity == "error"} == {"TCGA-FG-6692"}
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_row_without_an_image_is_a_line_of_the_report(tmp_path: Path, others: int) -> None:
+    save(tmp_path / "t1.nii.gz", brain())
+    rows = ["subject,t1,t2", *(f"p{number},t1.nii.gz," for number in range(others)), "empty,,"]
+    (tmp_path / "cohort.csv").write_text("\n".join(rows))
+    report = check_cohort(read_cohort(tmp_path / "cohort.csv", set_bare_apart=True), progress=False)
+    assert codes(list(report.findings)) == [("error", "bare")]
+    assert "fill in a path" in format_table(report)
+    assert (report.failed, report.studies) == (True, others + 1)

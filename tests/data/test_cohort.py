@@ -183,3 +183,9 @@ def test_the_hash_sees_content_and_neither_names_nor_order(tmp_path: Path) -> No
     renamed = Cohort((Study("x", {"t1": files[3]}), Study("y", {"t2": files[2], "t1": files[1]})))
     swapped = Cohort((Study("a", {"t2": files[1], "t1": files[2]}), Study("b", {"t1": files[3]})))
     assert cohort.content_hash() == renamed.content_hash() != swapped.content_hash()
+
+
+def test_rows_without_an_image_are_set_apart_where_that_is_asked_for(tmp_path: Path) -> None:
+    cohort = read_cohort(table(tmp_path, "subject,t1\n1,\n2,b.nii\n"), set_bare_apart=True)
+    assert [study.subject for study in cohort] == ["2"]
+    assert [study.subject for study in cohort.bare] == ["1"]
