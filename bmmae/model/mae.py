@@ -18,7 +18,7 @@ from bmmae.model.encoder import Encoder, initialise
 from bmmae.model.pretrained import PretrainedModel
 from bmmae.model.synthesis import VoxelMixing
 from bmmae.model.tokens import TokenIndex
-from bmmae.patches import Triple, any_in_patch, patch_grid, unpatchify
+from bmmae.patches import Triple, any_in_patch, as_triple, patch_grid, unpatchify
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Prediction:
         values: Float[T, P], z-scored intensities.
         targets: Which token each row is.
         padding_share: Share of the encoder's sequences that was padding.
+        log_variance: Float[T, P], the logarithm of the variance around `values`, of models that predict one.
     """
 
     values: Float[Tensor, "T P"]
     targets: TokenIndex
     padding_share: float
+    log_variance: Float[Tensor, "T P"] | None = None
 
 
 class MAE(PretrainedModel):
@@ -154,11 +156,21 @@ class MAE(PretrainedModel):
         targets: Bool[Tensor, "B M L"],
     ) -> Float[Tensor, "B M H W D"]:
         """Return volumes that hold the predicted target patches, and zero elsewhere."""
-        prediction = self(volumes, visible, targets)
-        patches = prediction.values.new_zeros(*targets.shape, prediction.values.shape[-1])
-        patches[targets] = prediction.values
-        grid: Triple = patch_grid(volumes.shape[-3:], self.config.patch)
-        return unpatchify(patches, grid, self.config.patch)
+        return self.place(self(volumes, visible, targets).values, targets, as_triple(volumes.shape[-3:]))
+
+    def place(
+        self, values: Float[Tensor, "T P"], targets: Bool[Tensor, "B M L"], size: Triple
+    ) -> Float[Tensor, "B M H W D"]:
+        """Return volumes that hold the patches given, and zero elsewhere.
+
+        Args:
+            values: One row a patch that is flagged in `targets`.
+            targets: Where they go.
+            size: Voxels of the volumes.
+        """
+        patches = values.new_zeros(*targets.shape, values.shape[-1])
+        patches[targets] = values
+        return unpatchify(patches, patch_grid(size, self.config.patch), self.config.patch)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that are embeddings and tokens rather than weights."""
