@@ -29,6 +29,28 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Population:
+    """What the training images look like: how unlike ones are known, and whose intensities results can take.
+
+    Attributes:
+        studies: How many studies the figures below come from, evenly spread over the training studies.
+        levels: Shares of the brain's voxels, ascending.
+        quantiles: By modality, the z-scores below which these shares lie: means over the studies.
+        distances: By modality, how far the most unusual study's own quantiles are from these: the mean absolute
+            difference, in deviations.
+        brain_ml: The smallest and the largest brain, millilitres.
+        subsets: How many of all training studies have each subset (`"t1+flair"`).
+    """
+
+    studies: int = 0
+    levels: tuple[float, ...] = ()
+    quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    distances: Mapping[str, float] = field(default_factory=dict)
+    brain_ml: tuple[float, float] = (0.0, 0.0)
+    subsets: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What a model was trained on and how.
 
@@ -44,6 +66,7 @@ class Provenance:
         limits: What the model should not be used for, one sentence each.
         parent: The weights that training started from.
         parent_hashes: SHA-256 of the images that these weights, and those before them, were trained on.
+        population: What the training images look like, if that was recorded.
         extra: Whatever else a task wants to record.
     """
 
@@ -58,6 +81,7 @@ class Provenance:
     limits: tuple[str, ...] = ()
     parent: str | None = None
     parent_hashes: tuple[str, ...] = ()
+    population: Population | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

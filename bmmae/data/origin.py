@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
+from bmmae.data.population import describe_population
 from bmmae.data.reading import content_hash
 from bmmae.modalities import in_table_order
 from bmmae.provenance import Provenance
@@ -37,7 +38,8 @@ def training_provenance(
         cohort: The table the studies come from.
         train: The studies trained on.
         parent: The weights that training starts from.
-        cache: Where hashes may be known already, so that the images need not be read again.
+        cache: Where hashes may be known already, so that the images need not be read again. Without one, what the
+            images look like is not recorded: that needs them preprocessed.
         inherited: What is known of these weights' own training.
 
     Raises:
@@ -56,6 +58,7 @@ def training_provenance(
         limits=LIMITS,
         parent=parent,
         parent_hashes=inherited.seen if inherited else (),
+        population=describe_population(train, cache) if cache else None,
     )
 
 

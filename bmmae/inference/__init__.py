@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bmmae.inference.likeness import UnlikeTrainingWarning
 from bmmae.inference.reconstruction import reconstruct, reconstruct_prepared, reconstruct_to_folder
 from bmmae.inference.segmentation import segment, segment_prepared
-from bmmae.inference.study import LoadedStudy, UnlikeTrainingWarning, load_study
+from bmmae.inference.study import LoadedStudy, load_study
 from bmmae.inference.windows import over_windows, to_native
 from bmmae.inference.writing import save_image
 

@@ -6,17 +6,19 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from bmmae.checkpoint import preprocessing_of
+import numpy as np
+
+from bmmae.arrays import Array, Bool
+from bmmae.checkpoint import preprocessing_of, provenance_of
+from bmmae.data.location import File, locate
 from bmmae.data.preprocess import PreparedStudy, check_same_grid, prepare_images, read_on_grid
-from bmmae.data.reading import Image, read_image
+from bmmae.data.reading import Image, content_hash, read_image
 from bmmae.errors import ModalityError
+from bmmae.inference.likeness import UnlikeTrainingWarning, unlike_training
 from bmmae.modalities import canonical
 from bmmae.model.pretrained import PretrainedModel
-
-
-class UnlikeTrainingWarning(UserWarning):
-    """The images differ from those the model was trained on; the result deserves more doubt than usual."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,62 @@ class LoadedStudy:
     Attributes:
         images: By canonical modality, in table order, on their own grid.
         prepared: The same on the model's grid.
+        remarks: How the study differs from those the model was trained on, one sentence each.
     """
 
     images: Mapping[str, Image]
     prepared: PreparedStudy
+    remarks: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Image:
         """The image whose grid and header results take over."""
         return next(iter(self.images.values()))
+
+    @property
+    def brain(self) -> Bool[np.ndarray, "X Y Z"]:
+        """The brain on the images' own grid."""
+        return np.asarray(self.prepared.geometry.from_canonical(cast(Array, self.prepared.native_brain)))
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """What a study is read from.
+
+    Attributes:
+        images: By canonical modality.
+        masks: Brain masks by modality; those without one share the others'.
+    """
+
+    images: Mapping[str, File]
+    masks: Mapping[str, File]
+
+    def content(self) -> dict[str, str]:
+        """Return the hash of every file's voxels, by role.
+
+        Raises:
+            ImageError: If a file is broken.
+        """
+        masks = {f"brain_mask_{name}": path for name, path in self.masks.items()}
+        return {role: content_hash(path) for role, path in {**self.images, **masks}.items()}
+
+
+def name_files(
+    model: PretrainedModel, images: Mapping[str, str | Path], brain_mask: str | Path | None = None
+) -> StudyFiles:
+    """Return a study's files under the model's names, in its order.
+
+    Raises:
+        ModalityError: If none is given, one is unknown to the model, or one is given twice.
+    """
+    known = model.model_config.modalities
+    if not images:
+        raise ModalityError(f"no image given: expected at least one of {', '.join(known)}")
+    named = {canonical(name, known): locate(path) for name, path in images.items()}
+    if len(named) < len(images):
+        raise ModalityError(f"a modality is given twice under two names: {', '.join(images)}")
+    masks = {} if brain_mask is None else dict.fromkeys(named, locate(brain_mask))
+    return StudyFiles({name: named[name] for name in known if name in named}, masks)
 
 
 def load_study(
@@ -51,23 +100,28 @@ def load_study(
         ModalityError: If none is given, one is unknown to the model, or one is given twice.
         ImageError: If a file is broken.
         GeometryError: If the images are on different grids.
+
+    Warns:
+        UnlikeTrainingWarning: For each way in which the images differ from those of the training.
     """
-    known = model.model_config.modalities
-    if not images:
-        raise ModalityError(f"no image given: expected at least one of {', '.join(known)}")
-    named = {canonical(name, known): path for name, path in images.items()}
-    if len(named) < len(images):
-        raise ModalityError(f"a modality is given twice under two names: {', '.join(images)}")
-    names = tuple(name for name in known if name in named)
-    read = read_all({name: Path(named[name]) for name in names})
+    return load_files(model, name_files(model, images, brain_mask))
+
+
+def load_files(model: PretrainedModel, files: StudyFiles) -> LoadedStudy:
+    """Read and preprocess a study from its named files; raises and warns as `load_study`."""
+    names = tuple(files.images)
+    read = read_all(files.images)
     check_same_grid(list(read.values()))
-    mask = None if brain_mask is None else read_on_grid(Path(brain_mask), read[names[0]], "the brain mask ")
-    prepared = prepare_images(names, list(read.values()), preprocessing_of(model), masks=[mask] * len(names))
-    _warn_if_unlike(prepared)
-    return LoadedStudy(read, prepared)
+    first = read[names[0]]
+    masks = [read_on_grid(files.masks[n], first, "the brain mask ") if n in files.masks else None for n in names]
+    prepared = prepare_images(names, list(read.values()), preprocessing_of(model), masks=masks)
+    remarks = unlike_training(prepared, provenance_of(model).population)
+    for remark in remarks:
+        warnings.warn(remark, UnlikeTrainingWarning, stacklevel=3)
+    return LoadedStudy(read, prepared, remarks)
 
 
-def read_all(paths: Mapping[str, Path]) -> dict[str, Image]:
+def read_all(paths: Mapping[str, File]) -> dict[str, Image]:
     """Read images by modality."""
     return {name: read_image(path) for name, path in paths.items()}
 
@@ -75,21 +129,3 @@ def read_all(paths: Mapping[str, Path]) -> dict[str, Image]:
 def caveat(study: LoadedStudy) -> str:
     """Return what a header has to add about the input."""
     return "; input not skull-stripped" if study.prepared.brain_source == "foreground" else ""
-
-
-def _warn_if_unlike(prepared: PreparedStudy) -> None:
-    if prepared.brain_source == "foreground":
-        warnings.warn(
-            "the images are not skull-stripped: the whole head was used as the brain. Results are less reliable; "
-            "strip the skull first, or give a brain mask",
-            UnlikeTrainingWarning,
-            stacklevel=3,
-        )
-    thickest = max(prepared.geometry.canonical_spacing)
-    if thickest > 2 * max(prepared.geometry.spacing):
-        warnings.warn(
-            f"the images' coarsest spacing is {thickest:.1f} mm, more than twice the model's "
-            f"{max(prepared.geometry.spacing):.1f} mm: detail is invented between slices",
-            UnlikeTrainingWarning,
-            stacklevel=3,
-        )
