@@ -9,13 +9,17 @@ so that a caller can leave it out and count it; no other value ever stands for "
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import TypeAlias
 
 import numpy as np
 
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.metrics.calibration import brier_score, calibration_outcome, expected_calibration_error
+
+Figure: TypeAlias = Callable[[Array, Array], float]
+"""A number from predictions and truth, one row a patient each."""
 
 
 def auc(score: Float[Array, " N"], positive: Bool[Array, " N"]) -> float:
@@ -45,22 +49,15 @@ def average_precision(score: Float[Array, " N"], positive: Bool[Array, " N"]) ->
     return float((np.diff(found, prepend=0) * precision).sum() / positives)
 
 
-def class_aucs(probabilities: Float[Array, "N C"], label: Int[Array, " N"]) -> tuple[float, ...]:
-    """Return each class's AUC against all others; NaN for a class that nobody or everybody has."""
-    return tuple(auc(probabilities[:, index], label == index) for index in range(probabilities.shape[1]))
-
-
-def pair_aucs(probabilities: Float[Array, "N C"], label: Int[Array, " N"]) -> dict[tuple[int, int], float]:
-    """Return the AUC of each pair of classes among the patients of the two: Hand and Till's, both directions' mean.
+def pair_auc(probabilities: Float[Array, "N C"], label: Int[Array, " N"], pair: tuple[int, int]) -> float:
+    """Return the AUC of two classes among the patients of the two: Hand and Till's, the mean of both directions.
 
     Source: Hand and Till, Machine Learning 45 (2001), section 2. NaN where one of the two has nobody.
     """
-    found = {}
-    for one, two in combinations(range(probabilities.shape[1]), 2):
-        inside = (label == one) | (label == two)
-        scores, truth = probabilities[inside], label[inside]
-        found[one, two] = (auc(scores[:, one], truth == one) + auc(scores[:, two], truth == two)) / 2
-    return found
+    one, two = pair
+    inside = (label == one) | (label == two)
+    scores, truth = probabilities[inside], label[inside]
+    return (auc(scores[:, one], truth == one) + auc(scores[:, two], truth == two)) / 2
 
 
 def confusion_matrix(predicted: Int[Array, " N"], label: Int[Array, " N"], classes: int) -> Int[Array, "C C"]:
@@ -113,9 +110,7 @@ def top_k(probabilities: Float[Array, "N C"], label: Int[Array, " N"], k: int) -
     return _share(float(((probabilities >= own).sum(axis=1) <= k).sum()), float(len(label)))
 
 
-def classification_metrics(
-    probabilities: Float[Array, "N C"], label: Int[Array, " N"], classes: Sequence[str]
-) -> dict[str, float]:
+def classification_figures(classes: Sequence[str]) -> dict[str, Figure]:
     """Return every figure of this module and of `calibration` by name; the class given is the (first) likeliest.
 
     With two classes, `auc`, `average_precision`, `precision`, `sensitivity` and `specificity` are those of class 1;
@@ -123,33 +118,61 @@ def classification_metrics(
     or average precision over classes one of which nobody has would be another quantity: it is NaN.
 
     Args:
+        classes: Names of the classes, in the order of their numbers.
+
+    Returns:
+        Functions of probabilities Float[N, C] and labels Int[N].
+    """
+    count = len(classes)
+    kept = range(1, 2) if count == 2 else range(count)
+
+    def of_matrix(figure: Callable[[Array], float]) -> Figure:
+        return lambda given, label: figure(confusion_matrix(given.argmax(axis=1), label, count))
+
+    def over_classes(figure: Figure) -> Figure:
+        return lambda given, label: float(np.mean([figure(given[:, index], label == index) for index in kept]))
+
+    found: dict[str, Figure] = {
+        "auc": over_classes(auc),
+        "average_precision": over_classes(average_precision),
+        "accuracy": of_matrix(accuracy),
+        "balanced_accuracy": of_matrix(balanced_accuracy),
+        "macro_f1": of_matrix(macro_f1),
+        "precision": of_matrix(lambda matrix: defined_mean(precisions(matrix)[kept])),
+        "sensitivity": of_matrix(lambda matrix: defined_mean(sensitivities(matrix)[kept])),
+        "specificity": of_matrix(lambda matrix: defined_mean(specificities(matrix)[kept])),
+        "ece": lambda given, label: expected_calibration_error(*calibration_outcome(given, label)),
+        "brier": brier_score,
+    }
+    return found if count == 2 else found | _figures_of_many(classes)
+
+
+def _figures_of_many(classes: Sequence[str]) -> dict[str, Figure]:
+    def of_class(index: int) -> Figure:
+        return lambda given, label: auc(given[:, index], label == index)
+
+    def of_pair(pair: tuple[int, int]) -> Figure:
+        return lambda given, label: pair_auc(given, label, pair)
+
+    pairs = combinations(range(len(classes)), 2)
+    return {
+        "top_2": lambda given, label: top_k(given, label, 2),
+        **{f"auc_{name}": of_class(index) for index, name in enumerate(classes)},
+        **{f"auc_{classes[one]}_{classes[two]}": of_pair((one, two)) for one, two in pairs},
+    }
+
+
+def classification_metrics(
+    probabilities: Float[Array, "N C"], label: Int[Array, " N"], classes: Sequence[str]
+) -> dict[str, float]:
+    """Return the values of all `classification_figures`.
+
+    Args:
         probabilities: Of each class; rows sum to 1.
         label: Number of the true class.
         classes: Names of the classes.
     """
-    count = len(classes)
-    matrix = confusion_matrix(probabilities.argmax(axis=1), label, count)
-    each = class_aucs(probabilities, label)
-    areas = [average_precision(probabilities[:, index], label == index) for index in range(count)]
-    kept = slice(1, 2) if count == 2 else slice(None)
-    found = {
-        "auc": float(np.mean(each[kept])),
-        "average_precision": float(np.mean(areas[kept])),
-        "accuracy": accuracy(matrix),
-        "balanced_accuracy": balanced_accuracy(matrix),
-        "macro_f1": macro_f1(matrix),
-        "precision": defined_mean(precisions(matrix)[kept]),
-        "sensitivity": defined_mean(sensitivities(matrix)[kept]),
-        "specificity": defined_mean(specificities(matrix)[kept]),
-        "ece": expected_calibration_error(*calibration_outcome(probabilities, label)),
-        "brier": brier_score(probabilities, label),
-    }
-    if count > 2:
-        found["top_2"] = top_k(probabilities, label, 2)
-        found |= {f"auc_{name}": value for name, value in zip(classes, each, strict=True)}
-        pairs = pair_aucs(probabilities, label)
-        found |= {f"auc_{classes[one]}_{classes[two]}": value for (one, two), value in pairs.items()}
-    return found
+    return {name: figure(probabilities, label) for name, figure in classification_figures(classes).items()}
 
 
 def defined_mean(values: Float[Array, " C"]) -> float:
@@ -163,4 +186,4 @@ def _share(part: float, whole: float) -> float:
 
 
 def _shares(parts: Array, wholes: Array) -> Float[Array, " C"]:
-    return np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
+    return np.asarray(np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0))

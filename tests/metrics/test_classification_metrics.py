@@ -1,6 +1,7 @@
 """Classification and calibration metrics: hand-computed cases, scikit-learn's values, and what is not defined."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,11 +12,10 @@ from bmmae.arrays import Array
 from bmmae.metrics import (
     auc,
     average_precision,
-    class_aucs,
     classification_metrics,
     confusion_matrix,
     expected_calibration_error,
-    pair_aucs,
+    pair_auc,
     reliability,
     top_k,
 )
@@ -89,7 +89,7 @@ def test_four_classes_equal_scikit_learn(seed: int) -> None:
         "auc_skin": reference.roc_auc_score(label == 2, probabilities[:, 2]),
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
-    pairs = pair_aucs(probabilities, label)
+    pairs = {pair: pair_auc(probabilities, label, pair) for pair in combinations(range(4), 2)}
     assert np.mean(list(pairs.values())) == pytest.approx(
         reference.roc_auc_score(label, probabilities, multi_class="ovo")
     )
@@ -117,9 +117,11 @@ def test_one_class_alone_is_not_defined_and_never_a_score() -> None:
 def test_a_class_that_nobody_has_leaves_the_mean_auc_undefined() -> None:
     probabilities, label = drawn(3, 0)
     known = label < 2
-    each = class_aucs(probabilities[known], label[known])
-    assert [math.isnan(value) for value in each] == [False, False, True]
-    assert math.isnan(classification_metrics(probabilities[known], label[known], NAMES[:3])["auc"])
+    found = classification_metrics(probabilities[known], label[known], NAMES[:3])
+    assert [math.isnan(found[f"auc_{name}"]) for name in NAMES[:3]] == [False, False, True]
+    assert math.isnan(found["auc"])
+    assert math.isnan(found["auc_breast_skin"])
+    assert not math.isnan(found["auc_lung_breast"])
 
 
 def test_nobody_gives_nothing() -> None:

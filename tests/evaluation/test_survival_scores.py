@@ -1,0 +1,99 @@
+"""Survival from a table of predictions: never across folds, whose risks have scales of their own."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prediction_tables import SUBSETS, classes, survival
+
+from bmmae.errors import CohortError
+from bmmae.evaluation.predictions import read_predictions, write_predictions
+from bmmae.evaluation.survival import censoring_of, compare_survival, evaluate_survival, risk_groups
+from bmmae.metrics import censoring_curve, harrell_c, log_rank
+
+GAINS = {"image": 4.0, "clinical": 0.1}
+
+
+def test_concordance_is_computed_within_folds_whatever_their_scales() -> None:
+    table = survival(GAINS)
+    scores = evaluate_survival(table, draws=30)
+    rows = [i for i, k in enumerate(table.keys) if (k.model, k.subset) == ("image", "t1ce")]
+    folds = np.array([table.keys[row].fold for row in rows])
+    each = [
+        harrell_c(table.risk[chosen], table.time[chosen], table.event[chosen])
+        for chosen in (np.array(rows)[folds == fold] for fold in range(3))
+    ]
+    found = next(s for s in scores if (s.model, s.subset, s.metric, s.fold) == ("image", "t1ce", "harrell_c", None))
+    assert found.value.value == pytest.approx(np.mean(each))
+    assert found.value.low is not None
+    assert found.value.low < found.value.value
+    pooled = harrell_c(table.risk[rows], table.time[rows], table.event[rows])
+    assert pooled < found.value.value - 0.05  # what pooling folds of different scales would have reported
+
+
+def test_all_figures_are_there() -> None:
+    scores = evaluate_survival(survival(GAINS), draws=0)
+    names = {s.metric for s in scores}
+    assert {"harrell_c", "uno_c", "auc_over_time", "integrated_brier"} <= names
+    assert sum(name.startswith("auc_at_") for name in names) == 3
+
+
+def test_censoring_is_estimated_on_the_patients_of_other_folds() -> None:
+    table = survival({"image": 1.0})
+    others = [i for i, k in enumerate(table.keys) if k.fold != 1 and k.subset == SUBSETS[0]]
+    expected = censoring_curve(table.time[others], table.event[others])
+    at = np.array([5.0, 15.0, 30.0])
+    assert censoring_of(table, 1).at(at) == pytest.approx(expected.at(at))
+
+
+def test_risk_groups_are_cut_at_the_training_median_where_it_is_known() -> None:
+    table = survival({"image": 2.0})
+    found = risk_groups(table)
+    assert {(g.subset, g.fold) for g in found} == {(subset, fold) for subset in SUBSETS for fold in range(3)}
+    first = found[0]
+    assert not first.from_training
+    assert first.high.sum() == 10
+    assert first.p == pytest.approx(log_rank(first.time, first.event, first.high.astype(int)))
+    late = np.array([30.0])
+    assert first.curve(high=True).at(late) < first.curve(high=False).at(late)
+    cut = risk_groups(replace(table, risk_cut=np.full(len(table.keys), 0.5)))[0]
+    assert cut.from_training
+    assert (
+        cut.high == (table.risk[: len(table.keys)][[k.fold == 0 and k.subset == SUBSETS[0] for k in table.keys]] >= 0.5)
+    ).all()
+
+
+def test_the_better_risk_wins() -> None:
+    for metric in ("harrell_c", "uno_c"):
+        found = compare_survival(survival(GAINS), "clinical", metric=metric, draws=100)
+        assert {(model, subset) for model, subset, _ in found} == {("image", subset) for subset in SUBSETS}
+        assert all(test.difference > 0 for _, _, test in found)
+        assert all(test.p < 0.05 for _, _, test in found if test.method == "paired bootstrap")
+
+
+def test_without_deaths_evaluation_is_refused() -> None:
+    table = survival(GAINS)
+    with pytest.raises(CohortError, match="died"):
+        evaluate_survival(replace(table, event=np.zeros(len(table.keys), bool)))
+
+
+def test_one_table_holds_both_kinds(tmp_path: Path) -> None:
+    risks, labels = survival(GAINS), classes(GAINS)
+    risks = replace(risks, time=np.where(np.arange(len(risks.time)) == 2, math.nan, risks.time))
+    one, two = read_predictions(write_predictions(tmp_path / "both.csv", labels, risks))
+    assert one is not None
+    assert two is not None
+    assert one.keys == two.keys == labels.keys
+    for name in ("risk", "curve", "at", "risk_cut", "time"):
+        assert np.array_equal(getattr(two, name), getattr(risks, name), equal_nan=True)
+    assert (two.event == risks.event)[~np.isnan(risks.time)].all()
+    assert len(two.known.keys) == len(risks.keys) - 1
+
+
+@pytest.mark.parametrize(("curve", "message"), [([[0.2, 0.9]], "hazards"), ([[1.2, 0.9]], "hazards")])
+def test_what_is_no_survival_curve_is_refused(curve: list[list[float]], message: str) -> None:
+    table = survival(GAINS).take(np.array([0]))
+    with pytest.raises(CohortError, match=message):
+        replace(table, curve=np.array(curve), at=np.array([6.0, 12.0]))
