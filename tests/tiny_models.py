@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -39,11 +39,11 @@ def tiny_mae(size: Triple = (16, 16, 16), patch: Triple = (8, 8, 8), **decoder: 
     return model.eval()
 
 
-def tiny_segmentation(size: Triple = (16, 16, 16), coding: Literal["brats2017"] = "brats2017") -> SegmentationModel:
-    """Three regions from 24 values a token."""
+def tiny_segmentation(size: Triple = (16, 16, 16), **shape: Any) -> SegmentationModel:
+    """Three regions from 24 values a token; further arguments are the segmentation config's."""
     torch.manual_seed(0)
-    model = SegmentationModel(SegmentationConfig(tiny_config(size), coding=coding, width=4)).eval()
-    torch.nn.init.zeros_(model.head.bias)  # an untrained model finds nothing otherwise
+    model = SegmentationModel(SegmentationConfig(tiny_config(size), width=4, **shape)).eval()
+    torch.nn.init.zeros_(model.heads[0].bias)  # an untrained model finds nothing otherwise
     return model
 
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import flags, tiny_config, tiny_segmentation, volumes
 
 from bmmae.errors import ConfigError, ModalityError
-from bmmae.model.segmentation import SegmentationConfig
+from bmmae.model.convolution import Fusion
+from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"fusion": "mean_variance", "supervision": 2},
+    {"fusion": "attention", "decoder": "unetr", "supervision": 1},
+)
 SUBSETS = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0], [1, 0, 0, 1]]).bool()
 
 
-def test_the_order_of_the_modalities_changes_nothing() -> None:
-    model, data = tiny_segmentation(), volumes(2)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_the_order_of_the_modalities_changes_nothing(variant: dict[str, Any]) -> None:
+    model, data = tiny_segmentation(**variant), volumes(2)
     named = {name: data[:, [i]] for i, name in enumerate(("t1", "t2", "flair"))}
     expected = model.segment(named)
     assert expected.shape == (2, 3, 16, 16, 16)
@@ -23,20 +32,23 @@ def test_the_order_of_the_modalities_changes_nothing() -> None:
         assert torch.equal(model.segment({name: named[name] for name in order}), expected)
 
 
-def test_absent_differs_from_zero_filled() -> None:
-    model, data = tiny_segmentation(), volumes(1, 1)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_absent_differs_from_zero_filled(variant: dict[str, Any]) -> None:
+    model, data = tiny_segmentation(**variant), volumes(1, 1)
     alone = model.segment({"t1": data})
     assert not torch.allclose(alone, model.segment({"t1": data, "t2": torch.zeros_like(data)}), atol=1e-3)
 
 
-def test_absent_volumes_are_not_read() -> None:
-    model, images = tiny_segmentation(), volumes(3)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_absent_volumes_are_not_read(variant: dict[str, Any]) -> None:
+    model, images = tiny_segmentation(**variant), volumes(3)
     dirty = torch.where(SUBSETS[:, :, None, None, None], images, 1e6)
     assert torch.equal(model(images, SUBSETS), model(dirty, SUBSETS))
 
 
-def test_a_sample_gets_the_same_output_in_any_batch() -> None:
-    model, images = tiny_segmentation(), volumes(3)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_sample_gets_the_same_output_in_any_batch(variant: dict[str, Any]) -> None:
+    model, images = tiny_segmentation(**variant), volumes(3)
     tissue = flags(3, 1, 16, 16, 16, share=0.002)
     together = model(images, SUBSETS, tissue=tissue)
     for i in range(3):
@@ -44,16 +56,18 @@ def test_a_sample_gets_the_same_output_in_any_batch() -> None:
         torch.testing.assert_close(together[[i]], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_a_modality_scanned_nowhere_is_the_same_as_an_absent_one() -> None:
-    model, images = tiny_segmentation(), volumes(1)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_modality_scanned_nowhere_is_the_same_as_an_absent_one(variant: dict[str, Any]) -> None:
+    model, images = tiny_segmentation(**variant), volumes(1)
     valid = torch.ones_like(images, dtype=torch.bool)
     valid[:, 1] = False
     absent = model(images, torch.tensor([[True, False, True, True]]))
     torch.testing.assert_close(model(images, torch.ones(1, 4, dtype=torch.bool), valid=valid), absent)
 
 
-def test_parts_that_were_not_scanned_differ_from_zeros() -> None:
-    model, images = tiny_segmentation(), volumes(1)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_parts_that_were_not_scanned_differ_from_zeros(variant: dict[str, Any]) -> None:
+    model, images = tiny_segmentation(**variant), volumes(1)
     valid = torch.ones_like(images, dtype=torch.bool)
     valid[:, 1, :8] = False
     images = images * valid
@@ -61,16 +75,19 @@ def test_parts_that_were_not_scanned_differ_from_zeros() -> None:
     assert not torch.allclose(model(images, everything, valid=valid), model(images, everything), atol=1e-3)
 
 
-def test_every_parameter_gets_a_gradient_though_modalities_are_absent() -> None:
-    model = tiny_segmentation().train()
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_parameter_gets_a_gradient_though_modalities_are_absent(variant: dict[str, Any]) -> None:
+    model = tiny_segmentation(**variant).train()
     available = torch.tensor([[False, True, False, False]]).expand(2, -1)
-    model(volumes(2), available).square().sum().backward()
+    scales = model(volumes(2), available, every_scale=True)
+    sum(scale.square().sum() for scale in scales).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_a_window_without_tissue_runs() -> None:
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_window_without_tissue_runs(variant: dict[str, Any]) -> None:
     nothing = torch.zeros(3, 1, 16, 16, 16, dtype=torch.bool)
-    assert tiny_segmentation()(volumes(3), SUBSETS, tissue=nothing).isfinite().all()
+    assert tiny_segmentation(**variant)(volumes(3), SUBSETS, tissue=nothing).isfinite().all()
 
 
 def test_a_grid_that_is_not_cubic_runs() -> None:
@@ -99,3 +116,47 @@ def test_patches_that_cannot_be_halved_to_voxels_are_refused(patch: tuple[int, i
 def test_no_region_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one region"):
         SegmentationConfig(tiny_config(), regions=())
+
+
+@pytest.mark.parametrize("levels", [3, -1])
+def test_more_supervised_scales_than_there_are_is_refused(levels: int) -> None:
+    with pytest.raises(ConfigError, match="expected 0 to 2"):
+        SegmentationConfig(tiny_config(), supervision=levels)
+
+
+def test_each_supervised_scale_is_half_the_one_before() -> None:
+    model, everything = tiny_segmentation(supervision=2), torch.ones(1, 4, dtype=torch.bool)
+    scales = model(volumes(), everything, every_scale=True)
+    assert [tuple(scale.shape) for scale in scales] == [(1, 3, 16, 16, 16), (1, 3, 8, 8, 8), (1, 3, 4, 4, 4)]
+    assert torch.equal(scales[0], model(volumes(), everything))
+
+
+def test_the_unetr_decoder_reads_intermediate_layers() -> None:
+    deep = replace(tiny_config(), encoder=replace(tiny_config().encoder, depth=6))
+    model = SegmentationModel(SegmentationConfig(deep, width=4, decoder="unetr"))
+    assert model.skip_layers == {1: 2, 2: 4}
+    before = model(volumes(), torch.ones(1, 4, dtype=torch.bool))
+    torch.nn.init.zeros_(model.skips["1"].project[1].weight)
+    assert not torch.allclose(model(volumes(), torch.ones(1, 4, dtype=torch.bool)), before)
+
+
+def test_fusion_is_over_what_is_there() -> None:
+    features = volumes(3, 2, (2, 2, 2))
+    there = torch.ones(3, 1, 2, 2, 2, dtype=torch.bool)
+    there[1] = False
+    there[:, :, 0] = False
+    kept = features[[0, 2], :, 1]
+    mean_max, spread = (Fusion(kind, 2)(features, there) for kind in ("mean_max", "mean_variance"))
+    torch.testing.assert_close(mean_max[0, :, 1], torch.cat([kept.mean(0), kept.amax(0)]))
+    torch.testing.assert_close(spread[0, :, 1], torch.cat([kept.mean(0), kept.var(0, correction=0)]))
+    assert not mean_max[0, :, 0].any()
+    assert not spread[0, :, 0].any()
+
+
+def test_attention_starts_from_the_mean_and_leaves_it() -> None:
+    features = volumes(3, 2, (2, 2, 2))
+    fusion = Fusion("attention", 2)
+    torch.testing.assert_close(fusion(features, None), Fusion("mean_max", 2)(features, None))
+    assert fusion.score is not None
+    torch.nn.init.constant_(fusion.score.weight, 3.0)
+    assert not torch.allclose(fusion(features, None), Fusion("mean_max", 2)(features, None), atol=1e-2)

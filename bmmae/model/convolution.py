@@ -1,0 +1,139 @@
+"""Convolutional parts that take any subset of modalities: fusion over those that are there, and a stem for detail."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+
+from bmmae.arrays import Bool, Float, Tensor
+
+FusionKind = Literal["mean_max", "mean_variance", "attention"]
+SLOPE = 0.01
+"""Of the leaky rectifiers, below zero."""
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3x3 convolutions with group norm, residual.
+
+    Args:
+        inputs: Channels that come in.
+        outputs: Channels that go out.
+        stride: 2 halves the grid.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.second = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = (nn.GroupNorm(min(8, outputs), outputs) for _ in range(2))
+        plain = inputs == outputs and stride == 1
+        self.skip = nn.Identity() if plain else nn.Conv3d(inputs, outputs, 1, stride=stride, bias=False)
+        self.act = nn.LeakyReLU(SLOPE, inplace=True)
+
+    def forward(self, x: Float[Tensor, "B C H W D"]) -> Float[Tensor, "B C2 H2 W2 D2"]:
+        """Return the block's output."""
+        y = self.act(self.norm1(self.first(x)))
+        out: Tensor = self.act(self.norm2(self.second(y)) + self.skip(x))
+        return out
+
+
+class Fusion(nn.Module):
+    """Brings the features of any number of modalities into one, twice as wide; their order does not matter.
+
+    `mean_max`: mean and maximum over the modalities that are there at a place. `mean_variance`: mean and variance
+    (HeMIS, Havaei 2016). `attention`: a mean weighted by a learned score of each modality's features, and the maximum.
+    A place where no modality is there is zero.
+
+    Args:
+        kind: Which of these.
+        channels: Of one modality's features.
+    """
+
+    def __init__(self, kind: FusionKind, channels: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.score = nn.Conv3d(channels, 1, 1) if kind == "attention" else None
+        if self.score is not None:
+            nn.init.zeros_(self.score.weight)  # start from the plain mean
+
+    def forward(
+        self, features: Float[Tensor, "K C H W D"], there: Bool[Tensor, "K 1 H W D"] | None
+    ) -> Float[Tensor, "1 C2 H W D"]:
+        """Return the fused features of one sample; `there` says where each modality counts (None: everywhere)."""
+        if there is not None and bool(there.all()):
+            there = None
+        weights = self._weights(features, there)
+        mean = features.mean(0, keepdim=True) if weights is None else (features * weights).sum(0, keepdim=True)
+        if self.kind == "mean_variance":
+            square = (features - mean).square()
+            spread = square.mean(0, keepdim=True) if weights is None else (square * weights).sum(0, keepdim=True)
+            return torch.cat([mean, spread], dim=1)
+        if there is None:
+            return torch.cat([mean, features.amax(0, keepdim=True)], dim=1)
+        lowest = torch.finfo(features.dtype).min
+        highest = features.masked_fill(~there, lowest).amax(0, keepdim=True) * there.any(0, keepdim=True)
+        return torch.cat([mean, highest], dim=1)
+
+    def _weights(
+        self, features: Float[Tensor, "K C H W D"], there: Bool[Tensor, "K 1 H W D"] | None
+    ) -> Float[Tensor, "K 1 H W D"] | None:
+        """Weights that sum to one over the modalities at each place, to zero where there is none; None: all equal."""
+        if self.score is None:
+            if there is None:
+                return None
+            return there.to(features.dtype) / there.sum(0, keepdim=True).clamp(min=1).to(features.dtype)
+        scores = self.score(features)
+        if there is None:
+            return torch.softmax(scores, dim=0).to(features.dtype)
+        lowest = torch.finfo(scores.dtype).min
+        return (torch.softmax(scores.masked_fill(~there, lowest), dim=0) * there).to(features.dtype)
+
+
+class AnySubsetStem(nn.Module):
+    """Full-resolution features of any subset: one shared convolution a modality, fused over the available ones.
+
+    Every modality passes the same convolution, told apart by an embedding that scales and shifts its features.
+
+    Args:
+        modalities: How many modalities there are.
+        widths: Channels at each resolution, full resolution first; each step halves the grid.
+        fusion: How the modalities' features become one.
+    """
+
+    def __init__(self, modalities: int, widths: tuple[int, ...], fusion: FusionKind) -> None:
+        super().__init__()
+        self.entry = nn.Conv3d(1, widths[0], 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(modalities, widths[0]))
+        self.shift = nn.Parameter(torch.zeros(modalities, widths[0]))
+        nn.init.trunc_normal_(self.scale, mean=1.0, std=0.2)
+        self.fusion = Fusion(fusion, widths[0])
+        self.fuse = ConvBlock(2 * widths[0], widths[0])
+        self.down = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in pairwise(widths))
+
+    def forward(
+        self,
+        images: Float[Tensor, "B M H W D"],
+        available: Bool[Tensor, "B M"],
+        valid: Bool[Tensor, "B M H W D"] | None = None,
+    ) -> list[Float[Tensor, "B _ _ _ _"]]:
+        """Return fused features at each resolution, full resolution first.
+
+        Args:
+            images: Volumes; those of absent modalities are not read.
+            available: Which modalities each sample has; at least one.
+            valid: Where each modality was scanned; default: everywhere.
+        """
+        sample, modality = available.nonzero(as_tuple=True)
+        features = self.entry(images[sample, modality][:, None])
+        scale, shift = (p[modality, :, None, None, None].to(features.dtype) for p in (self.scale, self.shift))
+        features = nn.functional.leaky_relu(torch.addcmul(shift, features, scale), SLOPE, inplace=True)
+        counts = torch.bincount(sample, minlength=len(images)).tolist()
+        groups = torch.split(features, counts)
+        scanned = [None] * len(groups) if valid is None else torch.split(valid[sample, modality][:, None], counts)
+        fused = [self.fuse(torch.cat([self.fusion(*pair) for pair in zip(groups, scanned, strict=True)]))]
+        for block in self.down:
+            fused.append(block(fused[-1]))
+        return fused
