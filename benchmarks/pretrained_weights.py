@@ -1,0 +1,75 @@
+"""Pretrained weights for comparisons at equal compute: the library's recipe and the published one, at one size.
+
+Both have the encoder of the recipe `tiny`, the same studies, windows, batch, peak learning rate and computing
+seconds. What differs is what the recipes differ in: masking, decoder, tokens, augmentation, weight decay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from budgeted import Training, train
+from harness import ROOT
+from learning_data import WORK, Source
+
+from bmmae.baselines.budget import Budget
+from bmmae.config import PretrainConfig, parse
+from bmmae.data.cohort import Study
+from bmmae.data.dataset import StudyDataset, View
+from bmmae.model.mae import MAE
+from bmmae.tasks.reconstruction import ReconstructionTask
+
+Recipe = Literal["ours", "published"]
+
+
+def configuration(recipe: Recipe, window: tuple[int, int, int]) -> PretrainConfig:
+    """Return a recipe's configuration file, the published one brought to the size of `tiny`."""
+    tiny = _read("tiny")
+    if recipe == "ours":
+        return replace(tiny, model=replace(tiny.model, size=window))
+    published = _read("published")
+    small = tiny.model.decoder
+    decoder = replace(published.model.decoder, dim=small.dim, depth=small.depth, heads=small.heads)
+    model = replace(published.model, patch=tiny.model.patch, size=window, encoder=tiny.model.encoder, decoder=decoder)
+    optim = replace(published.optim, lr=tiny.optim.lr)
+    train = replace(published.train, batch_size=tiny.train.batch_size)
+    return replace(published, model=model, optim=optim, train=train)
+
+
+def _read(name: str) -> PretrainConfig:
+    return parse(PretrainConfig, ["--config", str(ROOT / "configs" / "pretrain" / f"{name}.yaml"), *_UNUSED])
+
+
+_UNUSED = ("--data.cohort", "none.csv")
+"""A configuration names a cohort; here the studies come from elsewhere."""
+
+
+def pretrain(
+    recipe: Recipe, source: Source, studies: Sequence[Study], budget: Budget, *, seed: int = 0
+) -> tuple[MAE, Training]:
+    """Pretrain on some studies alone; nobody else's images are seen."""
+    config = configuration(recipe, source.window)
+    torch.manual_seed(seed)
+    model = MAE(config.model)
+    dataset = StudyDataset(
+        studies, View.of(config.model), source.cache, seed=seed, masking=config.masking, augment=config.augment
+    )
+    task = ReconstructionTask(config.model)
+    batch_size = min(config.train.batch_size, len(dataset))
+    done = train(model, task, dataset, budget, optim=config.optim, batch_size=batch_size, seed=seed)
+    return model, done
+
+
+def random_weights(source: Source, *, seed: int = 0) -> MAE:
+    """Return the same encoder before any training."""
+    torch.manual_seed(seed)
+    return MAE(configuration("ours", source.window).model).eval()
+
+
+def weights_folder(recipe: Recipe, source: Source, fold: int, seconds: float) -> Path:
+    """Return where weights pretrained here are kept."""
+    return WORK / "pretrained" / f"{source.name}-{recipe}-fold{fold}-{seconds:g}s"

@@ -1,0 +1,128 @@
+"""Linear probe: does a patch hold tumour? From frozen features of the encoder, or from plain statistics of the patch.
+
+One row is a place with tissue in the central window of a study; its features are those of the given modalities, side
+by side (zero where a modality was not scanned). A place holds tumour if any of its voxels does. The penalty of the
+logistic regression is chosen on the fold's validation patients; test patients are scored one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from budgeted import device
+from learning_data import Source
+from real import Parts
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from bmmae.arrays import Array
+from bmmae.data.cohort import Study
+from bmmae.data.loaders import EVALUATION_EPOCH, Sample
+from bmmae.metrics.classification import auc, average_precision
+from bmmae.model.config import ModelConfig
+from bmmae.model.mae import MAE
+from bmmae.model.tokens import TokenIndex
+from bmmae.patches import any_in_patch, patchify
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+WHOLE_TUMOUR = "WT"
+
+Features: TypeAlias = Callable[[Sample, torch.Tensor], torch.Tensor]
+"""From a sample and Bool[M], the modalities given, to Float[L, F]."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """The places of some studies.
+
+    Attributes:
+        features: Float[N, F].
+        tumour: Bool[N].
+        patient: Whose place each is.
+    """
+
+    features: Array
+    tumour: Array
+    patient: Array
+
+
+def frozen_features(model: MAE) -> Features:
+    """Return the output of a model's encoder at each place."""
+    config, where = model.config, device()
+    model.to(where).eval()
+
+    @torch.inference_mode()
+    def features(sample: Sample, given: torch.Tensor) -> torch.Tensor:
+        images, valid = sample["images"][None].to(where), (sample["valid"] & given[:, None, None, None])[None].to(where)
+        within = valid & sample["brain"][None, None].to(where) if config.tissue_only else valid
+        tokens = TokenIndex.of(any_in_patch(within, config.patch))
+        encoded = tokens.flatten(model.encoder(images, tokens)[:, 1:])
+        dense = encoded.new_zeros(*tokens.chosen.shape, encoded.shape[-1])
+        dense[tokens.chosen] = encoded
+        return dense[0, given.to(where)].transpose(0, 1).flatten(1).cpu()
+
+    return features
+
+
+def patch_statistics(config: ModelConfig) -> Features:
+    """Return mean and deviation of each patch of each modality."""
+
+    def features(sample: Sample, given: torch.Tensor) -> torch.Tensor:
+        patches = patchify(sample["images"][None], config.patch)[0, given]
+        return torch.stack([patches.mean(-1), patches.std(-1)], dim=-1).transpose(0, 1).flatten(1)
+
+    return features
+
+
+def gather(
+    source: Source, studies: Sequence[Study], shape: ModelConfig, names: Sequence[str], features: Features
+) -> Places:
+    """Return features and truth of every place with tissue."""
+    dataset = source.dataset(studies, shape)
+    region = list(source.coding.regions).index(WHOLE_TUMOUR)
+    given = torch.tensor([name in names for name in shape.modalities])
+    rows: list[tuple[Array, Array, Array]] = []
+    for index, study in enumerate(dataset.studies):
+        sample = dataset[(EVALUATION_EPOCH, index)]
+        tissue = any_in_patch(sample["brain"][None, None], shape.patch)[0, 0]
+        tumour = any_in_patch(sample["label"][None, region, None], shape.patch)[0, 0]
+        found = features(sample, given)[tissue]
+        who = np.full(int(tissue.sum()), study.group)
+        rows.append((found.float().numpy(), tumour[tissue].numpy(), who))
+    return Places(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+
+
+def probe(
+    source: Source, parts: Parts, shape: ModelConfig, names: Sequence[str], features: Features
+) -> dict[str, dict[str, float]]:
+    """Fit on the training patients, choose the penalty on the validation patients, score each test patient.
+
+    Returns:
+        `ap` and `auc` by patient.
+    """
+    train, validation, test = (
+        gather(source, part, shape, names, features) for part in (parts.train, parts.validation, parts.test)
+    )
+    fitted = [_fit(train, penalty) for penalty in PENALTIES]
+    best = max(fitted, key=lambda model: average_precision(_scores(model, validation), validation.tumour))
+    scores = _scores(best, test)
+    found: dict[str, dict[str, float]] = {"ap": {}, "auc": {}}
+    for patient in dict.fromkeys(test.patient.tolist()):
+        own = test.patient == patient
+        found["ap"][patient] = average_precision(scores[own], test.tumour[own])
+        found["auc"][patient] = auc(scores[own], test.tumour[own])
+    return found
+
+
+def _fit(places: Places, penalty: float) -> object:
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=300))
+    return model.fit(places.features, places.tumour)
+
+
+def _scores(model: object, places: Places) -> Array:
+    return np.asarray(model.decision_function(places.features))  # type: ignore[attr-defined]

@@ -1,0 +1,124 @@
+"""Who competes in segmentation, and how each is trained: same data, same augmentation, same loss, last weights kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from budgeted import Training, train
+from learning_data import OnlyModalities, Source
+from torch import nn
+
+from bmmae.baselines.budget import Budget
+from bmmae.baselines.segmentation_networks import SEGMENTATION_NETWORKS, NetworkConfig, ZeroFilledNetwork
+from bmmae.checkpoint import load_encoder, load_model
+from bmmae.data.augment import AugmentConfig
+from bmmae.data.cohort import Study
+from bmmae.model.config import ModelConfig, recipe
+from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+from bmmae.tasks.segmentation import SegmentationTask
+from bmmae.training.optim import OptimConfig
+
+DEDICATED = "dedicated:"
+AUGMENT = AugmentConfig(modality_dropout=0.5, lesion_share=0.5)
+OPTIM = OptimConfig(lr=1e-3, weight_decay=0.01)
+LAYER_DECAY = 0.75
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the library's own model starts from.
+
+    Attributes:
+        shape: Of the encoder.
+        weights: A model folder, or None for random weights.
+        width: Channels of the decoder at full resolution.
+    """
+
+    shape: ModelConfig
+    weights: Path | None
+    width: int
+
+    @classmethod
+    def of(cls, weights: Path | None, window: tuple[int, int, int], width: int) -> Start:
+        """Take the shape from pretrained weights, or the recipe `tiny`."""
+        shape = recipe("tiny") if weights is None else load_model(weights).model_config
+        return cls(replace(shape, size=window), weights, width)
+
+    def model(self, source: Source, seed: int) -> SegmentationModel:
+        """Return the model before any step of fine-tuning."""
+        torch.manual_seed(seed)
+        coding = source.coding
+        model = SegmentationModel(SegmentationConfig(self.shape, tuple(coding.regions), coding.name, self.width))
+        if self.weights is not None:
+            load_encoder(model, load_model(self.weights))
+        return model
+
+    def scratch(self) -> Start:
+        """Return the same without pretraining."""
+        return replace(self, weights=None)
+
+
+def digest(weights: Path) -> str:
+    """Return what tells one model's weights from another's."""
+    return hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+def fine_tune(
+    start: Start,
+    source: Source,
+    studies: Sequence[Study],
+    budget: Budget,
+    *,
+    seed: int,
+    only: Sequence[str] | None = None,
+) -> tuple[nn.Module, Training]:
+    """Train the library's own model.
+
+    Args:
+        start: What it starts from.
+        source: The data.
+        studies: Training studies.
+        budget: How long.
+        seed: Of weights and samples.
+        only: Show it these modalities alone, always all of them: a dedicated model.
+    """
+    model = start.model(source, seed)
+    augment = AUGMENT if only is None else replace(AUGMENT, modality_dropout=0.0)
+    dataset = source.dataset(studies, start.shape, seed=seed, augment=augment)
+    shown = dataset if only is None else OnlyModalities(dataset, only)
+    optim = OPTIM if start.weights is None else replace(OPTIM, layer_decay=LAYER_DECAY)
+    task = SegmentationTask(model.config)
+    return model, train(model, task, shown, budget, optim=optim, batch_size=BATCH, seed=seed)
+
+
+def fit_network(
+    name: str, shape: ModelConfig, source: Source, studies: Sequence[Study], budget: Budget, *, seed: int
+) -> tuple[nn.Module, Training]:
+    """Train a comparator; absent modalities are zero-filled channels, and dropout hides some as it does for ours."""
+    torch.manual_seed(seed)
+    regions = tuple(source.coding.regions)
+    model = ZeroFilledNetwork(NetworkConfig(name, shape.modalities, regions, source.window))
+    task = SegmentationTask(SegmentationConfig(shape, regions, source.coding.name))
+    dataset = source.dataset(studies, shape, seed=seed, augment=AUGMENT)
+    return model, train(model, task, dataset, budget, optim=OPTIM, batch_size=BATCH, seed=seed)
+
+
+def methods(subsets: Sequence[str]) -> list[str]:
+    """Return every contestant: the order in which cells are run, as equal steps refer to `ours`."""
+    return ["ours", "scratch", *(DEDICATED + subset for subset in subsets), *SEGMENTATION_NETWORKS]
+
+
+def describe_contestants() -> list[dict[str, Any]]:
+    """Return a row for each comparator: where it comes from and how large it is."""
+    rows = []
+    for name, network in SEGMENTATION_NETWORKS.items():
+        model = ZeroFilledNetwork(NetworkConfig(name))
+        values = sum(parameter.numel() for parameter in model.parameters())
+        rows.append({"method": name, "source": network.source, "parameters": values})
+    return rows

@@ -1,0 +1,234 @@
+"""Does pretraining pay? Linear probe and fine-tuning from random weights, from our recipe, from the published one.
+
+python benchmarks/transfer.py [--data real synthetic] [--pretrain-seconds 600] [--seconds 180] [--ours PATH]
+
+Both recipes are pretrained here, on the training patients of each fold alone, with equal computing seconds; `--ours`
+and `--published` name weights made elsewhere instead (`{fold}` in the path stands for the fold's number). Fine-tuning
+has equal computing seconds for all. Finished cells are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cells import CellStore
+from full_volumes import score_volumes
+from harness import arguments, parse, write_result
+from learning_data import WORK, Source, real_source, synthetic_source
+from patient_learning import FIGURES, fine_tune_patients, predict_patients
+from pretrained_weights import Recipe, configuration, pretrain, random_weights, weights_folder
+from probe import frozen_features, patch_statistics, probe
+from real import Parts
+from segmentation_contestants import Start, digest, fine_tune
+from transfer_figures import headline_figures, table_rows
+
+from bmmae.baselines.budget import Budget
+from bmmae.checkpoint import load_model
+from bmmae.data.cohort import Study
+from bmmae.evaluation.subsets import all_subsets
+from bmmae.modalities import STANDARD, subset_label
+from bmmae.model.mae import MAE
+
+RECIPES: tuple[Recipe, ...] = ("ours", "published")
+WEIGHTS = ("random", *RECIPES)
+STATISTICS = "patch statistics"
+T1, T1CE, T2, FLAIR = STANDARD
+SUBSETS = (STANDARD, (T1CE,), (FLAIR,), (T1, T2))
+PROBED = (STANDARD, (T1,))
+CASES = (1, 3, None)
+"""Real training cases; None for all."""
+SHARES = (0.1, 0.3, 1.0)
+TRAIN, TEST, SEGMENTED = 400, 400, 100
+"""Synthetic subjects; so many of the test subjects are segmented too."""
+Cell = dict[str, Any]
+
+
+def main() -> None:
+    """Run what has not been run, and write the figures of what has."""
+    given = _parse()
+    if given.quick:
+        CellStore("transfer", quick=True).path.unlink(missing_ok=True)
+    sources = _sources(given)
+    store = CellStore("transfer", quick=given.quick)
+    for name, source in sources.items():
+        for cell in cells(given, name, source):
+            row = store.run(cell, lambda cell=cell, source=source: run_cell(given, cell, source))
+            told = {key: value for key, value in cell.items() if key in ("part", "weights", "fold", "seed", "amount")}
+            print(*(f"{key} {value}," for key, value in told.items()), _gist(row))
+    keys = [cell for name, source in sources.items() for cell in cells(given, name, source)]
+    rows = [row for row in map(store.find, keys) if row is not None]
+    patients = {name: {s.group for parts in source.parts for s in parts.test} for name, source in sources.items()}
+    headline = headline_figures(rows, patients)
+    write_result("transfer", quick=given.quick, runs=len(rows), headline=headline, rows=table_rows(rows))
+
+
+def _parse() -> argparse.Namespace:
+    parser = arguments(__doc__)
+    parser.set_defaults(threads=1)
+    parser.add_argument("--data", nargs="+", choices=("real", "synthetic"), default=["real", "synthetic"])
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="only these cells")
+    parser.add_argument("--ours", default=None, help="weights of our recipe, instead of pretraining here")
+    parser.add_argument("--published", default=None, help="weights of the published recipe, likewise")
+    parser.add_argument("--pretrain-seconds", type=float, default=600.0)
+    parser.add_argument("--seconds", type=float, default=180.0, help="fine-tuning budget of a cell")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds at the smallest fraction")
+    parser.add_argument("--width", type=int, default=8, help="channels of our decoder at full resolution")
+    parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these folds of the real cases")
+    given = parse(parser)
+    if given.quick:
+        given.data, given.seeds, given.width = ["synthetic"], 1, 4
+        given.pretrain_seconds, given.seconds = 1.5, 1.5
+    return given
+
+
+def _sources(given: argparse.Namespace) -> dict[str, Source]:
+    if given.quick:
+        return {"synthetic": synthetic_source(8, 8, size=32)}
+    made = {"real": real_source, "synthetic": lambda: synthetic_source(TRAIN, TEST)}
+    return {name: made[name]() for name in given.data}
+
+
+def cells(given: argparse.Namespace, name: str, source: Source) -> Iterator[Cell]:
+    """Yield the cells in the order in which they are run: all of fold 0 first."""
+    for fold in range(len(source.parts)):
+        if name == "real" and given.folds is not None and fold not in given.folds:
+            continue
+        for part in given.parts:
+            for cell in PARTS[part](given, name):
+                weights = cell["weights"]
+                yield (
+                    {"part": part, "data": source.name, "fold": fold, "threads": given.threads}
+                    | cell
+                    | ({"pretraining": _pretraining(given, weights, fold)} if weights in RECIPES else {})
+                )
+
+
+def _pretraining(given: argparse.Namespace, recipe: str, fold: int) -> str:
+    """Return what tells one pretraining from another."""
+    path = getattr(given, recipe)
+    return f"{given.pretrain_seconds:g} s" if path is None else digest(Path(path.format(fold=fold)))
+
+
+def _pretrain_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
+    del name
+    for recipe in RECIPES:
+        if getattr(given, recipe) is None:
+            yield {"weights": recipe}
+
+
+def _probe_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
+    if name == "real" or given.quick:
+        for weights in (*WEIGHTS, STATISTICS):
+            for names in PROBED:
+                yield {"weights": weights, "given": subset_label(names)}
+
+
+def _segmentation_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
+    amounts = CASES if name == "real" else SHARES
+    yield from _learning_cells(given, amounts, {"width": given.width})
+
+
+def _patient_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
+    if name == "synthetic":
+        yield from _learning_cells(given, SHARES, {})
+
+
+def _learning_cells(given: argparse.Namespace, amounts: Sequence[float | None], more: Cell) -> Iterator[Cell]:
+    chosen = amounts[-1:] if given.quick else amounts
+    for place, amount in enumerate(chosen):
+        for weights in WEIGHTS:
+            for seed in range(given.seeds if place == 0 else 1):
+                yield {"weights": weights, "amount": amount, "seed": seed, "seconds": given.seconds} | more
+
+
+PARTS = {
+    "pretrain": _pretrain_cells,
+    "probe": _probe_cells,
+    "segmentation": _segmentation_cells,
+    "patients": _patient_cells,
+}
+
+
+def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """Do the work of one cell."""
+    parts: Parts = source.parts[cell["fold"]]
+    if cell["part"] == "pretrain":
+        model, training = pretrain(cell["weights"], source, parts.train, Budget(seconds=given.pretrain_seconds), seed=0)
+        model.save_pretrained(weights_folder(cell["weights"], source, cell["fold"], given.pretrain_seconds))
+        return training.row()
+    if cell["part"] == "probe":
+        return _probe(given, cell, source, parts)
+    studies = some(parts.train, cell["amount"], cell["seed"])
+    folder = _folder(given, cell, source)
+    budget = Budget(seconds=cell["seconds"])
+    if cell["part"] == "segmentation":
+        start = Start.of(folder, source.window, cell["width"])
+        model, training = fine_tune(start, source, studies, budget, seed=cell["seed"])
+        everything = cell["weights"] == "ours" and cell["amount"] in (None, 1.0)
+        subsets = all_subsets() if everything else SUBSETS
+        scores = score_volumes(model, source, parts.test[:SEGMENTED], start.shape, subsets)
+        return {**training.row(), "studies": len(studies), "scores": scores}
+    pretrained = None if folder is None else load_model(folder)
+    shape = configuration("ours", source.window).model if pretrained is None else pretrained.model_config
+    patient_model, training = fine_tune_patients(pretrained, shape, source, studies, budget, seed=cell["seed"])
+    found = predict_patients(patient_model, patient_model.config, source, parts.test)
+    figures = {name: figure(found, list(found)) for name, figure in FIGURES.items()}
+    return {**training.row(), "studies": len(studies), "figures": figures, "predictions": found}
+
+
+def some(studies: Sequence[Study], amount: int | float | None, seed: int) -> list[Study]:
+    """Return some training studies, drawn by the seed: so many cases (int), a share of them (float), or all."""
+    if amount is None:
+        return list(studies)
+    count = amount if isinstance(amount, int) else round(amount * len(studies))
+    order = np.random.default_rng(seed).permutation(len(studies))[:count]
+    return [studies[int(index)] for index in sorted(order)]
+
+
+def _folder(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) -> Path | None:
+    """Return where the weights are that a cell starts from; None for random ones."""
+    recipe, fold = cell["weights"], cell["fold"]
+    if recipe not in RECIPES:
+        return None
+    path = getattr(given, recipe)
+    if path is not None:
+        return Path(path.format(fold=fold))
+    folder = weights_folder(recipe, source, fold, given.pretrain_seconds)
+    if not (folder / "model.safetensors").exists():  # pretrained in another checkout, or removed since
+        budget = Budget(seconds=given.pretrain_seconds)
+        pretrain(recipe, source, source.parts[fold].train, budget)[0].save_pretrained(folder)
+    return folder
+
+
+def _probe(given: argparse.Namespace, cell: Mapping[str, Any], source: Source, parts: Parts) -> dict[str, Any]:
+    folder = _folder(given, cell, source)
+    model = random_weights(source) if folder is None else load_model(folder)
+    if not isinstance(model, MAE):
+        raise TypeError(f"{folder} holds a model of kind '{model.kind}', expected 'mae'")
+    shape = configuration("ours", source.window).model
+    statistics_wanted = cell["weights"] == STATISTICS
+    features = patch_statistics(shape) if statistics_wanted else frozen_features(model)
+    halves = Parts(parts.train[:-2], parts.train[-2:], parts.test) if not parts.validation else parts
+    return dict(probe(source, halves, shape, cell["given"].split("+"), features))
+
+
+def _gist(row: Mapping[str, Any]) -> str:
+    """Return a cell's outcome in a few words."""
+    if "ap" in row:
+        return f"AP {statistics.fmean(row['ap'].values()):.3f}, AUC {statistics.fmean(row['auc'].values()):.3f}"
+    if "figures" in row:
+        return ", ".join(f"{name} {value:.3f}" for name, value in row["figures"].items())
+    if "scores" in row:
+        values = [v for regions in row["scores"].values() for found in regions.values() for v in found.values()]
+        return f"Dice {statistics.fmean(values):.3f} after {row['steps']} steps"
+    return f"loss {row['loss']:.4f} after {row['steps']} steps"
+
+
+if __name__ == "__main__":
+    WORK.mkdir(parents=True, exist_ok=True)
+    main()
