@@ -7,18 +7,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bmmae"
 LAYERS = (
-    ("_version", "notice", "errors", "arrays"),
+    ("_version", "notice", "errors", "arrays", "page"),
     ("modalities",),
     ("patches", "masking", "losses", "metrics", "schema", "keys"),
-    ("provenance", "model_folder"),
-    ("card", "hub"),
+    ("provenance", "model_folder", "targets"),
+    ("card", "hub", "clinical"),
     ("sources",),
     ("model", "data"),
     ("conversion", "growth", "model_info"),
     ("checkpoint", "tasks", "baselines"),
-    ("training", "inference", "evaluation"),
-    ("report", "check_page", "explain", "starter"),
-    ("config", "demo"),
+    ("training", "inference", "evaluation", "linear_heads", "patient_prediction"),
+    ("report", "check_page", "reconstruction_page", "explain", "starter", "patient_tables", "embedding_plot"),
+    ("config", "demo", "patient_evaluation"),
+    ("patient_config",),
+    ("patient_run",),
     ("cli",),
     ("__main__",),
 )

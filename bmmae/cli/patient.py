@@ -1,0 +1,180 @@
+"""Commands on patients: predict, embed, evaluate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bmmae.cli.command import Commands, add_command, require_writable
+from bmmae.errors import CheckpointError, OutputError
+from bmmae.notice import NOTICE
+
+if TYPE_CHECKING:
+    from bmmae.data.cache import StudyCache
+    from bmmae.data.cohort import Cohort
+    from bmmae.model.patient import PatientModel
+    from bmmae.model.pretrained import PretrainedModel
+
+
+def add_commands(commands: Commands) -> None:
+    """Add this module's commands."""
+    for add in (_predict, _embed, _evaluate):
+        add(commands)
+
+
+def _add_cohort(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="a model folder, a run folder or a hub id")
+    command.add_argument("--cohort", type=Path, required=True, metavar="CSV", help="the cohort table")
+    command.add_argument("--cache", type=Path, help="folder of prepared studies, see `bmmae cache`")
+    command.add_argument("--subset", nargs="+", metavar="NAME", help="use only these modalities of each patient")
+    command.add_argument("--every-subset", action="store_true", help="from every subset of what each patient has")
+    command.add_argument("--batch-size", type=int, default=4, help="studies at a time (default: 4)")
+    command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and say how many")
+
+
+def _opened(given: argparse.Namespace, model: PretrainedModel) -> tuple[Cohort, StudyCache]:
+    """The cohort as the model sees it, its broken studies refused or left out."""
+    from bmmae.checkpoint import preprocessing_of
+    from bmmae.data.cache import StudyCache
+    from bmmae.data.caching import sound_studies
+    from bmmae.data.cohort import Cohort, read_cohort
+    from bmmae.patient_prediction import warn_of_cut_brains
+
+    cohort = read_cohort(given.cohort, model.model_config.modalities)
+    cache = StudyCache(given.cache, preprocessing_of(model), model.model_config.modalities)
+    studies = sound_studies(cohort.studies, cache, skip_broken=given.skip_broken)
+    warn_of_cut_brains(model, studies, cache)
+    return Cohort(tuple(studies), cohort.modalities, cohort.path), cache
+
+
+def _patient_model(source: str) -> PatientModel:
+    from bmmae.checkpoint import load_model
+    from bmmae.model.patient import PatientModel
+
+    model = load_model(source, device=_device())
+    if not isinstance(model, PatientModel):
+        raise CheckpointError(
+            f"{source} holds a model of kind '{model.kind}', which predicts nothing of a patient: make one with "
+            f"finetune/classification.py or finetune/survival.py --model {source}"
+        )
+    return model
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _predict(commands: Commands) -> None:
+    summary = f"Predict classes, risks and survival curves of a cohort, from whatever each patient has. {NOTICE}"
+    command = add_command(commands, "predict", summary, _run_predict)
+    _add_cohort(command)
+    command.add_argument("--out", type=Path, required=True, help="the table to write (.csv or .parquet)")
+
+
+def _run_predict(given: argparse.Namespace) -> int:
+    from bmmae.patient_prediction import given_subset, predict, warn_of_rare_subsets
+    from bmmae.patient_tables import prediction_rows, write_table
+
+    _require_table(given.out)
+    model = _patient_model(given.model)
+    only = given_subset(given.subset, model)
+    cohort, cache = _opened(given, model)
+    outputs = predict(
+        model,
+        cohort.studies,
+        cache,
+        only=only,
+        every=given.every_subset,
+        batch_size=given.batch_size,
+        progress=True,
+    )
+    warn_of_rare_subsets(model, outputs)
+    path = write_table(given.out, prediction_rows(model, outputs))
+    left = len(cohort) - len({study.key for study in outputs.studies})
+    without = f", {left} patients without these modalities left out" if left else ""
+    print(f"{len(outputs.studies)} predictions in {path}{without}\n{NOTICE}")
+    return 0
+
+
+def _embed(commands: Commands) -> None:
+    summary = "Write one vector a study: the mean of the encoder's tokens."
+    command = add_command(commands, "embed", summary, _run_embed)
+    _add_cohort(command)
+    command.add_argument("--out", type=Path, required=True, help="the table to write (.parquet or .csv)")
+    command.add_argument("--umap", type=Path, metavar="PNG", help="also draw them in two dimensions")
+    command.add_argument("--colour", metavar="COLUMN", help="column of the cohort that colours the picture")
+
+
+def _run_embed(given: argparse.Namespace) -> int:
+    from bmmae.checkpoint import load_model
+    from bmmae.embedding_plot import draw_embeddings
+    from bmmae.patient_prediction import embed, given_subset
+    from bmmae.patient_tables import write_table
+
+    _require_table(given.out)
+    model = load_model(given.model, device=_device())
+    only = given_subset(given.subset, model)
+    cohort, cache = _opened(given, model)
+    rows = embed(
+        model,
+        cohort.studies,
+        cache,
+        only=only,
+        every=given.every_subset,
+        batch_size=given.batch_size,
+        progress=True,
+    )
+    print(f"{len(rows)} embeddings in {write_table(given.out, rows)}")
+    if given.umap:
+        require_writable(given.umap.parent)
+        method = draw_embeddings(given.umap, rows, cohort.studies, given.colour)
+        print(f"{method} in {given.umap}")
+    return 0
+
+
+def _evaluate(commands: Commands) -> None:
+    summary = "Judge a saved model of patients on an outside cohort, with intervals."
+    command = add_command(commands, "evaluate", summary, _run_evaluate)
+    _add_cohort(command)
+    command.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    command.add_argument("--beside", nargs="+", default=[], metavar="M", help="further models on the same patients")
+
+
+def _run_evaluate(given: argparse.Namespace) -> int:
+    from bmmae.patient_evaluation import evaluate_cohort, model_names
+    from bmmae.patient_prediction import given_subset, predict, warn_of_rare_subsets
+
+    require_writable(given.out)
+    sources = [given.model, *given.beside]
+    models = [_patient_model(source) for source in sources]
+    only = given_subset(given.subset, models[0])
+    found = {}
+    for name, model in zip(model_names(sources), models, strict=True):
+        cohort, cache = _opened(given, model)
+        outputs = predict(
+            model,
+            cohort.studies,
+            cache,
+            only=only,
+            every=given.every_subset,
+            batch_size=given.batch_size,
+            progress=True,
+        )
+        warn_of_rare_subsets(model, outputs)
+        found[name] = (model, outputs)
+    print(evaluate_cohort(found, cache, given.out))
+    return 0
+
+
+def _require_table(path: Path) -> None:
+    """Find out before the work whether a table can be written.
+
+    Raises:
+        OutputError: If it cannot.
+    """
+    if path.suffix.lower() not in {".csv", ".tsv", ".parquet", ".pq"}:
+        raise OutputError(f"cannot write {path}: expected a name ending in .csv, .tsv or .parquet")
+    require_writable(path.parent)

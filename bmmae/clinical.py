@@ -1,0 +1,118 @@
+"""Clinical variables and other vectors beside the images: fitted on the training fold, encoded everywhere alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bmmae.errors import CohortError
+from bmmae.targets import Cell, as_label
+
+
+@dataclass(frozen=True)
+class ClinicalVariable:
+    """One column, and what was fitted for it.
+
+    Attributes:
+        name: Of the column.
+        kind: `numeric` values are standardised; `categorical` ones are numbers of `categories`.
+        mean: Of the training fold.
+        deviation: Of the training fold; 1 where all values agree.
+        categories: Seen in the training fold, sorted; any other value counts as missing.
+        imputed: Encoded value that stands in for a missing one (the median or the most frequent category), if asked
+            for; the missing flag stays.
+    """
+
+    name: str
+    kind: Literal["numeric", "categorical"]
+    mean: float = 0.0
+    deviation: float = 1.0
+    categories: tuple[str, ...] = ()
+    imputed: float | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers it takes in a design matrix: its value or one a category, and the missing flag."""
+        return 1 + (1 if self.kind == "numeric" else len(self.categories))
+
+    def encode(self, cell: Cell) -> tuple[float, bool]:
+        """Return the encoded value and whether it is known; unknown values are 0 or imputed.
+
+        Raises:
+            CohortError: If a number is expected and something else came.
+        """
+        absent = (0.0 if self.imputed is None else self.imputed, False)
+        if cell is None:
+            return absent
+        if self.kind == "categorical":
+            label = as_label(cell)
+            return (float(self.categories.index(label)), True) if label in self.categories else absent
+        if not isinstance(cell, float | int):
+            raise CohortError(f"column '{self.name}' holds '{cell}': expected a number, as in the training data")
+        return absent if np.isnan(cell) else ((float(cell) - self.mean) / self.deviation, True)
+
+
+@dataclass(frozen=True)
+class VectorInput:
+    """Numbers from elsewhere (another model's embedding, radiomics) that come as one vector, whole or not at all.
+
+    Attributes:
+        columns: Of the cohort table.
+        mean: Of the training fold, one a column.
+        deviation: Of the training fold; 1 where all values agree.
+    """
+
+    columns: tuple[str, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def encode(self, cells: Mapping[str, Cell]) -> tuple[list[float], bool]:
+        """Return the standardised vector and whether it is known; zeros if any of it is missing."""
+        values = [cells.get(column) for column in self.columns]
+        numbers = [value for value in values if isinstance(value, float) and not np.isnan(value)]
+        if len(numbers) < len(values):
+            return [0.0] * len(values), False
+        scaled = (np.array(numbers) - self.mean) / self.deviation
+        return [float(value) for value in scaled], True
+
+
+def fit_clinical(name: str, cells: Sequence[Cell], *, impute: bool = False) -> ClinicalVariable:
+    """Fit a variable on the training fold's cells.
+
+    Raises:
+        CohortError: If all are blank.
+    """
+    known = [cell for cell in cells if cell is not None]
+    if not known:
+        raise CohortError(f"clinical column '{name}' is blank for all {len(cells)} training studies: leave it out")
+    if all(isinstance(cell, float | int) for cell in known):
+        values = np.array(known, float)
+        mean, deviation = float(values.mean()), float(values.std()) or 1.0
+        middle = (float(np.median(values)) - mean) / deviation
+        return ClinicalVariable(name, "numeric", mean, deviation, imputed=middle if impute else None)
+    counts = Counter(str(as_label(cell)) for cell in known)
+    categories = tuple(sorted(counts))
+    commonest = max(categories, key=lambda label: counts[label])
+    imputed = float(categories.index(commonest)) if impute else None
+    return ClinicalVariable(name, "categorical", categories=categories, imputed=imputed)
+
+
+def fit_vector(columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]) -> VectorInput:
+    """Fit the scaling of a vector on the training fold's rows.
+
+    Raises:
+        CohortError: If no row has all of its numbers.
+    """
+    plain = VectorInput(tuple(columns), (0.0,) * len(columns), (1.0,) * len(columns))
+    known = [values for values, there in map(plain.encode, rows) if there]
+    if not known:
+        raise CohortError(
+            f"no training study has all of the {len(columns)} numbers {', '.join(columns[:3])} ...: check the columns"
+        )
+    table = np.array(known)
+    deviation = np.where(table.std(0) > 0, table.std(0), 1.0)
+    return VectorInput(tuple(columns), tuple(table.mean(0).tolist()), tuple(deviation.tolist()))

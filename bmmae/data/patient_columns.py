@@ -1,0 +1,140 @@
+"""Which columns of a cohort table are predicted and which are given, fitted on the training fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from bmmae.clinical import fit_clinical, fit_vector
+from bmmae.data.cohort import Study
+from bmmae.data.patients import Columns, cells_of
+from bmmae.errors import CohortError, ConfigError
+from bmmae.targets import MONTHS, UNKNOWN, Target, fit_label, fit_multilabel, fit_survival, survival_classes
+
+SurvivalForm: TypeAlias = Literal["hazard", "cox", "survival_classes"]
+
+
+@dataclass(frozen=True)
+class TargetsConfig:
+    """What is predicted; several targets share one model.
+
+    Attributes:
+        labels: Columns of classes that exclude each other, one target each.
+        classes: By column, the classes that count, in the order wanted (the second of two is the positive one); studies
+            of other classes are not labelled. Two of many give a one-vs-one model. Default: all, sorted.
+        multilabel: By name of the target, columns of yes (1) and no (0).
+        survival: Forms of survival, from the columns `time` (months) and `event`.
+        bins: Intervals of the hazard; where a Cox model's curve is read.
+        months: Boundaries of the survival classes.
+        ipcw: Weight survival classes by the inverse of the chance of not having been censored before they were known.
+        balanced: Weight classes by the inverse of their frequency.
+    """
+
+    labels: tuple[str, ...] = ()
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    multilabel: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    survival: tuple[SurvivalForm, ...] = ()
+    bins: int = 10
+    months: tuple[float, ...] = MONTHS
+    ipcw: bool = False
+    balanced: bool = False
+
+    def __post_init__(self) -> None:
+        stray = [name for name in self.classes if name not in self.labels]
+        if stray:
+            raise ConfigError(f"targets.classes names '{stray[0]}', which is not among targets.labels {self.labels}")
+        if not (self.labels or self.multilabel or self.survival):
+            raise ConfigError("nothing is to be predicted: name columns in targets.labels, or targets.survival")
+        if list(self.months) != sorted(set(self.months)) or len(self.months) < 2 or self.months[0] <= 0:
+            raise ConfigError(f"targets.months must be two or more months that rise, got {self.months}")
+
+
+@dataclass(frozen=True)
+class BesideConfig:
+    """What is given beside the images.
+
+    Attributes:
+        clinical: Columns of clinical variables: numbers are standardised, others are categories.
+        impute: Put the training fold's median or most frequent category where a value is missing; the flag stays.
+        vector: Columns of another model's embedding or of radiomics, used whole.
+        lesion: `attention` lets lesions weigh more, where a study has a segmentation; `none` leaves it out.
+        fusion: What is beside the images meets them in a transformer block, instead of adding to the outputs alone.
+    """
+
+    clinical: tuple[str, ...] = ()
+    impute: bool = False
+    vector: tuple[str, ...] = ()
+    lesion: Literal["none", "attention"] = "none"
+    fusion: bool = True
+
+
+def fit_columns(train: Sequence[Study], targets: TargetsConfig, beside: BesideConfig) -> Columns:
+    """Fit targets and clinical variables on the training fold: nothing else may be passed.
+
+    Raises:
+        CohortError: If a column is unknown, blank or has one class only, a target is also given, or nobody died.
+    """
+    _refuse_givens_that_are_targets(targets, beside)
+    given = {name: cells_of(train, name) for name in (*beside.clinical, *beside.vector)}
+    rows: list[Mapping[str, str | float | None]] = [study.values for study in train]
+    return Columns(
+        targets=tuple(_fit_targets(train, targets)),
+        clinical=tuple(fit_clinical(name, given[name], impute=beside.impute) for name in beside.clinical),
+        vector=fit_vector(beside.vector, rows) if beside.vector else None,
+        lesions=beside.lesion != "none",
+    )
+
+
+def _fit_targets(train: Sequence[Study], config: TargetsConfig) -> list[Target]:
+    targets = [
+        fit_label(name, cells_of(train, name), config.classes.get(name, ()), balanced=config.balanced)
+        for name in config.labels
+    ]
+    for name, columns in config.multilabel.items():
+        cells = {column: cells_of(train, column) for column in columns}
+        targets.append(fit_multilabel(name, cells, balanced=config.balanced))
+    times, events = [study.time for study in train], [study.event for study in train]
+    several = len(config.survival) > 1
+    for form in config.survival:
+        name = form if several and form != "survival_classes" else ""
+        targets.append(
+            fit_survival(form, times, events, bins=config.bins, boundaries=config.months, ipcw=config.ipcw, name=name)
+        )
+    return targets
+
+
+def _refuse_givens_that_are_targets(targets: TargetsConfig, beside: BesideConfig) -> None:
+    predicted = {*targets.labels, *(column for columns in targets.multilabel.values() for column in columns)}
+    predicted |= {"time", "event"}
+    for name in (*beside.clinical, *beside.vector):
+        if name in predicted:
+            raise CohortError(f"column '{name}' is predicted, so it cannot be given: take it out of beside.clinical")
+
+
+def is_labelled(study: Study, targets: Sequence[Target]) -> bool:
+    """Tell whether any target of a study is known."""
+    return any(_knows(target, study) for target in targets)
+
+
+def _knows(target: Target, study: Study) -> bool:
+    if not target.survival:
+        return any(code != UNKNOWN for code in target.encode(study.values))
+    if study.time is None or study.event is None:
+        return False
+    if target.kind != "survival_classes":
+        return True
+    (found,) = survival_classes(np.array([study.time]), np.array([study.event]), target.edges)
+    return bool(found != UNKNOWN)
+
+
+def format_targets(targets: Sequence[Target]) -> str:
+    """Return one line a target: what it is and how many studies of the training fold are labelled."""
+    lines = []
+    for target in targets:
+        counts = ", ".join(f"{count} {name}" for name, count in target.counts.items() if count or name == "labelled")
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in zip(target.classes, target.shares, strict=True))
+        lines.append(f"{target.name} ({target.kind}): {counts}" + (f"; {shares}" if shares else ""))
+    return "\n".join(lines)

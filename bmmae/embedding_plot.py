@@ -1,0 +1,91 @@
+"""Embeddings of a cohort in two dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bmmae.arrays import Array, Float
+from bmmae.data.cohort import Study
+from bmmae.data.patients import cells_of
+from bmmae.data.tables import Cell
+from bmmae.errors import OutputError
+from bmmae.targets import as_label
+
+MANY = 12
+"""More values than this are drawn on a scale of colours rather than one each."""
+
+
+def draw_embeddings(
+    path: Path, rows: Sequence[dict[str, Cell]], studies: Sequence[Study], colour: str | None = None
+) -> str:
+    """Draw embeddings as points: by UMAP where it is installed, else by their two principal components.
+
+    Args:
+        path: The picture.
+        rows: As `bmmae.patient_prediction.embed` returns them.
+        studies: With the column that colours the points.
+        colour: That column; by default points are coloured by their subset of the modalities.
+
+    Returns:
+        How it was drawn, for people.
+
+    Raises:
+        CohortError: If there is no such column.
+        OutputError: If the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    vectors = np.array([[row[name] for name in row if name[:1] == "e" and name[1:].isdigit()] for row in rows], float)
+    points, method = _two_dimensions(vectors)
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    groups = _groups(rows, studies, colour)
+    if isinstance(groups, list):
+        for name in sorted(set(groups)):
+            chosen = np.array([group == name for group in groups])
+            axes.scatter(points[chosen, 0], points[chosen, 1], s=12, label=name)
+        axes.legend(fontsize="small", title=colour or "modalities")
+    else:
+        drawn = axes.scatter(points[:, 0], points[:, 1], s=12, c=groups, cmap="viridis")
+        figure.colorbar(drawn, ax=axes, label=colour)
+    axes.set(title=f"{len(rows)} embeddings, {method}", xticks=[], yticks=[])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+    return method
+
+
+def _two_dimensions(vectors: Float[np.ndarray, "N E"]) -> tuple[Float[np.ndarray, "N 2"], str]:
+    try:
+        from umap import UMAP
+    except ImportError:
+        return _principal(vectors), "principal components (UMAP needs `pip install umap-learn`)"
+    if len(vectors) < 4:
+        return _principal(vectors), "principal components (UMAP needs four points or more)"
+    reduced = UMAP(n_neighbors=min(15, len(vectors) - 1), random_state=0).fit_transform(vectors)
+    return np.asarray(reduced, float), "UMAP"
+
+
+def _principal(vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N 2"]:
+    centred = vectors - vectors.mean(0)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    points = np.zeros((len(vectors), 2))
+    points[:, : min(2, len(scale))] = (left * scale)[:, :2]
+    return points
+
+
+def _groups(rows: Sequence[dict[str, Cell]], studies: Sequence[Study], colour: str | None) -> list[str] | Array:
+    """A name a row, or numbers where the column holds many."""
+    if colour is None:
+        return [str(row["subset"]) for row in rows]
+    cells = dict(zip([study.key for study in studies], cells_of(studies, colour), strict=True))
+    own = [cells[(str(row["subject"]), str(row["session"]))] for row in rows]
+    numbers = [cell for cell in own if isinstance(cell, float)]
+    if len(numbers) == len(own) and len(set(numbers)) > MANY:
+        return np.array(numbers)
+    return [as_label(cell) or "blank" for cell in own]

@@ -1,0 +1,133 @@
+"""A saved model of patients on a cohort, and others beside it: predictions, figures of merit with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bmmae.data.cache import StudyCache
+from bmmae.data.tables import Cell
+from bmmae.errors import CohortError, ConfigError
+from bmmae.evaluation.classification import evaluate_classes
+from bmmae.evaluation.overlap import overlap
+from bmmae.evaluation.predictions import ClassPredictions, SurvivalPredictions
+from bmmae.evaluation.scores import Score, format_scores
+from bmmae.evaluation.survival import evaluate_survival
+from bmmae.model.patient import PatientModel
+from bmmae.patient_prediction import Outputs
+from bmmae.patient_tables import Answers, tables, write_table, write_tables
+
+SHOWN = ("auc", "balanced_accuracy", "brier", "harrell_c", "uno_c", "integrated_brier")
+"""Figures of the terminal's table; the file holds all."""
+
+
+def evaluate_cohort(models: Mapping[str, tuple[PatientModel, Outputs]], cache: StudyCache, out: Path) -> str:
+    """Judge models of the same targets on the same cohort, beside each other.
+
+    Args:
+        models: By name, a model and its outputs for the cohort; the first is the one in question.
+        cache: Where hashes of image content may be known.
+        out: Receives `predictions/<target>.csv` (all models) and `scores.csv`.
+
+    Returns:
+        What to print: whether the model has seen these patients, then a table a target.
+
+    Raises:
+        ConfigError: If a model predicts other targets or classes than the first.
+        CohortError: If the cohort knows the truth of no target.
+        OutputError: If the folder cannot be written.
+    """
+    model, outputs = next(iter(models.values()))
+    studies = list({study.key: study for study in outputs.studies}.values())
+    lines = [str(overlap(model, studies, cache))]
+    found: dict[str, Answers] = {}
+    for name, (each, own) in models.items():
+        found = _joined(found, tables(each.config.targets, own, name, pooled=True), name)
+    write_tables(out / "predictions", found)
+    rows: list[dict[str, Cell]] = []
+    for target, answers in found.items():
+        scores = _scores(answers)
+        if scores:
+            names = [name for name in SHOWN if any(score.metric == name for score in scores)]
+            lines.append(f"\n{target}\n{format_scores(scores, names)}")
+        rows += [_row(target, score) for score in scores if score.fold is None]
+    if not rows:
+        raise CohortError(
+            f"the cohort knows the truth of none of the targets {', '.join(found)}: fill in their columns, or use "
+            "`bmmae predict`"
+        )
+    write_table(out / "scores.csv", rows)
+    return "\n".join([*lines, "", f"tables: {out}"])
+
+
+def _scores(answers: Answers) -> list[Score]:
+    """All figures of one target, as far as its truth is known."""
+    classes, survival = answers
+    scores: list[Score] = []
+    if classes is not None and classes.known.keys:
+        scores += evaluate_classes(classes)
+    if survival is not None and bool(survival.known.event.any()):
+        scores += evaluate_survival(survival)
+    # A figure that both have belongs to the classes.
+    return list({(s.model, s.subset, s.fold, s.metric): s for s in reversed(scores)}.values())[::-1]
+
+
+def _joined(found: dict[str, Answers], new: dict[str, Answers], model: str) -> dict[str, Answers]:
+    if not found:
+        return new
+    if found.keys() != new.keys():
+        raise ConfigError(f"'{model}' predicts {', '.join(new)}, expected the same as the first: {', '.join(found)}")
+    return {name: _both(name, found[name], new[name], model) for name in found}
+
+
+def _both(name: str, one: Answers, two: Answers, model: str) -> Answers:
+    classes, survival = one[0], one[1]
+    if classes is not None and two[0] is not None:
+        if classes.classes != two[0].classes:
+            raise ConfigError(f"'{model}' knows other classes of '{name}' than the first: {two[0].classes}")
+        classes = ClassPredictions(
+            classes.keys + two[0].keys,
+            classes.classes,
+            np.concatenate([classes.label, two[0].label]),
+            np.concatenate([classes.probabilities, two[0].probabilities]),
+        )
+    if survival is not None and two[1] is not None:
+        survival = _both_curves(name, survival, two[1], model)
+    return classes, survival
+
+
+def _both_curves(name: str, one: SurvivalPredictions, two: SurvivalPredictions, model: str) -> SurvivalPredictions:
+    if not np.array_equal(one.at, two.at):
+        raise ConfigError(f"'{model}' reads the curve of '{name}' at other months than the first: {two.at.tolist()}")
+    return SurvivalPredictions(
+        keys=one.keys + two.keys,
+        time=np.concatenate([one.time, two.time]),
+        event=np.concatenate([one.event, two.event]),
+        risk=np.concatenate([one.risk, two.risk]),
+        curve=np.concatenate([one.curve, two.curve]),
+        at=one.at,
+        risk_cut=np.concatenate([one.risk_cut, two.risk_cut]),
+    )
+
+
+def _row(target: str, score: Score) -> dict[str, Cell]:
+    value = score.value
+    return {
+        "target": target,
+        "model": score.model,
+        "subset": score.subset,
+        "metric": score.metric,
+        "value": value.value,
+        "low": value.low,
+        "high": value.high,
+        "patients": value.n,
+        "unit": value.unit,
+    }
+
+
+def model_names(sources: Sequence[str]) -> list[str]:
+    """Return a short name for each source: its last part, or the whole where that is there twice."""
+    short = [Path(source).name or source for source in sources]
+    return [name if short.count(name) == 1 else source for name, source in zip(short, sources, strict=True)]

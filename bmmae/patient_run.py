@@ -1,0 +1,302 @@
+"""A run on patients, from configuration to predictions: what `finetune/classification.py` and `survival.py` share.
+
+Whatever is fitted is fitted on the training fold; the inner validation fold selects the checkpoint (or the penalty);
+the test fold is looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_of, provenance_of
+from bmmae.data.cache import StudyCache
+from bmmae.data.caching import sound_studies
+from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.dataset import View
+from bmmae.data.folds import read_fold
+from bmmae.data.loaders import collate
+from bmmae.data.origin import training_provenance
+from bmmae.data.patient_columns import fit_columns, format_targets, is_labelled
+from bmmae.data.patients import Columns, PatientDataset, Shares, whole_brain
+from bmmae.data.splits import train_and_validation
+from bmmae.data.subset_shares import subset_shares
+from bmmae.errors import CohortError
+from bmmae.evaluation.overlap import warn_of_overlap
+from bmmae.linear_heads import Rows, collect, fit_linear_heads
+from bmmae.modalities import canonical, in_table_order
+from bmmae.model.config import ModelConfig, recipe
+from bmmae.model.outcomes import baseline_hazard, risk
+from bmmae.model.patient import PatientModel, PatientModelConfig
+from bmmae.model.pretrained import PretrainedModel
+from bmmae.patient_config import PatientConfig
+from bmmae.patient_prediction import Visits, columns_of, over_subsets, predict
+from bmmae.patient_tables import follow_up, tables, write_tables
+from bmmae.targets import Target
+from bmmae.tasks.patient import PatientTask, beside_of
+from bmmae.tasks.task import Batch, tensors
+from bmmae.training import find_checkpoint, fit
+from bmmae.training.checkpointing import (
+    checkpoint_step,
+    list_checkpoints,
+    read_state,
+    remove_old_checkpoints,
+    write_checkpoint,
+    write_index,
+)
+from bmmae.training.resume import find_start, write_config
+
+SCRATCH = "scratch:"
+PREDICTIONS = "predictions"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Who trains, who selects, who is predicted.
+
+    Attributes:
+        cohort: The table.
+        train: Labelled studies of the training fold.
+        validation: Labelled studies of the inner validation fold.
+        test: Of the test fold, labelled or not; may be empty.
+    """
+
+    cohort: Cohort
+    train: list[Study]
+    validation: list[Study]
+    test: list[Study]
+
+
+def fine_tune(config: PatientConfig) -> int:
+    """Train, select on the validation fold, and predict validation and test fold; returns the exit code.
+
+    The run folder then holds the model, `predictions/validation/<target>.csv` and `predictions/test/<target>.csv`, and
+    with clinical variables the same of a model that sees nothing else (`predictions/clinical-only/...`).
+
+    Raises:
+        BmmaeError: As the parts of the configuration say.
+    """
+    pretrained = None if config.model.startswith(SCRATCH) else load_model(config.model)
+    shape = _shape(config, pretrained)
+    preprocess = preprocessing_of(pretrained) if pretrained else config.preprocess
+    cache = StudyCache(config.data.cache, preprocess, shape.modalities, config.data.memory_mb)
+    parts = find_parts(config, shape, cache)
+    columns, train = _fitted(config, parts)
+    parts = replace(parts, train=train, validation=_labelled(parts.validation, columns.targets, "validation"))
+    print(format_targets(columns.targets), flush=True)  # noqa: T201 - a program's output
+
+    shape = replace(shape, size=whole_brain(parts.train, cache, View.of(shape)))
+    torch.manual_seed(config.train.seed)
+    model = PatientModel(_model_config(config, shape, columns, parts.train))
+    if pretrained:
+        load_encoder(model, pretrained)
+    parent = config.model if pretrained else None
+    inherited = provenance_of(pretrained) if pretrained else None
+    describe(model, preprocess, training_provenance(parts.cohort, parts.train, parent, cache, inherited))
+    warn_of_overlap(model, [*parts.validation, *parts.test], cache)
+
+    code = (
+        _fit_features(config, model, parts, cache)
+        if config.mode == "features"
+        else _fit_network(config, model, parts, cache)
+    )
+    if code == 0 and int(os.environ.get("RANK", "0")) == 0:
+        finish(config, parts, cache, columns)
+    return code
+
+
+def _shape(config: PatientConfig, pretrained: PretrainedModel | None) -> ModelConfig:
+    shape = pretrained.model_config if pretrained else recipe(config.model.removeprefix(SCRATCH))
+    if not config.modalities:
+        return shape
+    return replace(shape, modalities=in_table_order(canonical(name, shape.modalities) for name in config.modalities))
+
+
+def find_parts(config: PatientConfig, shape: ModelConfig, cache: StudyCache) -> Parts:
+    """Read the cohort and divide it; studies without any of the model's modalities are left out.
+
+    Raises:
+        CohortError: If a part is empty, or a study is broken and not to be skipped.
+    """
+    data = config.data
+    cohort = read_cohort(data.cohort, shape.modalities)
+    train, validation = train_and_validation(
+        cohort,
+        validation_share=data.validation_share,
+        seed=config.train.seed,
+        splits=data.splits,
+        fold=data.fold,
+        cache=cache,
+    )
+    if data.splits is not None:
+        test = read_fold(data.splits, cohort, data.fold, cache)["test"]
+    else:
+        test = [study for study in cohort if study.split == "test"]
+    sound = [
+        sound_studies(part, cache, skip_broken=data.skip_broken) if part else [] for part in (train, validation, test)
+    ]
+    return Parts(cohort, *sound)
+
+
+def _fitted(config: PatientConfig, parts: Parts) -> tuple[Columns, list[Study]]:
+    """What was fitted on the training fold, and those of its studies that have a label."""
+    columns = fit_columns(parts.train, config.targets, config.beside)
+    return columns, _labelled(parts.train, columns.targets, "training")
+
+
+def _labelled(studies: Sequence[Study], targets: Sequence[Target], part: str) -> list[Study]:
+    labelled = [study for study in studies if is_labelled(study, targets)]
+    if not labelled:
+        raise CohortError(f"none of the {len(studies)} {part} studies has a label of any target")
+    return labelled
+
+
+def _model_config(
+    config: PatientConfig, shape: ModelConfig, columns: Columns, train: Sequence[Study]
+) -> PatientModelConfig:
+    known = [[name for name in shape.modalities if name in study.images] for study in train]
+    every = config.mode == "features"  # linear heads see each subset of a study
+    return PatientModelConfig(
+        model=shape,
+        targets=columns.targets,
+        clinical=columns.clinical,
+        vector=columns.vector,
+        lesion=config.beside.lesion,
+        fusion=config.beside.fusion and not every,
+        pool_heads=config.head.pool_heads,
+        dropout=config.head.dropout,
+        subsets=subset_shares(known, 1.0 if every else config.augment.modality_dropout),
+    )
+
+
+def _fit_network(config: PatientConfig, model: PatientModel, parts: Parts, cache: StudyCache) -> int:
+    head, seed, view = config.head, config.train.seed, View.of(model.model_config)
+    columns = columns_of(model)
+    shares = next((Shares(column, by_class) for column, by_class in head.shares.items()), None)
+    training = PatientDataset(parts.train, view, cache, columns, seed=seed, augment=config.augment, shares=shares)
+    validation = PatientDataset(parts.validation, view, cache, columns, seed=seed)
+    if config.mode == "head":
+        model.encoder.requires_grad_(False)
+    task = PatientTask(model.config, importance=head.importance, focal=head.focal, token_share=head.token_share)
+    result = fit(
+        model,
+        task,
+        training,
+        validation,
+        train=config.train,
+        optim=config.optim,
+        run_dir=config.out,
+        save_model=_save,
+        resolved_config=asdict(config),
+    )
+    return result.exit_code
+
+
+def _fit_features(config: PatientConfig, model: PatientModel, parts: Parts, cache: StudyCache) -> int:
+    find_start(config.out, False)
+    model.eval()
+    rows = [
+        collect_features(model, part, cache, progress=config.train.progress) for part in (parts.train, parts.validation)
+    ]
+    columns = columns_of(model)
+    fit_linear_heads(model, rows[0], rows[1], columns)
+    config.out.mkdir(parents=True, exist_ok=True)
+    folder = write_checkpoint(config.out, 0, model, {}, _save)
+    write_index(config.out, {"status": "finished", "step": 0, "steps": 0, "last": folder.name, "best": folder.name})
+    write_config(config.out, asdict(config))
+    return 0
+
+
+def _save(model: nn.Module, folder: Path) -> None:
+    cast(PatientModel, model).save_pretrained(folder)
+
+
+def collect_features(
+    model: PatientModel, studies: Sequence[Study], cache: StudyCache, *, progress: bool = False
+) -> Rows:
+    """Encode each study once from each subset of its modalities."""
+
+    def look(batch: Batch) -> dict[str, torch.Tensor]:
+        images, available, valid, brain = tensors(batch, "images", "available", "valid", "brain")
+        tissue = brain[:, None] if model.config.model.tissue_only else None
+        beside = beside_of(batch)
+        features = model.features(images, available, tissue, valid, beside=beside)[:, 0]
+        return {"features": features, "design": model.design(beside, len(images), images.device)}
+
+    found = over_subsets(model, Visits(studies, cache, columns_of(model), every=True, progress=progress), look)
+    arrays = (found.logits[name].double().numpy() for name in ("features", "design"))
+    return collect(found.studies, found.subsets, *arrays)
+
+
+def finish(config: PatientConfig, parts: Parts, cache: StudyCache, columns: Columns) -> None:
+    """Fit baseline hazards and risk cuts on the training fold, save them with the best model, and predict."""
+    folder = find_checkpoint(config.out, "best")
+    model = cast(PatientModel, PatientModel.from_pretrained(folder))
+    _calibrate(model, parts.train, cache)
+    state = read_state(folder)
+    step = checkpoint_step(folder)
+    write_checkpoint(config.out, step, model, state, _save)
+    newest = checkpoint_step(list_checkpoints(config.out)[0])
+    remove_old_checkpoints(config.out, newest, step, config.train.keep)
+    models = {"": model}
+    if model.config.design_width:
+        models["clinical-only"] = _clinical_only(model, parts, cache, columns)
+        models["clinical-only"].save_pretrained(config.out / "clinical-only")
+    for name, each in models.items():
+        for part in ("validation", "test"):
+            studies: list[Study] = getattr(parts, part)
+            if studies:
+                _write_predictions(config, each, studies, cache, Path(name) / part)
+
+
+def _calibrate(model: PatientModel, train: Sequence[Study], cache: StudyCache) -> None:
+    """Put into a model's config what only its predictions for the training fold can tell."""
+    if not any(target.survival for target in model.config.targets):
+        return
+    outputs = predict(model, train, cache)
+    time, event = (torch.from_numpy(values).double() for values in follow_up(outputs.studies))
+    fitted = []
+    for target in model.config.targets:
+        if target.survival:
+            risks = risk(target, outputs.logits[target.name])
+            if target.kind == "cox":
+                target = replace(target, baseline=baseline_hazard(risks, time, event, target.edges))  # noqa: PLW2901
+            target = replace(target, risk_cut=float(risks.median()))  # noqa: PLW2901
+        fitted.append(target)
+    model.config = replace(model.config, targets=tuple(fitted))
+
+
+def _clinical_only(model: PatientModel, parts: Parts, cache: StudyCache, columns: Columns) -> PatientModel:
+    """Return a model of the same targets that sees the clinical variables alone."""
+    config = replace(model.config, fusion=False, lesion="none")
+    plain = PatientModel(config).eval()
+    plain.metadata = model.metadata
+    plain.encoder = model.encoder
+    rows = [_design_rows(plain, part, columns) for part in (parts.train, parts.validation)]
+    fit_linear_heads(plain, rows[0], rows[1], columns, images=False)
+    _calibrate(plain, parts.train, cache)
+    return plain
+
+
+def _design_rows(model: PatientModel, studies: Sequence[Study], columns: Columns) -> Rows:
+    batch: Batch = collate([columns.encode(study) for study in studies])
+    design = model.design(beside_of(batch), len(studies), torch.device("cpu")).double().numpy()
+    return collect(studies, [()] * len(studies), design[:, :0], design)
+
+
+def _write_predictions(
+    config: PatientConfig, model: PatientModel, studies: Sequence[Study], cache: StudyCache, place: Path
+) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    outputs = predict(model.to(device), studies, cache, every=config.every_subset)
+    name = "clinical only" if place.parts[0] == "clinical-only" else config.mode
+    found = tables(model.config.targets, outputs, name, config.data.fold, pooled=True)
+    for path in write_tables(config.out / PREDICTIONS / place, found):
+        print(path, file=sys.stdout)  # noqa: T201 - a program's output
