@@ -1,0 +1,288 @@
+"""Cross-validation in which nothing that is fitted can have seen a test patient.
+
+`cross_validate` hands each model's `fit` the training and validation studies of a fold and nothing else, and hands the
+predictor that comes back test studies without their truth. What is fitted (label bins, imputation, scaling, selection
+of features, thresholds, weights) is fitted inside `fit`, and has nothing else to be fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TypeAlias
+
+import numpy as np
+
+from bmmae.arrays import Array, Float, Int
+from bmmae.data.cache import StudyCache
+from bmmae.data.cohort import Cohort, Study
+from bmmae.data.folds import PARTS, Fold, FoldPlan, make_folds
+from bmmae.data.origin import image_hashes
+from bmmae.errors import CohortError
+from bmmae.evaluation.predictions import UNKNOWN, ClassPredictions, PredictionKey, SurvivalPredictions
+from bmmae.modalities import subset_label
+from bmmae.targets import as_label, survival_classes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a fitted model says of some studies.
+
+    Attributes:
+        classes: Names of the classes that it knows.
+        probabilities: Of each; None if it predicts none.
+        risk: Higher = dies sooner; None if it predicts none.
+        curve: Probability to live past each of `at`.
+        at: Times; the same in all folds.
+        risk_cut: Median risk of its training patients.
+    """
+
+    classes: tuple[str, ...] = ()
+    probabilities: Float[Array, "N C"] | None = None
+    risk: Float[Array, " N"] | None = None
+    curve: Float[Array, "N T"] | None = None
+    at: tuple[float, ...] = ()
+    risk_cut: float = float("nan")
+
+
+Subset: TypeAlias = tuple[str, ...]
+Predictor: TypeAlias = Callable[[Sequence[Study], Subset], Answer]
+"""Answers for studies that have all of a subset's modalities and show no others."""
+Fit: TypeAlias = Callable[[Sequence[Study], Sequence[Study]], Predictor]
+"""From training and validation studies to a predictor."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is predicted, and so hidden from whoever predicts.
+
+    Attributes:
+        label: Column of the class, or of a number that `quantiles` make classes of; `time` for follow-up, whose bins
+            are those of the deaths, and not known for patients censored before theirs was.
+        quantiles: Where the training fold's numbers are cut; empty for a column of classes.
+        classes: Those that count, in the order wanted (the second of two is the positive one); studies of others are
+            not labelled. By default all, sorted.
+        hidden: More columns that give the truth away.
+    """
+
+    label: str = ""
+    quantiles: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+
+    @property
+    def column(self) -> str:
+        """The column of `Study.values` where `fit` finds the class of its studies."""
+        return f"{self.label}_bin" if self.quantiles else self.label
+
+    def edges(self, train: Iterable[Study]) -> tuple[float, ...]:
+        """Return the cuts between bins, fitted to training studies; none for a column of classes.
+
+        Raises:
+            CohortError: If the column holds no number.
+        """
+        if not self.quantiles:
+            return ()
+        studies = [study for study in train if self.label != "time" or study.event]
+        cells = [study.time if self.label == "time" else study.values.get(self.label) for study in studies]
+        numbers = [float(cell) for cell in cells if isinstance(cell, float)]
+        if not numbers:
+            raise CohortError(f"no training study has a number in column '{self.label}' to fit bins on")
+        return tuple(np.quantile(numbers, self.quantiles).tolist())
+
+    def classify(self, study: Study, edges: tuple[float, ...]) -> str | None:
+        """Return a study's class under the training fold's bins; None where it is not known."""
+        if not self.quantiles:
+            name = as_label(study.values.get(self.label))
+            return name if not self.classes or name in self.classes else None
+        if self.label == "time":
+            if study.time is None or study.event is None:
+                return None
+            (found,) = survival_classes(np.array([study.time]), np.array([study.event]), edges)
+            return None if found == UNKNOWN else f"bin {found + 1}"
+        cell = study.values.get(self.label)
+        return f"bin {1 + int(np.searchsorted(edges, cell, side='right'))}" if isinstance(cell, float) else None
+
+    def told(self, study: Study, edges: tuple[float, ...]) -> Study:
+        """Return a training study, its class in `column`."""
+        return (
+            replace(study, values={**study.values, self.column: self.classify(study, edges)}) if self.label else study
+        )
+
+    def blind(self, study: Study, subset: Subset) -> Study:
+        """Return a test study without its truth, and without the modalities that are not in the subset."""
+        secret = {self.label, self.column, *self.hidden}
+        values = {name: cell for name, cell in study.values.items() if name not in secret}
+        images = {name: study.images[name] for name in subset}
+        return replace(study, images=images, time=None, event=None, split=None, values=values)
+
+
+def cross_validate(
+    fits: Mapping[str, Fit],
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    truth: Truth,
+    subsets: Sequence[Subset],
+    *,
+    cache: StudyCache | None = None,
+    compare_content: bool = True,
+) -> tuple[ClassPredictions | None, SurvivalPredictions | None]:
+    """Fit every model in every fold, and predict the test studies from every subset of modalities that they have.
+
+    Args:
+        fits: By name, how a model is fitted: say, `image`, and the `clinical` one that stands beside it.
+        cohort: All studies.
+        folds: As `make_folds` makes them, repeats after one another.
+        truth: What is predicted.
+        subsets: Modalities to predict from.
+        cache: Where hashes of image content may be known already.
+        compare_content: Refuse folds with the same image in two parts; reads every image that the cache does not know.
+
+    Returns:
+        Out-of-fold predictions of classes and of survival, as far as the models make any.
+
+    Raises:
+        CohortError: If a patient or an image is in two parts of a fold, a fold names a study that the cohort lacks, or
+            no test study has any of the subsets.
+    """
+    refuse_leaks(cohort, folds, cache, compare_content=compare_content)
+    by_key = {study.key: study for study in cohort}
+    found: list[_Part] = []
+    for number, fold in enumerate(folds):
+        train, validation, test = ([by_key[key] for key in getattr(fold, part)] for part in PARTS)
+        edges = truth.edges(train)
+        told = [[truth.told(study, edges) for study in studies] for studies in (train, validation)]
+        for model, fit in fits.items():
+            predict = fit(*told)
+            for subset in subsets:
+                studies = [study for study in test if set(subset) <= set(study.images)]
+                if studies:
+                    answer = predict([truth.blind(study, subset) for study in studies], subset)
+                    keys = [_key(study, model, subset, number) for study in studies]
+                    labels = [truth.classify(study, edges) if truth.label else None for study in studies]
+                    found.append(_Part(keys, studies, labels, answer))
+    if not found:
+        raise CohortError(
+            f"no test study has all modalities of one of the subsets {[subset_label(s) for s in subsets]}"
+        )
+    classes = _classes([part for part in found if part.answer.probabilities is not None], truth.classes)
+    return classes, _survival([part for part in found if part.answer.risk is not None])
+
+
+def refuse_leaks(
+    cohort: Cohort, folds: Sequence[Fold], cache: StudyCache | None = None, *, compare_content: bool = True
+) -> None:
+    """Refuse folds in which a patient, or an image under whatever name, is in two parts.
+
+    Raises:
+        CohortError: If there is one; or a fold names a study that the cohort lacks.
+        ImageError: If an image cannot be read.
+    """
+    by_key = {study.key: study for study in cohort}
+    missing = [key for fold in folds for part in PARTS for key in getattr(fold, part) if key not in by_key]
+    if missing:
+        raise CohortError(f"the folds name study '{' '.join(missing[0]).strip()}', which the cohort lacks")
+    images = {study.key: set(image_hashes(study, cache).values()) for study in cohort} if compare_content else {}
+    for number, fold in enumerate(folds):
+        for one, two in combinations(PARTS, 2):
+            first, second = getattr(fold, one), getattr(fold, two)
+            patients = {by_key[key].group for key in first} & {by_key[key].group for key in second}
+            if patients:
+                raise CohortError(
+                    f"fold {number} has patient '{min(patients)}' in {one} and in {two}: expected all studies of a "
+                    "patient in one part; make the folds from this cohort with `make_folds` or `bmmae split`"
+                )
+            known = {digest: key for key in first for digest in images.get(key, ())}
+            twins = [(known[digest], key) for key in second for digest in images.get(key, ()) if digest in known]
+            if twins:
+                names = " and ".join(f"'{' '.join(key).strip()}'" for key in twins[0])
+                raise CohortError(
+                    f"fold {number}: {names} have an image with the same voxels, and one is in {one}, the other in "
+                    f"{two}: they are one patient; give them the same `group` in the cohort, and make the folds again"
+                )
+
+
+def select_inside(
+    candidates: Mapping[str, Fit], score: Callable[[Predictor, Sequence[Study]], float], plan: FoldPlan
+) -> Fit:
+    """Return a `fit` that chooses among candidates by an inner cross-validation: nested, if used in `cross_validate`.
+
+    The inner folds are made of the outer fold's training and validation studies. The winner is fitted on the outer
+    fold's parts.
+
+    Args:
+        candidates: By name: other settings, other selections of features.
+        score: How good a predictor is on inner test studies, whose truth is there; higher is better. Candidates
+            whose mean is not defined lose.
+        plan: The inner folds.
+    """
+
+    def fit(train: Sequence[Study], validation: Sequence[Study]) -> Predictor:
+        own = [replace(study, split=None) for study in (*train, *validation)]
+        by_key = {study.key: study for study in own}
+        names = tuple(dict.fromkeys(name for study in own for name in study.images))
+        inner = make_folds(Cohort(tuple(own), names), plan)
+        means = {}
+        for name, candidate in candidates.items():
+            scores = []
+            for fold in inner:
+                parts = [[by_key[key] for key in getattr(fold, part)] for part in PARTS]
+                scores.append(score(candidate(parts[0], parts[1]), parts[2]))
+            means[name] = float(np.nan_to_num(np.mean(scores), nan=-np.inf))
+        return candidates[max(means, key=lambda name: means[name])](train, validation)
+
+    return fit
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One model's answer for one fold and subset, beside the truth."""
+
+    keys: list[PredictionKey]
+    studies: list[Study]
+    labels: list[str | None]
+    answer: Answer
+
+
+def _key(study: Study, model: str, subset: Subset, fold: int) -> PredictionKey:
+    return PredictionKey(study.subject, study.session, study.group, model, subset_label(subset), fold)
+
+
+def _classes(parts: Sequence[_Part], wanted: tuple[str, ...]) -> ClassPredictions | None:
+    """Put answers together; a class that one fold's training part lacked has probability 0 there."""
+    if not parts:
+        return None
+    labels = {label for part in parts for label in part.labels if label is not None}
+    given = {name for part in parts for name in part.answer.classes}
+    names = (*wanted, *sorted((labels | given) - set(wanted)))
+    number = {name: index for index, name in enumerate(names)}
+    rows: list[Array] = []
+    for part in parts:
+        table = np.zeros((len(part.keys), len(names)))
+        table[:, [number[name] for name in part.answer.classes]] = part.answer.probabilities
+        rows.append(table)
+    label: Int[Array, " N"] = np.array([UNKNOWN if name is None else number[name] for p in parts for name in p.labels])
+    return ClassPredictions(tuple(key for part in parts for key in part.keys), names, label, np.concatenate(rows))
+
+
+def _survival(parts: Sequence[_Part]) -> SurvivalPredictions | None:
+    if not parts:
+        return None
+    times = {part.answer.at for part in parts}
+    if len(times) > 1:
+        raise CohortError("survival curves are given at other times in other folds: fix the times before the folds")
+    at = np.array(times.pop())
+    studies = [study for part in parts for study in part.studies]
+    followed = [study.time is not None and study.event is not None for study in studies]
+    return SurvivalPredictions(
+        tuple(key for part in parts for key in part.keys),
+        np.array([float("nan") if s.time is None or not f else s.time for s, f in zip(studies, followed, strict=True)]),
+        np.array([bool(s.event) and f for s, f in zip(studies, followed, strict=True)]),
+        np.concatenate([np.asarray(part.answer.risk, float) for part in parts]),
+        np.concatenate(
+            [np.empty((len(p.keys), 0)) if p.answer.curve is None else np.asarray(p.answer.curve) for p in parts]
+        ),
+        at,
+        np.concatenate([np.full(len(part.keys), part.answer.risk_cut) for part in parts]),
+    )
