@@ -30,6 +30,7 @@ class OptimConfig:
         final_lr_fraction: Share of `lr` that is left at the cosine's last step.
         clip_norm: Largest global gradient norm; null for no clipping.
         layer_decay: Factor on the learning rate per layer, from the last layer down (timm); null for none.
+        frozen_steps: Optimiser steps for which the encoder stays as it is, so that a new head learns first.
     """
 
     lr: float = 1e-4
@@ -44,10 +45,13 @@ class OptimConfig:
     final_lr_fraction: float = 0.0
     clip_norm: float | None = 1.0
     layer_decay: float | None = None
+    frozen_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ConfigError(f"optim.lr must be positive, got {self.lr}.")
+        if self.frozen_steps < 0:
+            raise ConfigError(f"optim.frozen_steps must be zero or more, got {self.frozen_steps}.")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"optim.clip_norm must be positive, got {self.clip_norm}; null turns it off.")
         if self.warmup_steps and self.warmup_epochs is not None:
@@ -156,6 +160,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         ConfigError: The model has no trainable parameter.
     """
     groups = parameter_groups(model, config)
+    if config.frozen_steps:
+        groups = _encoder_apart(groups, model, config.frozen_steps)
     if not groups:
         raise ConfigError("The model has no trainable parameter: unfreeze some before training.")
     device = next(model.parameters()).device.type
@@ -164,7 +170,23 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
-    """Give each group its share of the learning rate."""
+def _encoder_apart(groups: list[dict[str, Any]], model: nn.Module, frozen_steps: int) -> list[dict[str, Any]]:
+    """Divide each group into the encoder's parameters, which wait for `frozen_steps`, and the others."""
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise ConfigError(f"optim.frozen_steps needs a model with an encoder; {type(model).__name__} has none.")
+    ids = {id(parameter) for parameter in encoder.parameters()}
+    divided = []
     for group in groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        for waiting in (True, False):
+            part = [parameter for parameter in group["params"] if (id(parameter) in ids) == waiting]
+            if part:
+                rest = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+                divided.append({**rest, "params": part, "frozen_steps": frozen_steps if waiting else 0})
+    return divided
+
+
+def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float, step: int = 0) -> None:
+    """Give each group its share of the learning rate of optimiser step `step`; none while it is frozen."""
+    for group in groups:
+        group["lr"] = 0.0 if step < group.get("frozen_steps", 0) else lr * group.get("lr_scale", 1.0)

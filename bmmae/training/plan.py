@@ -24,6 +24,7 @@ class TrainConfig:
         accumulate: Micro-steps per optimiser step.
         precision: `bf16` computes under autocast, `no` in float32; `auto` takes bf16 where the hardware has it.
         evaluate_every: Steps between evaluations; null for once an epoch. The end is always evaluated.
+        patience: Stop after this many evaluations in a row without a new best; null for never.
         checkpoint_every: Steps between checkpoints; null for once an epoch. The end and the best are always saved.
         keep: Latest checkpoints to keep, besides the best one.
         workers: Data-loading processes per training process; 0 loads in the training process.
@@ -48,6 +49,7 @@ class TrainConfig:
     accumulate: int = 1
     precision: Literal["auto", "no", "bf16"] = "auto"
     evaluate_every: int | None = None
+    patience: int | None = None
     checkpoint_every: int | None = None
     keep: int = 2
     workers: int = 2
@@ -68,7 +70,7 @@ class TrainConfig:
                 f"Give exactly one of train.steps and train.epochs, got steps={self.steps}, epochs={self.epochs}."
             )
         counted = ("steps", "epochs", "batch_size", "accumulate", "evaluate_every", "checkpoint_every", "keep")
-        for name in (*counted, "log_every"):
+        for name in (*counted, "log_every", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {value}.")
@@ -149,6 +151,7 @@ def what_must_not_change(plan: Plan, train: TrainConfig, optim: OptimConfig) -> 
         "optim.schedule": optim.schedule,
         "optim.final_lr_fraction": optim.final_lr_fraction,
         "optim.layer_decay": optim.layer_decay,
+        "optim.frozen_steps": optim.frozen_steps or None,  # None, as in runs from before it existed
         "warm-up steps (optim.warmup_steps)": plan.schedule.warmup,
         "schedule steps (optim.schedule_steps; train.steps if not set)": plan.schedule.horizon,
     }

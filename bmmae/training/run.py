@@ -151,10 +151,18 @@ class Run:
         self.progress.best_value, self.progress.best_step = values[name], self.progress.step
         return True
 
+    def is_out_of_patience(self) -> bool:
+        """Whether so many evaluations in a row brought no new best that the run ends here."""
+        progress, patience = self.progress, self.train.patience
+        if patience is None or progress.best_step is None or progress.evaluated != progress.step:
+            return False
+        return progress.step - progress.best_step >= patience * self.plan.evaluate_every
+
     def save_is_due(self) -> bool:
         """Whether a checkpoint is due here, by the plan or because the run is about to stop."""
         done = self.progress.step
-        return (self.stop_level > 0 or self.plan.checkpoint_is_due(done)) and self.progress.saved != done
+        ends = self.stop_level > 0 or self.is_out_of_patience()
+        return (ends or self.plan.checkpoint_is_due(done)) and self.progress.saved != done
 
     def save(self) -> None:
         """Write a checkpoint and tidy up; the main process writes, the others wait."""
@@ -191,8 +199,8 @@ class Run:
         write_index(self.run_dir, index)
 
     def is_over(self) -> bool:
-        """Whether the loop ends here: all steps done, or a stop agreed on."""
-        return self.stop_level > 0 or self.progress.step >= self.plan.steps
+        """Whether the loop ends here: all steps done, a stop agreed on, or no progress for long."""
+        return self.stop_level > 0 or self.progress.step >= self.plan.steps or self.is_out_of_patience()
 
     def end(self) -> Status:
         """Close the run's books.
@@ -200,7 +208,7 @@ class Run:
         Returns:
             How it ended: a run that was stopped is finished if nothing was left to do.
         """
-        done = self.progress.step >= self.plan.steps
+        done = self.progress.step >= self.plan.steps or self.is_out_of_patience()
         evaluated = self.validation is None or self.progress.evaluated == self.progress.step
         status = status_of(0 if done and evaluated else self.stop_level)
         if self.accelerator.is_main_process:

@@ -48,7 +48,7 @@ class Stepper:
         finite = all(map(math.isfinite, (loss, count, norm)))
         lr = self.plan.schedule(step)
         if finite:
-            set_learning_rate(self.run.optimizer.param_groups, lr)
+            set_learning_rate(self.run.optimizer.param_groups, lr, step)
             self.run.optimizer.step()
         else:
             self._meet_nonfinite(step, outputs, names)
