@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -13,17 +12,7 @@ from bmmae.data.check import CheckReport, Finding, ImageGlance, StudyGlance
 from bmmae.data.planes import colour_of, draw_planes
 from bmmae.errors import OutputError
 from bmmae.modalities import title
-
-STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1180px; padding: 0 1em; color: #1c2430 }
-h1 { font-size: 1.5em } h2 { font-size: 1.1em; margin: 0 0 .3em } table { border-collapse: collapse; margin: .5em 0 }
-th, td { text-align: left; padding: .15em .9em .15em 0; vertical-align: top } th { color: #5a6677; font-weight: 600 }
-.error { color: #b3141d; font-weight: 600 } .warning { color: #9a5b00; font-weight: 600 } .fine { color: #1c7a3d }
-.study { border: 1px solid #d6dce5; border-radius: 6px; padding: .8em 1em; margin: 1em 0 }
-.planes { display: flex; flex-wrap: wrap; gap: 8px } figure { margin: 0; background: #000; border-radius: 4px }
-figcaption { color: #dfe6ef; padding: 2px 6px; font-size: 12px } img { display: block }
-.key span { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 .8em; border-radius: 2px }
-"""
+from bmmae.page import document, figure, table
 
 
 @dataclass
@@ -66,8 +55,7 @@ class CheckPage:
 
     def _html(self, report: CheckReport, name: str) -> str:
         parts = [
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>Check of {escape(name)}</title>",
-            f"<style>{STYLE}</style><h1>Check of {escape(name)}</h1>",
+            f"<h1>Check of {escape(name)}</h1>",
             f"<p>{report.studies} studies, {report.files} files. {_verdict(report)}</p>",
             _findings(report.findings, linked=True),
             _overview(self._glances),
@@ -75,9 +63,9 @@ class CheckPage:
         ]
         if len(self._glances) > len(self._pictures):
             parts.insert(
-                3, f"<p>The first {len(self._pictures)} studies are drawn; of the others figures are listed.</p>"
+                2, f"<p>The first {len(self._pictures)} studies are drawn; of the others figures are listed.</p>"
             )
-        return "\n".join(parts) + "\n"
+        return document(f"Check of {name}", parts)
 
     def _card(self, glance: StudyGlance, report: CheckReport) -> str:
         study = glance.study
@@ -105,7 +93,7 @@ def _findings(findings: Sequence[Finding], *, linked: bool = False) -> str:
         cells = [f"<span class={found.severity}>{found.severity}</span>", found.code, escape(found.message)]
         rows.append([cells[0], name, *cells[1:]] if linked else cells)
     head = ["", "study", "kind", "what was found"] if linked else ["", "kind", "what was found"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _overview(glances: Sequence[StudyGlance]) -> str:
@@ -117,7 +105,7 @@ def _overview(glances: Sequence[StudyGlance]) -> str:
         ("orientations", Counter(image.grid.orientation for image in images)),
         ("label values", Counter(", ".join(map(str, glance.labels)) for glance in glances if glance.labels)),
     )
-    return _table(("", "how often"), [(name, _counted(counts)) for name, counts in kinds if counts])
+    return table(("", "how often"), [(name, _counted(counts)) for name, counts in kinds if counts])
 
 
 def _counted(counts: Counter[str], most: int = 8) -> str:
@@ -139,19 +127,13 @@ def _figures(glance: StudyGlance) -> str:
         )
         for image in glance.images
     ]
-    return _table(head, rows) + _key(glance.labels)
+    return table(head, rows) + _key(glance.labels)
 
 
 def _key(labels: Sequence[int]) -> str:
     named = [value for value in labels if value]
     spans = "".join(f'<span style="background: rgb{colour_of(value, labels)}"></span>{value}' for value in named)
     return f"<p class=key>label values {spans}</p>" if named else ""
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
-    return "<table>" + "\n".join(lines) + "</table>"
 
 
 def _pictures(glance: StudyGlance) -> str:
@@ -161,9 +143,6 @@ def _pictures(glance: StudyGlance) -> str:
             label = glance.outline
             fits = label is not None and glance.outline_grid is not None and image.grid.same(glance.outline_grid)
             png = draw_planes(image.thin, image.grid, image.percentiles, label if fits else None, glance.labels)
-            source = base64.b64encode(png).decode()
             name = title(image.modality)
-            text = f"{name}: axial, coronal, sagittal"
-            picture = f'<img alt="{text}" src="data:image/png;base64,{source}">'
-            figures.append(f"<figure>{picture}<figcaption>{name}</figcaption></figure>")
+            figures.append(figure(png, f"{name}: axial, coronal, sagittal", name))
     return f"<div class=planes>{''.join(figures)}</div>"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bmmae.inference.cohort import Outcome, reconstruct_cohort
 from bmmae.inference.likeness import UnlikeTrainingWarning
-from bmmae.inference.reconstruction import reconstruct, reconstruct_prepared, reconstruct_to_folder
+from bmmae.inference.prediction import predict_absent, reconstruct_prepared
+from bmmae.inference.reconstruction import Reconstruction, ReconstructOptions, reconstruct
+from bmmae.inference.reconstruction_folder import reconstruct_to_folder
 from bmmae.inference.segmentation import segment, segment_prepared
 from bmmae.inference.study import LoadedStudy, load_study
 from bmmae.inference.windows import over_windows, to_native
@@ -11,10 +14,15 @@ from bmmae.inference.writing import save_image
 
 __all__ = [
     "LoadedStudy",
+    "Outcome",
+    "ReconstructOptions",
+    "Reconstruction",
     "UnlikeTrainingWarning",
     "load_study",
     "over_windows",
+    "predict_absent",
     "reconstruct",
+    "reconstruct_cohort",
     "reconstruct_prepared",
     "reconstruct_to_folder",
     "save_image",

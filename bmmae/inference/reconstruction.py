@@ -2,27 +2,93 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import nibabel as nib
 import numpy as np
-import torch
 
-from bmmae._version import __version__
-from bmmae.arrays import Array, Float, Tensor
-from bmmae.data.preprocess import PreparedStudy
+from bmmae.arrays import Float
+from bmmae.checkpoint import provenance_of
 from bmmae.errors import ModalityError
-from bmmae.inference.study import LoadedStudy, caveat, load_study, read_all
-from bmmae.inference.windows import over_windows, to_native
-from bmmae.inference.writing import image_like, write_together
-from bmmae.modalities import canonical, in_table_order, title
+from bmmae.inference.agreement import Agreement
+from bmmae.inference.likeness import UnlikeTrainingWarning, untrained
+from bmmae.inference.prediction import predict_absent, require_uncertainty
+from bmmae.inference.scale import Intensity, find_map, lowest
+from bmmae.inference.study import LoadedStudy, caveat, load_study
+from bmmae.inference.windows import to_native
+from bmmae.inference.writing import image_like
+from bmmae.modalities import canonical, title
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel
-from bmmae.patches import any_in_patch
 
-NOTE = "reconstruction.json"
+DEVIATION = "_std"
+"""What the name of a modality is followed by for its standard deviation."""
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """What is to be synthesised, and how.
+
+    Attributes:
+        only: Just these of the absent modalities; empty means all.
+        subset: Pretend that only these are available; empty means all that are.
+        intensity: The scale of the results (see `bmmae.inference.scale`); None means `cohort` if the model knows it.
+        uncertainty: Give a standard deviation as well.
+        complete: Write the images given as well.
+    """
+
+    only: tuple[str, ...] = ()
+    subset: tuple[str, ...] = ()
+    intensity: Intensity | None = None
+    uncertainty: bool = False
+    complete: bool = False
+
+    def named(self, known: Sequence[str]) -> ReconstructOptions:
+        """Return the same with canonical names.
+
+        Raises:
+            ModalityError: If a name is unknown to the model.
+        """
+        only, subset = (tuple(canonical(name, known) for name in names) for names in (self.only, self.subset))
+        return ReconstructOptions(only, subset, self.intensity, self.uncertainty, self.complete)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The synthesised modalities of one study, on the grid of its images.
+
+    Attributes:
+        study: What was given.
+        volumes: Float[X, Y, Z] by modality, in table order; 0 outside the brain.
+        deviations: Their standard deviations Float[X, Y, Z], in the same units; empty if not asked for.
+        intensities: What kind of scale each has.
+        remarks: Reasons to doubt the results, one sentence each.
+        truth: Real images of synthesised modalities, where the study has them.
+        agreement: How close the synthesised ones are to these.
+    """
+
+    study: LoadedStudy
+    volumes: Mapping[str, Float[np.ndarray, "X Y Z"]]
+    deviations: Mapping[str, Float[np.ndarray, "X Y Z"]]
+    intensities: Mapping[str, Intensity]
+    remarks: tuple[str, ...] = ()
+    truth: Mapping[str, Float[np.ndarray, "X Y Z"]] = field(default_factory=dict)
+    agreement: Mapping[str, Agreement] = field(default_factory=dict)
+
+    def images(self) -> dict[str, nib.Nifti1Image]:
+        """Return the volumes as images, each followed by its standard deviation (`t2_std`), if there is one."""
+        out = {}
+        for name, values in self.volumes.items():
+            made = f"scale: {self.intensities[name]}{caveat(self.study)}"
+            what = f"bmmae SYNTHETIC {title(name)}, not acquired; {made}"
+            out[name] = image_like(values, self.study.reference, what)
+            if name in self.deviations:
+                what = f"bmmae deviation of SYNTHETIC {title(name)}; {made}"
+                out[name + DEVIATION] = image_like(self.deviations[name], self.study.reference, what)
+        return out
 
 
 def reconstruct(
@@ -31,112 +97,105 @@ def reconstruct(
     *,
     brain_mask: str | Path | None = None,
     only: Sequence[str] | None = None,
+    intensity: Intensity | None = None,
+    uncertainty: bool = False,
 ) -> dict[str, nib.Nifti1Image]:
     """Synthesise the absent modalities of one study.
-
-    Intensities: inside the brain, z-scores brought to the scale of the given images (the median of their means and
-    deviations); 0 outside. MR intensities have no unit, so an absent sequence's own scale cannot be known.
 
     Args:
         model: A masked autoencoder.
         images: Files by modality name or alias, in any order.
         brain_mask: A mask on the same grid, for images that are not skull-stripped.
         only: Synthesise just these of the absent modalities.
+        intensity: `cohort`, `given` or `zscore`; see `bmmae.inference.scale`. By default `cohort`, or `given` with a
+            model that does not know what its training images looked like. The header says which it is.
+        uncertainty: Return a standard deviation a voxel as well, as `<modality>_std`.
 
     Returns:
-        The absent modalities by name, on the grid of the input.
+        The absent modalities by name, on the grid of the input, in its orientation; 0 outside the brain.
 
     Raises:
         ModalityError: If none is given, none is absent, or the model cannot reconstruct.
         ImageError: If a file is broken.
+        ConfigError: If the model has no uncertainty output and one is asked for.
+
+    Warns:
+        UnlikeTrainingWarning: For each way in which the images differ from those of the training.
+    """
+    mae = require_mae(model)
+    options = ReconstructOptions(tuple(only or ()), (), intensity, uncertainty).named(mae.config.modalities)
+    study = load_study(mae, images, brain_mask)
+    return synthesise(mae, study, wanted(mae, study.images, options), options).images()
+
+
+def require_mae(model: PretrainedModel) -> MAE:
+    """Return the model as what it has to be.
+
+    Raises:
+        ModalityError: If it cannot reconstruct.
     """
     if not isinstance(model, MAE):
         raise ModalityError(f"a {model.kind} model cannot reconstruct: use a pretrained model (kind 'mae')")
-    study = load_study(model, images, brain_mask)
-    absent = _absent(model, study, only)
-    scores = reconstruct_prepared(model, study.prepared, absent)
-    mean, deviation = np.median(np.asarray(study.prepared.scales), axis=0)
-    out = {}
-    for name in absent:
-        native = to_native(study.prepared, scores[name])
-        brain = study.prepared.geometry.from_canonical(cast(Array, study.prepared.native_brain))
-        values = np.where(brain, native * deviation + mean, 0).astype(np.float32)
-        out[name] = image_like(values, study.reference, f"bmmae SYNTHETIC {title(name)}, not acquired{caveat(study)}")
-    return out
+    return model
 
 
-def _absent(model: MAE, study: LoadedStudy, only: Sequence[str] | None) -> list[str]:
-    """The modalities to synthesise, in the model's order."""
+def wanted(model: MAE, given: Mapping[str, object], options: ReconstructOptions) -> tuple[str, ...]:
+    """Return the modalities to synthesise, in the model's order.
+
+    Raises:
+        ModalityError: If one that is asked for is given, or none is left.
+    """
     names = model.config.modalities
-    wanted = names if only is None else [canonical(name, names) for name in only]
-    given = [name for name in wanted if name in study.images]
-    if only is not None and given:
-        raise ModalityError(f"{', '.join(given)} cannot be synthesised: it is among the images given")
-    absent = [name for name in names if name in wanted and name not in study.images]
+    asked = options.only or names
+    among = [name for name in asked if name in given]
+    if options.only and among:
+        raise ModalityError(f"{', '.join(among)} cannot be synthesised: it is among the images given")
+    absent = tuple(name for name in names if name in asked and name not in given)
     if not absent:
         raise ModalityError(f"no modality is left to reconstruct: all of {', '.join(names)} are given")
     return absent
 
 
-def reconstruct_prepared(
-    model: MAE, prepared: PreparedStudy, absent: Sequence[str]
-) -> dict[str, Float[np.ndarray, "H W D"]]:
-    """Predict modalities on the model's grid, from all those that a prepared study has except the ones asked for.
-
-    Returns:
-        Z-scores by modality; 0 outside the brain.
-    """
-    names = model.config.modalities
-
-    def predict(images: Tensor, valid: Tensor, brain: Tensor) -> Tensor:
-        wanted = torch.tensor([name in absent for name in names], device=images.device)[:, None]
-        # A model trained on background too sees and decodes it, as in training; it is cut off below.
-        tissue = brain if model.config.tissue_only else torch.ones_like(brain)
-        visible = any_in_patch(valid & tissue, model.config.patch) & ~wanted
-        targets = any_in_patch(tissue, model.config.patch) & wanted
-        if not bool(visible.any()) or not bool(targets.any()):
-            return torch.zeros_like(images)
-        return model.predict(images, visible, targets)
-
-    volumes = over_windows(model, prepared, predict)
-    return {name: np.where(prepared.brain, volumes[names.index(name)], 0) for name in absent}
-
-
-def reconstruct_to_folder(
-    model: PretrainedModel,
-    images: Mapping[str, str | Path],
-    folder: str | Path,
-    *,
-    brain_mask: str | Path | None = None,
-    complete: bool = False,
-) -> dict[str, Path]:
-    """Synthesise the absent modalities and write each to `<folder>/<modality>.nii.gz`.
+def synthesise(model: MAE, study: LoadedStudy, absent: Sequence[str], options: ReconstructOptions) -> Reconstruction:
+    """Synthesise modalities of a loaded study, on its own grid and scale.
 
     Args:
-        model: A masked autoencoder.
-        images: Files by modality name or alias, in any order.
-        folder: Created if need be. Beside the images, `reconstruction.json` says how they were made.
-        brain_mask: A mask on the same grid, for images that are not skull-stripped.
-        complete: Write the given images as well, unchanged in values.
-
-    Returns:
-        The files by modality.
+        model: The masked autoencoder.
+        study: What is given.
+        absent: What to synthesise.
+        options: How.
 
     Raises:
-        BmmaeError: As `reconstruct`; nothing is written then.
-        OutputError: If the folder cannot be written.
+        ConfigError: If the model has no uncertainty output and one is asked for.
     """
-    made = reconstruct(model, images, brain_mask=brain_mask)
-    known = model.model_config.modalities
-    given = {canonical(name, known): Path(path) for name, path in images.items()}
-    if complete:
-        made |= {name: image_like(image.array, image, "") for name, image in read_all(given).items()}
-    note = {
-        "bmmae": __version__,
-        "synthetic": [name for name in in_table_order(made) if name not in given],
-        "given": {name: path.name for name, path in given.items()},
-        "intensity": "z-scores inside the brain, times the median deviation plus the median mean of the given images",
-        "model": {key: value for key, value in model.metadata.provenance.items() if key != "content_hashes"},
-        "notice": "Synthetic images made by research software; not acquired, not for diagnosis.",
-    }
-    return write_together({name: made[name] for name in in_table_order(made)}, note, Path(folder), NOTE)
+    if options.uncertainty:
+        require_uncertainty(model)
+    population = provenance_of(model).population
+    made = predict_absent(model, study.prepared, absent, uncertainty=options.uncertainty)
+    brain = study.brain
+    floor = lowest(study, brain)
+    volumes, deviations, intensities = {}, {}, {}
+    for name in absent:
+        scores = to_native(study.prepared, made.means[name])
+        scale = find_map(name, scores[brain], study, options.intensity, population)
+        darkest = -np.inf if scale.kind == "zscore" else floor
+        volumes[name] = np.where(brain, np.maximum(scale(scores), darkest), 0).astype(np.float32)
+        intensities[name] = scale.kind
+        if made.variances:
+            deviation = np.sqrt(to_native(study.prepared, made.variances[name]))
+            deviations[name] = np.where(brain, scale.deviations(scores, deviation), 0).astype(np.float32)
+    remarks = (*untrained(absent, population), *_without_cohort(options, intensities))
+    for remark in remarks:
+        warnings.warn(remark, UnlikeTrainingWarning, stacklevel=3)
+    return Reconstruction(study, volumes, deviations, intensities, (*study.remarks, *remarks))
+
+
+def _without_cohort(options: ReconstructOptions, used: Mapping[str, Intensity]) -> tuple[str, ...]:
+    """Say so if the scale asked for could not be had."""
+    lacking = [title(name) for name, kind in used.items() if options.intensity == "cohort" and kind != "cohort"]
+    if not lacking:
+        return ()
+    return (
+        f"the model does not know the training cohort's intensities of {', '.join(lacking)}: the scale is that of the "
+        "given images",
+    )

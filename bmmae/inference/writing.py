@@ -40,16 +40,59 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> Path:
 
 
 def write_together(
-    images: Mapping[str, nib.Nifti1Image], note: Mapping[str, object], folder: Path, note_name: str
+    images: Mapping[str, nib.Nifti1Image],
+    note: Mapping[str, object],
+    folder: Path,
+    note_name: str,
+    pages: Mapping[str, str] | None = None,
 ) -> dict[str, Path]:
-    """Write images and note beside each other first, then move all into place: a full disk leaves nothing behind."""
+    """Write images, pages and a note beside each other first, then move all into place, the note last.
+
+    So a full disk leaves nothing behind, and a folder with a note is complete.
+
+    Args:
+        images: By the stem of their file names.
+        note: What is told of them, for JSON; its `files` will list the names of all.
+        folder: Created if need be. What an earlier note there listed and is not written again, is removed.
+        note_name: The note's file name.
+        pages: Text files by name.
+
+    Returns:
+        The image files.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
             names = [save_image(image, Path(partial) / f"{name}.nii.gz").name for name, image in images.items()]
-            (Path(partial) / note_name).write_text(json.dumps(note, indent=2, default=str))
+            for name, text in (pages or {}).items():
+                (Path(partial) / name).write_text(text, encoding="utf-8")
+            names += pages or {}
+            (Path(partial) / note_name).write_text(json.dumps({**note, "files": names}, indent=2, default=str))
+            _clear(folder, note_name)
             for name in (*names, note_name):
                 (Path(partial) / name).replace(folder / name)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
     return {name: folder / f"{name}.nii.gz" for name in images}
+
+
+def read_note(folder: Path, note_name: str) -> dict[str, object] | None:
+    """Return the note of a folder whose files are all there, else None."""
+    try:
+        note = json.loads((folder / note_name).read_text())
+        complete = all((folder / str(name)).is_file() for name in note["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return note if complete else None
+
+
+def _clear(folder: Path, note_name: str) -> None:
+    """Remove what an earlier run left: its note first, so that what is half removed does not look complete."""
+    old = read_note(folder, note_name)
+    if old is not None:
+        (folder / note_name).unlink()
+        for name in map(str, old["files"] if isinstance(old["files"], list) else ()):
+            (folder / Path(name).name).unlink(missing_ok=True)

@@ -1,0 +1,112 @@
+"""The command that synthesises absent modalities, of a study or of a cohort."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bmmae.cli.command import Commands, add_command, require_writable
+from bmmae.cli.images import add_images, given_images, load, required_images
+from bmmae.errors import ConfigError
+from bmmae.modalities import title
+from bmmae.notice import NOTICE
+
+if TYPE_CHECKING:
+    from bmmae.inference import Outcome, ReconstructOptions
+    from bmmae.inference.cohort import Status
+    from bmmae.inference.reconstruction_folder import Page
+
+INTENSITIES = ("cohort", "given", "zscore")
+
+
+def add_reconstruct(commands: Commands) -> None:
+    """Add the command."""
+    summary = f"Synthesise the absent modalities of a study, or of every study of a cohort. {NOTICE}"
+    command = add_command(commands, "reconstruct", summary, _run)
+    add_images(command)
+    command.add_argument("--cohort", type=Path, metavar="TABLE", help="a cohort table, instead of one study's images")
+    command.add_argument("--out", type=Path, required=True, help="folder; one NIfTI file a modality is written")
+    command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="just these of the absent modalities")
+    command.add_argument(
+        "--subset", nargs="+", default=[], metavar="NAME", help="pretend that only these are available, and judge"
+    )
+    command.add_argument("--all", action="store_true", help="write the given modalities as well: a complete set")
+    command.add_argument(
+        "--intensity",
+        choices=INTENSITIES,
+        help="scale of the results: the training cohort's histograms on the scale of the given images (default, if the "
+        "model knows them), straight on that scale, or z-scores",
+    )
+    command.add_argument("--uncertainty", action="store_true", help="write a standard deviation a voxel as well")
+    command.add_argument("--report", action="store_true", help="write a page with pictures of each study")
+
+
+def _run(given: argparse.Namespace) -> int:
+    from bmmae.inference import ReconstructOptions
+    from bmmae.reconstruction_page import study_page
+
+    options = ReconstructOptions(
+        only=tuple(given.only),
+        subset=tuple(given.subset),
+        intensity=given.intensity,
+        uncertainty=given.uncertainty,
+        complete=given.all,
+    )
+    page = study_page if given.report else None
+    code = _run_study(given, options, page) if given.cohort is None else _run_cohort(given, options, page)
+    print(NOTICE)
+    return code
+
+
+def _run_study(given: argparse.Namespace, options: ReconstructOptions, page: Page | None) -> int:
+    from bmmae.inference import reconstruct_to_folder
+
+    images = required_images(given)
+    require_writable(given.out)
+    paths = reconstruct_to_folder(
+        load(given.model), images, given.out, brain_mask=given.brain_mask, options=options, page=page
+    )
+    for name, path in paths.items():
+        print(f"{title(name):>6}  {path}")
+    if page:
+        print(f"report  {given.out / 'report.html'}")
+    return 0
+
+
+def _run_cohort(given: argparse.Namespace, options: ReconstructOptions, page: Page | None) -> int:
+    from bmmae.data.cohort import read_cohort
+    from bmmae.inference import reconstruct_cohort
+
+    if given_images(given) or given.brain_mask is not None:
+        raise ConfigError("--cohort names the images of all studies: leave out images and --brain-mask")
+    require_writable(given.out)
+    model = load(given.model)
+    cohort = read_cohort(given.cohort, model.model_config.modalities)
+    outcomes = reconstruct_cohort(model, cohort, given.out, options, page=page)
+    _tell(outcomes, given.out)
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def _tell(outcomes: list[Outcome], folder: Path) -> None:
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            print(f"failed: {outcome.study.name}: {outcome.problem}", file=sys.stderr)
+        for remark in outcome.remarks:
+            print(f"warning: {outcome.study.name}: {remark}", file=sys.stderr)
+    counts = Counter(outcome.status for outcome in outcomes)
+    said: dict[Status, str] = {
+        "made": "made",
+        "kept": "finished before",
+        "complete": "have nothing absent",
+        "failed": "FAILED",
+    }
+    done = ", ".join(f"{counts[status]} {words}" for status, words in said.items() if counts[status])
+    doubted = sum(bool(outcome.remarks) for outcome in outcomes)
+    if doubted:
+        done += f"; {doubted} unlike the training studies (see above)"
+    print(f"{len(outcomes)} studies: {done}")
+    if counts["failed"] < len(outcomes):
+        print(f"completed table: {folder / 'cohort.csv'}")

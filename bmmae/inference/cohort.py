@@ -1,0 +1,139 @@
+"""Absent modalities of a whole cohort: a folder a study, continued after an interruption, failures counted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+from bmmae.data.cohort import Cohort, Study
+from bmmae.errors import BmmaeError, OutputError
+from bmmae.inference.prediction import require_uncertainty
+from bmmae.inference.reconstruction import ReconstructOptions, require_mae
+from bmmae.inference.reconstruction_folder import NOTE, Page, Plan, carry_out, digest, is_finished
+from bmmae.inference.study import StudyFiles
+from bmmae.inference.writing import read_note
+from bmmae.modalities import in_table_order, subset_label
+from bmmae.model.mae import MAE
+from bmmae.model.pretrained import PretrainedModel
+
+TABLE = "cohort.csv"
+Status = Literal["made", "kept", "complete", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one study.
+
+    Attributes:
+        study: The study.
+        status: `made` now; `kept`, as it was made before; `complete`, so there was nothing to make; or `failed`.
+        files: The synthesised images by modality.
+        problem: Why it failed.
+        remarks: Reasons to doubt what was made now, one sentence each.
+    """
+
+    study: Study
+    status: Status
+    files: dict[str, Path]
+    problem: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+def reconstruct_cohort(
+    model: PretrainedModel,
+    cohort: Cohort,
+    folder: str | Path,
+    options: ReconstructOptions | None = None,
+    *,
+    page: Page | None = None,
+) -> list[Outcome]:
+    """Synthesise the absent modalities of every study, each into a folder of its own name.
+
+    Studies that were finished before, by the same model from the same images with the same options, are kept. A study
+    that fails stops no other. In the end `cohort.csv` names the studies' images and, where they had none, the synthetic
+    ones, with these modalities listed in a column `synthetic`; studies that failed are left out of it.
+
+    Args:
+        model: A masked autoencoder.
+        cohort: The studies.
+        folder: Where to.
+        options: What to synthesise, and how; by default all that is absent.
+        page: Writes the report of each study; by default there is none.
+
+    Returns:
+        One outcome a study, in the cohort's order.
+
+    Raises:
+        ModalityError: If the model cannot reconstruct, or an option names an unknown modality.
+        ConfigError: If the model has no uncertainty output and one is asked for.
+        OutputError: If the folder cannot be written (any more); what is finished is kept.
+    """
+    mae = require_mae(model)
+    options = (options or ReconstructOptions()).named(mae.config.modalities)
+    if options.uncertainty:
+        require_uncertainty(mae)
+    outcomes = list(_outcomes(_Work(mae, digest(mae), options, page), cohort.studies, Path(folder)))
+    studies = tuple(_completed(outcome, options) for outcome in outcomes if outcome.status != "failed")
+    if studies:
+        Cohort(studies, cohort.modalities).write(Path(folder) / TABLE)
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done to every study, and by which model."""
+
+    model: MAE
+    digest: str
+    options: ReconstructOptions
+    page: Page | None
+
+
+def _outcomes(work: _Work, studies: Sequence[Study], folder: Path) -> Iterator[Outcome]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # one study's remarks say little without its name: see the notes
+        for study in tqdm(studies, desc="reconstructing", unit="study"):
+            try:
+                yield _one(work, study, folder / study.name)
+            except OutputError as error:
+                advice = "make room" if os.strerror(errno.ENOSPC) in str(error) else "choose another --out"
+                message = f"{error}; what is finished is kept: {advice} and run the same command again"
+                raise OutputError(message) from error
+            except (MemoryError, torch.OutOfMemoryError):
+                yield Outcome(study, "failed", {}, "there was not enough memory: it may be an unusually large image")
+            except BmmaeError as error:
+                yield Outcome(study, "failed", {}, str(error))
+
+
+def _one(work: _Work, study: Study, folder: Path) -> Outcome:
+    names, options = work.model.config.modalities, work.options
+    images = {name: study.images[name] for name in names if name in study.images}
+    shown = [name for name in images if not options.subset or name in options.subset]
+    left = tuple(name for name in options.only or names if name not in shown)
+    if not left:
+        return Outcome(study, "complete", {})
+    masks = {name: mask for name in images if (mask := study.brain_mask_of(name)) is not None}
+    plan = Plan.of(work.model, StudyFiles(images, masks), replace(options, only=left))
+    identity = plan.identity(work.digest, report=work.page is not None)
+    status: Status = "kept" if is_finished(folder, identity) else "made"
+    if status == "made":
+        carry_out(plan, work.model, folder, identity, work.page)
+    remarks = (read_note(folder, NOTE) or {}).get("remarks")
+    files = {name: folder / f"{name}.nii.gz" for name in plan.absent}
+    return Outcome(study, status, files, remarks=tuple(remarks) if isinstance(remarks, list) else ())
+
+
+def _completed(outcome: Outcome, options: ReconstructOptions) -> Study:
+    """The study with synthetic images where it had none, or had to do without."""
+    study, made = outcome.study, outcome.files
+    shown = {name: path for name, path in study.images.items() if not options.subset or name in options.subset}
+    images = {name: {**shown, **made}[name] for name in in_table_order({**shown, **made})}
+    return replace(study, images=images, values={**study.values, "synthetic": subset_label(tuple(made))})
