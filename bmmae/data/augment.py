@@ -44,6 +44,8 @@ class AugmentConfig:
         modality_dropout: Chance that a random non-empty subset of the available modalities is kept.
         lesion_share: Chance that the window is placed so that it holds a labelled voxel, if there is one; a rotation
             or an enlargement may then move that voxel out.
+        each_lesion: How many of these windows aim at a lesion chosen first, all with equal chance, instead of at any
+            labelled voxel: small lesions are then seen as often as large ones.
         flip_others: Chance of a flip along each of the other two axes.
         rotation: Degrees about each axis.
         zoom: Size of the anatomy relative to its true one.
@@ -59,6 +61,7 @@ class AugmentConfig:
     shift: float = 0.1
     modality_dropout: float = 0.0
     lesion_share: float = 0.0
+    each_lesion: float = 0.0
     flip_others: float = 0.0
     rotation: Draw = Draw(0.0, -15.0, 15.0)
     zoom: Draw = Draw(0.0, 0.85, 1.15)
@@ -69,7 +72,7 @@ class AugmentConfig:
     noise: Draw = Draw(0.0, 0.0, 0.2)
 
     def __post_init__(self) -> None:
-        for name in ("flip", "modality_dropout", "lesion_share", "flip_others"):
+        for name in ("flip", "modality_dropout", "lesion_share", "each_lesion", "flip_others"):
             _require_chance(name, getattr(self, name))
         for name, (least, most) in RANGES.items():
             draw: Draw = getattr(self, name)
@@ -83,9 +86,12 @@ class AugmentConfig:
     @property
     def changes_something(self) -> bool:
         """Whether a window can come out otherwise than it went in."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "lesion_share"}
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in PLACING}
         return any(value.chance if isinstance(value, Draw) else value for value in values.values())
 
+
+PLACING = ("lesion_share", "each_lesion")
+"""What decides where a window lies, and changes nothing in it."""
 
 RANGES = {
     "rotation": (-180.0, 180.0),

@@ -31,7 +31,7 @@ from bmmae.errors import OutputError
 from bmmae.patches import Triple, as_triple
 
 META = "study.json"
-FORMAT = 2
+FORMAT = 3
 """Raised whenever entries are laid out otherwise; part of every key."""
 
 PARTIAL = ".partial-"
@@ -58,7 +58,8 @@ class CachedStudy:
     def open(self) -> PackedStudy:
         """Map the arrays into memory; nothing is read yet."""
         label = self._map("label") if self.labelled else None
-        return PackedStudy(self.names, self._map("images"), self._map("flags"), label, self.lesion_voxels())
+        numbers = np.asarray(np.load(self.folder / "lesion_numbers.npy"))
+        return PackedStudy(self.names, self._map("images"), self._map("flags"), label, self.lesion_voxels(), numbers)
 
     def window(self, start: Triple, size: Triple) -> Window:
         """Read a window; it may reach beyond the arrays."""
@@ -225,7 +226,8 @@ def write_entry(packed: PackedStudy, notes: dict[str, Any], folder: Path) -> Non
 
 
 def _write(packed: PackedStudy, notes: dict[str, Any], folder: Path) -> None:
-    arrays = {"images": packed.images, "flags": packed.flags, "lesion_voxels": packed.lesions}
+    arrays = {"images": packed.images, "flags": packed.flags}
+    arrays |= {"lesion_voxels": packed.lesions, "lesion_numbers": packed.lesion_numbers}
     if packed.label is not None:
         arrays["label"] = packed.label
     meta = {

@@ -152,8 +152,7 @@ class StudyDataset:
     def _start(self, source: PackedStudy, rng: np.random.Generator) -> Triple:
         """Place the window at random: anywhere inside, or jittered around a study that is smaller."""
         size = self.view.size
-        voxels = source.lesions if self.augment.lesion_share > 0 else np.zeros((0, 3))
-        aim = voxels[rng.integers(len(voxels))] if len(voxels) and rng.random() < self.augment.lesion_share else None
+        aim = self._aim(source, rng)
         starts = []
         for axis, (extent, wanted) in enumerate(zip(source.shape, size, strict=True)):
             low, high = min(0, extent - wanted), max(0, extent - wanted)
@@ -161,6 +160,16 @@ class StudyDataset:
                 low, high = max(low, int(aim[axis]) - wanted + 1), min(high, int(aim[axis]))
             starts.append(int(rng.integers(low, high + 1)))
         return (starts[0], starts[1], starts[2])
+
+    def _aim(self, source: PackedStudy, rng: np.random.Generator) -> Array | None:
+        """Choose a labelled voxel that the window must hold, or None: any of them, or one of a lesion chosen first."""
+        voxels, augment = source.lesions, self.augment
+        if augment.lesion_share == 0 or not len(voxels) or rng.random() >= augment.lesion_share:
+            return None
+        if augment.each_lesion > 0 and rng.random() < augment.each_lesion:
+            numbers = np.unique(source.lesion_numbers)
+            voxels = voxels[source.lesion_numbers == numbers[rng.integers(len(numbers))]]
+        return np.asarray(voxels[rng.integers(len(voxels))])
 
     def _label(self, sample: dict[str, Array], study: Study) -> None:
         """Replace a sample's label values by regions, if the task needs them."""

@@ -11,7 +11,7 @@ Bit 0 of a flag is the brain; bit 1 + k says that modality k was scanned there. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class PackedStudy:
         flags: Unsigned[H, W, D].
         label: Int16[H, W, D] in the source's coding, or None.
         lesions: A sample of the labelled voxels, Int[n, 3].
+        lesion_numbers: Which lesion each of them belongs to, Int[n].
     """
 
     names: tuple[str, ...]
@@ -42,6 +43,7 @@ class PackedStudy:
     flags: Array
     label: Array | None
     lesions: Array
+    lesion_numbers: Array = field(default_factory=lambda: np.zeros(0, np.int16))
 
     @property
     def shape(self) -> Triple:
@@ -115,6 +117,7 @@ def pack_study(prepared: PreparedStudy) -> PackedStudy:
         flags=pack_flags(prepared.valid, prepared.brain),
         label=prepared.label,
         lesions=prepared.lesion_voxels(),
+        lesion_numbers=prepared.lesion_numbers(),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy import ndimage
 
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.data.brain import Brain, Source, find_brain
@@ -79,8 +80,14 @@ class PreparedStudy:
         return self.geometry.shape
 
     def lesion_voxels(self) -> Int[np.ndarray, "n 3"]:
-        """Return a sample of the labelled voxels; empty when there is none."""
-        return sample_voxels(np.zeros((0, 0, 0), np.int16) if self.label is None else self.label)
+        """Return a sample of the labelled voxels, some of every lesion; empty when there is none."""
+        return np.zeros((0, 3), np.int16) if self.label is None else sample_voxels(self.label)
+
+    def lesion_numbers(self) -> Int[np.ndarray, " n"]:
+        """Return which lesion each of `lesion_voxels` belongs to."""
+        if self.label is None:
+            return np.zeros(0, np.int16)
+        return np.asarray(number_lesions(self.label)[tuple(self.lesion_voxels().T)])
 
     def window(self, start: Triple, size: Triple) -> Window:
         """Cut a window out; it may reach beyond the arrays."""
@@ -150,12 +157,24 @@ def place_window(names: tuple[str, ...], part: Part, here: Slices, size: Triple)
     )
 
 
+def number_lesions(label: Int[np.ndarray, "H W D"]) -> Int[np.ndarray, "H W D"]:
+    """Return the number of the lesion that each voxel belongs to, from 1 on; 0 outside.
+
+    Labelled voxels that touch by a face, an edge or a corner are one lesion.
+    """
+    return np.asarray(ndimage.label(label > 0, structure=np.ones((3, 3, 3)))[0])
+
+
 def sample_voxels(label: Int[np.ndarray, "H W D"], count: int = 512) -> Int[np.ndarray, "n 3"]:
-    """Return up to `count` labelled voxels, evenly spread over the list of all of them."""
-    voxels = np.argwhere(label > 0).astype(np.int16)
+    """Return labelled voxels: `count` evenly spread over the list of all of them, and one of each lesion at least."""
+    numbers = number_lesions(label)
+    voxels = np.argwhere(numbers).astype(np.int16)
     if len(voxels) <= count:
         return voxels
-    return np.asarray(voxels[np.linspace(0, len(voxels) - 1, count).astype(int)])
+    spread = np.linspace(0, len(voxels) - 1, count).astype(int)
+    one_each = np.unique(numbers[numbers > 0], return_index=True)[1]
+    missed = np.setdiff1d(numbers[tuple(voxels[one_each].T)], numbers[tuple(voxels[spread].T)])
+    return np.asarray(voxels[np.union1d(spread, one_each[missed - 1])])
 
 
 def prepare_study(study: Study, config: PreprocessConfig, modalities: tuple[str, ...]) -> PreparedStudy:

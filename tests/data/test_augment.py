@@ -15,7 +15,16 @@ from tiny_studies import brain, picture, write_study
 
 from bmmae.arrays import Array
 from bmmae.config import SegmentConfig, parse
-from bmmae.data.augment import HEAVY, NO_AUGMENTATION, RANGES, AugmentConfig, Draw, augment_sample, draw_turn
+from bmmae.data.augment import (
+    HEAVY,
+    NO_AUGMENTATION,
+    PLACING,
+    RANGES,
+    AugmentConfig,
+    Draw,
+    augment_sample,
+    draw_turn,
+)
 from bmmae.data.cache import StudyCache
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.labels import BRATS2017
@@ -238,10 +247,10 @@ def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -
 
 
 def test_the_config_knows_whether_anything_happens() -> None:
-    assert not replace(NO_AUGMENTATION, lesion_share=1.0).changes_something
+    assert not replace(NO_AUGMENTATION, lesion_share=1.0, each_lesion=1.0).changes_something
     for item in fields(AugmentConfig):
         value: Any = getattr(ALWAYS, item.name)
-        if item.name != "lesion_share":
+        if item.name not in PLACING:
             assert replace(NO_AUGMENTATION, **{item.name: value or 0.5}).changes_something
 
 

@@ -82,6 +82,21 @@ def test_lesion_voxels_are_spread_over_all_of_them() -> None:
     assert chosen.max() == 19
 
 
+def test_every_lesion_is_among_the_voxels_kept() -> None:
+    label = np.zeros((20, 20, 20), np.int16)
+    label[:, :, 5:], label[3, 4, 1], label[9, 2, 2] = 1, 2, 2
+    chosen = sample_voxels(label, 50).tolist()
+    assert [3, 4, 1] in chosen
+    assert [9, 2, 2] in chosen
+    assert len(chosen) == 52
+
+
+def test_lesion_numbers_are_those_of_the_prepared_study(study: Study, cache: StudyCache) -> None:
+    prepared, stored = prepare_study(study, PLAIN, STANDARD), cache.store(study).open()
+    assert np.array_equal(stored.lesion_numbers, prepared.lesion_numbers())
+    assert set(stored.lesion_numbers.tolist()) == {1}
+
+
 def test_what_was_stored_is_found_and_nothing_else(study: Study, cache: StudyCache) -> None:
     assert cache.find(study) is None
     assert cache.find(study) == cache.find(study) is None

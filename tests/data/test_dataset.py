@@ -182,6 +182,20 @@ def test_lesion_centred_windows_hold_a_lesion_voxel(studies: list[Study], tmp_pa
     assert not all(sample["label"].any() for sample in free)
 
 
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 6), (1.0, 18, 42)])
+def test_a_lesion_of_one_voxel_is_aimed_at_as_often_as_a_large_one(
+    studies: list[Study], tmp_path: Path, share: float, least: int, most: int
+) -> None:
+    label = np.zeros(SHAPE, np.int16)
+    label[4, 12, 8] = 2
+    label[12:16, 8:16, 4:12] = 4
+    study = replace(studies[0], seg=save(tmp_path / "seg.nii", label))
+    data = dataset([study], (8, 8, 8), augment=AugmentConfig(lesion_share=1.0, each_lesion=share, flip=0.0))
+    drawn = [data[epoch, 0]["label"] for epoch in range(60)]
+    small = sum(bool(sample[2].any() and not sample[0].any()) for sample in drawn)
+    assert least <= small <= most
+
+
 @pytest.mark.parametrize("size", [(24, 24, 24), (8, 24, 8)])
 def test_a_window_wider_than_the_study_holds_all_of_it(studies: list[Study], size: Triple) -> None:
     data = dataset(studies, size, augment=AugmentConfig(lesion_share=1.0))
