@@ -1,0 +1,128 @@
+"""The pictures of a report on patients, as PNG files in memory."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bmmae.arrays import Array, Int
+from bmmae.evaluation.classification import roc_curve
+from bmmae.evaluation.predictions import ClassPredictions
+from bmmae.evaluation.survival import RiskGroups
+from bmmae.metrics import Steps, calibration_outcome, reliability
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#3366aa", "#cc5533", "#339966", "#8855aa", "#aa8833", "#557799")
+LOW, HIGH = COLOURS[0], COLOURS[1]
+GREY = "#9aa4b2"
+PANEL = 3.4
+"""Inches a panel."""
+MOST_PANELS = 10
+
+
+def draw_roc(predictions: ClassPredictions) -> bytes:
+    """Draw the receiver operating characteristic of one model and subset: thin a fold, a panel a class.
+
+    Of two classes, only the second is drawn. Folds without both kinds of patients are left out.
+    """
+    shown = range(len(predictions.classes)) if len(predictions.classes) > 2 else range(1, 2)
+    figure, panels = _figure(len(shown))
+    for axis, index in zip(panels, shown, strict=True):
+        _draw_class(axis, predictions, index)
+        axis.set(xlabel="1 - specificity", ylabel="sensitivity", title=predictions.classes[index], aspect="equal")
+    return _png(figure)
+
+
+def _draw_class(axis: Axes, predictions: ClassPredictions, index: int) -> None:
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    grid, curves, areas = np.linspace(0, 1, 101), [], []
+    for fold in sorted({key.fold for key in predictions.keys}):
+        rows = np.array([row for row, key in enumerate(predictions.keys) if key.fold == fold])
+        wrong, found, area = roc_curve(predictions.take(rows), index)
+        if not math.isnan(area):
+            axis.plot(wrong, found, color=LOW, alpha=0.35, linewidth=1)
+            curves.append(np.interp(grid, wrong, found))
+            areas.append(area)
+    if len(curves) > 1:
+        axis.plot(grid, np.mean(curves, axis=0), color=LOW, linewidth=2.2)
+    text = f"AUC {np.mean(areas):.3f}" if areas else "not defined: one class alone"
+    axis.text(0.98, 0.04, text, ha="right", transform=axis.transAxes)
+
+
+def draw_reliability(predictions: ClassPredictions) -> bytes:
+    """Draw predicted against observed of one model and subset, patients of all folds together."""
+    figure, (axis, below) = _figure(2)
+    predicted, happened = calibration_outcome(predictions.probabilities, predictions.label)
+    bins = reliability(predicted, happened)
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    error = np.sqrt(bins.observed * (1 - bins.observed) / bins.count)
+    axis.errorbar(bins.predicted, bins.observed, yerr=error, color=LOW, marker="o", capsize=2, linewidth=1.5)
+    kind = f"probability of {predictions.classes[1]}" if len(predictions.classes) == 2 else "highest probability"
+    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"predicted {kind}", ylabel="came true", aspect="equal")
+    below.hist(predicted, bins=np.linspace(0, 1, 21).tolist(), color=LOW)
+    below.set(xlim=(0, 1), xlabel=f"predicted {kind}", ylabel="predictions")
+    return _png(figure)
+
+
+def draw_confusion(matrix: Int[Array, "C C"], classes: Sequence[str]) -> bytes:
+    """Draw a confusion matrix: counts, shaded by their share of the true class."""
+    figure, (axis,) = _figure(1)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*matrix.shape):
+        colour = "white" if share[row, column] > 0.6 else "black"
+        axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
+    places = range(len(classes))
+    axis.set_xticks(places, classes, rotation=45, ha="right")
+    axis.set_yticks(places, classes)
+    axis.set(xlabel="predicted", ylabel="true")
+    return _png(figure)
+
+
+def draw_survival(groups: Sequence[RiskGroups]) -> bytes:
+    """Draw Kaplan-Meier curves of low and high risk, a panel a fold, with the log-rank test's p-value in each."""
+    figure, panels = _figure(min(len(groups), MOST_PANELS))
+    for axis, group in zip(panels, groups, strict=False):
+        end = float(group.time.max())
+        for high, colour in ((False, LOW), (True, HIGH)):
+            chosen = group.high == high
+            curve, name = group.curve(high=high), "high" if high else "low"
+            label = f"{name} risk: {int(chosen.sum())}, {int((chosen & group.event).sum())} died"
+            axis.step(*_corners(curve, end), where="post", color=colour, label=label)
+            censored = group.time[chosen & ~group.event]
+            axis.plot(censored, curve.at(censored), "|", color=colour, markersize=5)
+        p = "not defined" if math.isnan(group.p) else f"{group.p:.2g}"
+        axis.set(ylim=(0, 1.02), xlim=(0, end), xlabel="time", title=f"fold {group.fold}: log-rank p = {p}")
+        axis.legend(fontsize=7, loc="upper right")
+    panels[0].set_ylabel("alive")
+    return _png(figure)
+
+
+def _corners(curve: Steps, end: float) -> tuple[Array, Array]:
+    return np.concatenate([[0.0], curve.times, [end]]), np.concatenate([[1.0], curve.values, curve.at(np.array([end]))])
+
+
+def _figure(count: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(count, 5)
+    rows = math.ceil(count / columns)
+    size = (PANEL * columns, PANEL * rows)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=80, format="png")
+    return stream.getvalue()

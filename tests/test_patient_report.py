@@ -1,0 +1,77 @@
+"""The report on patients: one file, every figure in it, and what to doubt above them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parent / "evaluation"))
+
+from prediction_tables import SUBSETS, classes, survival
+
+from bmmae.errors import CohortError, OutputError
+from bmmae.notice import NOTICE
+from bmmae.patient_report import patient_page, write_patient_report
+
+GAINS = {"image": 2.0, "clinical": 0.5}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    remarks = ["The weights were trained on SYNTHETIC data <only>."]
+    write_patient_report(path, classes(GAINS), survival(GAINS), title="Grade & survival", remarks=remarks, draws=6)
+    return path.read_text()
+
+
+def test_it_needs_no_other_file(page: str) -> None:
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == 2 * 3 + 2  # each model: ROC, reliability, confusion; and survival
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_it_says_what_it_is_and_what_to_doubt(page: str) -> None:
+    assert NOTICE in page
+    assert "<h1>Grade &amp; survival</h1>" in page
+    assert "SYNTHETIC data &lt;only&gt;" in page
+    assert re.search(r"Only \d+ patients of class 'high'", page)
+    assert re.search(r"Only \d+ deaths", page)
+    assert "60 patients, 60 studies, 3 folds" in page
+
+
+def test_every_subset_and_the_difference_to_the_clinical_model_are_there(page: str) -> None:
+    for subset in SUBSETS:
+        assert page.count(f"<td>{subset}</td>") > 20
+    assert "auc minus that of clinical" in page
+    assert "corrected t, 3 folds" in page
+    assert "paired bootstrap, 60 patients" in page
+    assert "log-rank p" in page
+    assert re.search(r"\d\.\d{3} \(\d\.\d{3} to \d\.\d{3}\)", page)
+
+
+def test_without_a_clinical_model_it_says_so() -> None:
+    found = patient_page(classes({"image": 2.0}, names=("a", "b", "c")), None, title="Site", draws=2)
+    assert "No model 'clinical' is beside" in found
+    assert "auc_a_b" in found
+
+
+def test_one_class_alone_is_drawn_as_not_defined() -> None:
+    table = classes({"image": 2.0})
+    found = patient_page(replace(table, label=np.ones(len(table.label), int)), None, title="One class", draws=2)
+    assert "not defined in 3 folds" in found
+
+
+def test_nothing_to_judge_is_an_error(tmp_path: Path) -> None:
+    table = survival({"image": 1.0})
+    with pytest.raises(CohortError, match="died"):
+        patient_page(None, replace(table, event=np.zeros(len(table.keys), bool)), title="Nobody died")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        write_patient_report(tmp_path / "file" / "report.html", None, survival({"image": 1.0}), title="x", draws=2)
