@@ -12,14 +12,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.errors import BmmaeError, ConfigError
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
+from bmmae.model.convolution import FusionKind
 from bmmae.notice import print_warning
+from bmmae.tasks.segmentation import DistillConfig
 from bmmae.training import OptimConfig, TrainConfig
 
 T = TypeVar("T")
@@ -91,6 +93,13 @@ class SegmentConfig:
         model: Pretrained weights: a folder, a hub id or a run folder; `scratch:RECIPE` starts from random weights.
         out: The run folder.
         width: Channels of the decoder at full resolution.
+        decoder: `light`, or `unetr` with skips from the encoder's intermediate layers.
+        fusion: How features of the available modalities become one: `mean_max`, `mean_variance` or `attention`.
+        supervision: How many of the coarser resolutions predict the regions too.
+        classes: Class name to label value, for segmentations of the user's own; instead of `data.labels`.
+        regions: Region name to the label values that it unites; by default each of `classes` is a region.
+        frozen: Leave the pretrained encoder as it is; `optim.frozen_steps` does so for a while.
+        distill: What hard subsets learn from the full set.
         preprocess: How images become model input, when starting from scratch; else the pretrained model's own.
         augment: Training augmentation.
         optim: Optimiser and schedule.
@@ -101,9 +110,31 @@ class SegmentConfig:
     model: str
     out: Path = Path("runs/segmentation")
     width: int = 8
+    decoder: Literal["light", "unetr"] = "light"
+    fusion: FusionKind = "mean_max"
+    supervision: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
+    regions: dict[str, list[int]] = field(default_factory=dict)
+    frozen: bool = False
+    distill: DistillConfig = field(default_factory=DistillConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(modality_dropout=0.5, lesion_share=0.5))
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        if self.distill.weight and self.augment.modality_dropout:
+            raise ConfigError(
+                "distill.weight and augment.modality_dropout do not go together: the teacher has to see every "
+                "modality. Set augment.modality_dropout to 0; distill.dropout takes its place"
+            )
+        if self.classes and self.data.labels:
+            raise ConfigError(f"give classes or data.labels ('{self.data.labels}'), not both")
+        if len(set(self.classes.values())) < len(self.classes):
+            raise ConfigError(f"each of classes needs a label value of its own, got {self.classes}")
+        if self.frozen and self.model.startswith("scratch:"):
+            raise ConfigError("frozen leaves the encoder as it is: random weights from scratch would never learn")
+        if self.regions and not self.classes:
+            raise ConfigError("regions unite the label values of classes: give classes too")
 
 
 def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:

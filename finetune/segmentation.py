@@ -6,6 +6,7 @@ accelerate launch finetune/segmentation.py --config configs/finetune/segmentatio
 
 from dataclasses import asdict
 
+import numpy as np
 import torch
 
 from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_of, provenance_of
@@ -15,6 +16,7 @@ from bmmae.data.caching import sound_studies
 from bmmae.data.coding import coding_of
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.labels import labels_from_regions, own_coding
 from bmmae.data.origin import training_provenance
 from bmmae.data.splits import train_and_validation
 from bmmae.evaluation.overlap import warn_of_overlap
@@ -36,6 +38,9 @@ def main() -> int:
     preprocess = preprocessing_of(pretrained) if pretrained else config.preprocess
 
     cohort = read_cohort(config.data.cohort, shape.modalities)
+    own = (
+        own_coding({value: name for name, value in config.classes.items()}, config.regions) if config.classes else None
+    )
     cache = StudyCache(config.data.cache, preprocess, shape.modalities, config.data.memory_mb)
     data = config.data
     train, validation = train_and_validation(
@@ -43,15 +48,29 @@ def main() -> int:
     )
     skip = config.data.skip_broken
     train, validation = (sound_studies(part, cache, skip_broken=skip) for part in (train, validation))
-    coding = coding_of([*train, *validation], config.data.labels)
+    coding = coding_of([*train, *validation], own or config.data.labels)
+    labels_from_regions(np.zeros((len(coding.regions), 1, 1, 1), bool), coding)  # refuses what could not be written
     view = View.of(shape)
     training_data = StudyDataset(train, view, cache, seed=seed, coding=coding, augment=config.augment)
     validation_data = StudyDataset(validation, view, cache, seed=seed, coding=coding)
 
     torch.manual_seed(seed)
-    model = SegmentationModel(SegmentationConfig(shape, tuple(coding.regions), coding.name, config.width))
+    model = SegmentationModel(
+        SegmentationConfig(
+            shape,
+            tuple(coding.regions),
+            coding.name,
+            config.width,
+            config.decoder,
+            config.fusion,
+            config.supervision,
+            classes=config.classes,
+            united=dict(coding.regions) if own else {},
+        )
+    )
     if pretrained:
         load_encoder(model, pretrained)
+    model.encoder.requires_grad_(not config.frozen)
     parent = None if from_scratch else config.model
     inherited = provenance_of(pretrained) if pretrained else None
     describe(model, preprocess, training_provenance(cohort, training_data.studies, parent, cache, inherited))
@@ -59,7 +78,7 @@ def main() -> int:
 
     result = fit(
         model,
-        SegmentationTask(model.config),
+        SegmentationTask(model.config, config.distill, seed),
         training_data,
         validation_data,
         train=config.train,

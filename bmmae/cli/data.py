@@ -23,13 +23,17 @@ def _synth(commands: Commands) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--size", type=int, default=64, help="voxels along each axis (default: 64)")
     command.add_argument("--missing", type=float, default=0.0, help="share of the modalities to leave out")
+    command.add_argument(
+        "--lesion-radius", type=float, nargs=2, metavar="MM", help="scatter small lesions of such radii instead"
+    )
     command.add_argument("--workers", type=int, default=2)
 
 
 def _run_synth(given: argparse.Namespace) -> int:
     from bmmae.data.synthetic import SyntheticConfig, make_cohort
 
-    config = SyntheticConfig(subjects=given.subjects, seed=given.seed, size=given.size, missing=given.missing)
+    radii = None if given.lesion_radius is None else (given.lesion_radius[0], given.lesion_radius[1])
+    config = SyntheticConfig(given.subjects, given.seed, given.size, given.missing, radii)
     table = make_cohort(given.out, config, workers=given.workers)
     print(f"{given.subjects} synthetic subjects: {table}; what the labels depend on: {given.out / 'README.md'}")
     return 0

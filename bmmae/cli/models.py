@@ -5,32 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bmmae.cli.command import Commands, add_command, require_writable
-from bmmae.cli.images import add_images, load, required_images
+from bmmae.cli.command import Commands, add_command
 from bmmae.cli.reconstruct import add_reconstruct
-from bmmae.notice import NOTICE
+from bmmae.cli.segment import add_segment
 
 
 def add_commands(commands: Commands) -> None:
     """Add this module's commands."""
-    for add in (add_reconstruct, _segment, _info, _convert):
+    for add in (add_reconstruct, add_segment, _info, _convert):
         add(commands)
-
-
-def _segment(commands: Commands) -> None:
-    command = add_command(commands, "segment", f"Segment a study from any of its modalities. {NOTICE}", _run_segment)
-    add_images(command)
-    command.add_argument("--out", type=Path, required=True, help="the NIfTI file to write")
-
-
-def _run_segment(given: argparse.Namespace) -> int:
-    from bmmae.inference import save_image, segment
-
-    images = required_images(given)
-    require_writable(given.out.parent)
-    path = save_image(segment(load(given.model), images, brain_mask=given.brain_mask), given.out)
-    print(f"{path}\n{NOTICE}")
-    return 0
 
 
 def _info(commands: Commands) -> None:

@@ -12,12 +12,12 @@ from bmmae.data.reading import read_labels
 from bmmae.errors import LabelError
 
 
-def coding_of(cohort: Iterable[Study], name: str | None = None) -> Coding:
+def coding_of(cohort: Iterable[Study], name: str | Coding | None = None) -> Coding:
     """Return a cohort's label coding, after looking at every segmentation.
 
     Args:
         cohort: The studies; those without a segmentation are passed over.
-        name: A coding by name; by default one is proposed.
+        name: A coding, or its name; by default one is proposed.
 
     Raises:
         LabelError: If no study has a segmentation, values do not fit, or names and values leave the coding open.
@@ -29,7 +29,7 @@ def coding_of(cohort: Iterable[Study], name: str | None = None) -> Coding:
         found = set().union(*pool.map(_values, paths))
     if name is None:
         return propose_coding([str(path) for path in paths], found)
-    coding = find_coding(name)
+    coding = find_coding(name) if isinstance(name, str) else name
     check_values(found, coding, "the cohort")
     return coding
 

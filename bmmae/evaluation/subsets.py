@@ -138,8 +138,7 @@ def _summary(
     defined = {name: value for name, value in values.items() if not math.isnan(value)}
     sign = "lower" if metric in LOWER_IS_BETTER else "zero" if metric in ZERO_IS_BEST else "higher"
     unit = f"{UNITS.get(metric, '')}, {sign} is better" if sign != "zero" else f"{UNITS.get(metric, '')}, zero is best"
-    badness = {"lower": lambda v: v, "zero": abs, "higher": lambda v: -v}[sign]
-    worst = max(defined, key=lambda name: badness(defined[name])) if defined else ""
+    worst = max(defined, key=lambda name: _badness(defined[name], sign)) if defined else ""
     return SubsetSummary(
         subset=subset,
         region=region,
@@ -149,6 +148,10 @@ def _summary(
         worst_subject=worst,
         undefined=len(values) - len(defined),
     )
+
+
+def _badness(value: float, sign: str) -> float:
+    return {"lower": value, "zero": abs(value), "higher": -value}[sign]
 
 
 def _mean(values: Sequence[float]) -> float:

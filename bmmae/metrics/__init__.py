@@ -24,7 +24,10 @@ from bmmae.metrics.classification import (
     top_k,
 )
 from bmmae.metrics.image import affine_fit, intensity_range, psnr, ssim, ssim_map
-from bmmae.metrics.overlap import dice
+from bmmae.metrics.lesions import LesionCounts, count_lesions
+from bmmae.metrics.overlap import dice, relative_volume_error, volume_error
+from bmmae.metrics.regions import RegionMetrics, region_metrics
+from bmmae.metrics.surface import hd95, surface_dice
 from bmmae.metrics.survival import (
     Steps,
     censoring_curve,
@@ -38,6 +41,8 @@ from bmmae.metrics.survival import (
 )
 
 __all__ = [
+    "LesionCounts",
+    "RegionMetrics",
     "Reliability",
     "Steps",
     "accuracy",
@@ -51,11 +56,13 @@ __all__ = [
     "classification_figures",
     "classification_metrics",
     "confusion_matrix",
+    "count_lesions",
     "dice",
     "dynamic_auc",
     "expected_calibration_error",
     "f1_scores",
     "harrell_c",
+    "hd95",
     "integrated_brier",
     "intensity_range",
     "kaplan_meier",
@@ -64,12 +71,16 @@ __all__ = [
     "pair_auc",
     "precisions",
     "psnr",
+    "region_metrics",
+    "relative_volume_error",
     "reliability",
     "sensitivities",
     "specificities",
     "ssim",
     "ssim_map",
+    "surface_dice",
     "survival_brier",
     "top_k",
     "uno_c",
+    "volume_error",
 ]

@@ -136,11 +136,11 @@ class SegmentationModel(PretrainedModel):
         levels = tuple(reversed(range(steps)))
         joined = [3 if level in self.skip_layers else 2 for level in levels]
         self.merge = nn.ModuleList(ConvBlock(n * o, o) for n, o in zip(joined, outs, strict=True))
-        self.heads = nn.ModuleList(
-            nn.Conv3d(widths[level], len(config.regions), 1) for level in range(config.supervision + 1)
-        )
-        for head in self.heads:  # lesions are rare: start from "no region anywhere"
-            nn.init.constant_(head.bias, -3.0)
+        heads = [nn.Conv3d(widths[level], len(config.regions), 1) for level in range(config.supervision + 1)]
+        for head in heads:
+            if head.bias is not None:  # lesions are rare: start from "no region anywhere"
+                nn.init.constant_(head.bias, -3.0)
+        self.heads = nn.ModuleList(heads)
         # Two to three times as fast on a CPU, where these few channels fit no vector otherwise.
         self.to(memory_format=torch.channels_last_3d)
 

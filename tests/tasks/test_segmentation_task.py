@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,11 @@ from monai.metrics import DiceMetric
 from tiny_models import flags, tiny_segmentation, volumes
 
 from bmmae.data.loaders import Batch
-from bmmae.losses import dice_and_cross_entropy
-from bmmae.model.segmentation import SegmentationModel
-from bmmae.tasks.segmentation import SegmentationTask, region_dice
+from bmmae.errors import ConfigError
+from bmmae.losses import agreement_with_teacher, dice_and_cross_entropy
+from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+from bmmae.schema import from_dict, to_dict
+from bmmae.tasks.segmentation import DistillConfig, SegmentationTask, label_coding, region_dice
 from bmmae.tasks.task import Task
 
 
@@ -93,3 +96,77 @@ def test_tissue_decides_about_tokens_only_where_the_model_says_so(model: Segment
 
 def test_it_is_a_task(model: SegmentationModel) -> None:
     assert isinstance(SegmentationTask(model.config), Task)
+
+
+def test_coarse_scales_count_half_and_keep_small_lesions() -> None:
+    model, data = tiny_segmentation(supervision=1), batch()
+    scales = model(data["images"], data["available"], data["brain"][:, None], data["valid"], every_scale=True)
+    coarse = torch.nn.functional.max_pool3d(data["label"].float(), 2).bool()
+    expected = (dice_and_cross_entropy(scales[0], data["label"]) + dice_and_cross_entropy(scales[1], coarse) / 2) / 1.5
+    output = SegmentationTask(model.config).step(model, data)
+    assert float(output.loss_sum.detach()) == pytest.approx(float(expected.sum().detach()), rel=1e-5)
+
+
+def addressed(epoch: int = 0) -> Batch:
+    return {**batch(), "address": [(epoch, index) for index in range(3)]}
+
+
+def test_distillation_is_zero_where_student_and_teacher_agree() -> None:
+    logits = torch.linspace(-4, 4, 64).reshape(1, 1, 4, 4, 4)
+    assert float(agreement_with_teacher(logits, logits.sigmoid())) == pytest.approx(0, abs=1e-6)
+    assert float(agreement_with_teacher(logits, (-logits).sigmoid())) > 0.5
+
+
+def test_hard_subsets_learn_from_the_full_set_and_the_teacher_gets_no_gradient(model: SegmentationModel) -> None:
+    task = SegmentationTask(model.config, DistillConfig(weight=1.0, dropout=1.0), seed=1)
+    data = addressed()
+    kept = task._subsets(data, data["available"])  # type: ignore[arg-type]
+    assert kept.any(dim=1).all()
+    assert not (kept & ~data["available"]).any()  # type: ignore[operator]
+    hard = (kept != data["available"]).any(dim=1)
+    assert hard.any()
+    logits = model(data["images"], kept, data["brain"][:, None], data["valid"])
+    teacher = model(data["images"], data["available"], data["brain"][:, None], data["valid"]).sigmoid()
+    told = agreement_with_teacher(logits, teacher.detach()) * hard
+    expected = (dice_and_cross_entropy(logits, data["label"]) + told).sum()
+    output = task.step(model, data)
+    assert float(output.loss_sum.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    gradients = torch.autograd.grad(output.loss_sum, model.heads[0].bias)
+    wanted = torch.autograd.grad(expected, model.heads[0].bias)
+    torch.testing.assert_close(gradients, wanted, atol=1e-4, rtol=1e-3)
+    assert float(output.metrics["distillation"][1]) == int(hard.sum())
+
+
+def test_the_subsets_are_a_function_of_the_address(model: SegmentationModel) -> None:
+    task = SegmentationTask(model.config, DistillConfig(weight=1.0, dropout=0.7), seed=1)
+    everything = torch.ones(3, 4, dtype=torch.bool)
+    drawn = [task._subsets(addressed(epoch), everything) for epoch in (0, 0, *range(1, 20))]
+    assert torch.equal(drawn[0], drawn[1])
+    assert len({str(kept.tolist()) for kept in drawn}) > 5
+
+
+def test_without_dropped_modalities_nothing_is_distilled(model: SegmentationModel) -> None:
+    task = SegmentationTask(model.config, DistillConfig(weight=1.0, dropout=0.0))
+    output = task.step(model, addressed())
+    assert "distillation" not in output.metrics
+    assert torch.equal(output.loss_sum, SegmentationTask(model.config).step(model, batch()).loss_sum)
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"dropout": 2.0}])
+def test_impossible_distillation_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        DistillConfig(**wrong)
+
+
+def test_an_own_coding_travels_with_the_model() -> None:
+    config = replace(
+        tiny_segmentation().config,
+        regions=("all", "core"),
+        coding="own",
+        classes={"core": 1, "rim": 7},
+        united={"all": (1, 7), "core": (1,)},
+    )
+    coding = label_coding(from_dict(SegmentationConfig, json.loads(json.dumps(to_dict(config)))))
+    assert coding.classes == {1: "core", 7: "rim"}
+    assert dict(coding.regions) == {"all": (1, 7), "core": (1,)}
+    assert label_coding(tiny_segmentation().config).name == "brats2017"

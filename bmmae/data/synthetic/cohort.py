@@ -18,7 +18,7 @@ from bmmae.data.reading import write_image
 from bmmae.data.synthetic.anatomy import FIELD_OF_VIEW, make_anatomy
 from bmmae.data.synthetic.contrast import make_contrast
 from bmmae.data.synthetic.findings import SITES, SUBTYPES, VISIBLE_ON, Patient, best_scores, draw_patients
-from bmmae.data.synthetic.lesions import make_lesions
+from bmmae.data.synthetic.lesions import make_lesions, make_small_lesions
 from bmmae.errors import ConfigError, OutputError
 from bmmae.modalities import STANDARD
 
@@ -28,6 +28,7 @@ GENERATOR_VERSION = "2"
 SPLIT_PATTERN = ("train",) * 12 + ("validation",) * 3 + ("test",) * 5
 CLINICAL_GAPS = 0.15
 SMALLEST = 24
+LARGEST_SMALL_MM = 8.0
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,15 @@ class SyntheticConfig:
         seed: Of everything. A subject depends on the seed and its own number alone.
         size: Voxels along each axis; the field of view stays 192 mm.
         missing: Share of the modalities that are left out, subject by subject; each keeps at least one.
+        lesion_radius_mm: Scatter small enhancing lesions of such radii instead, as metastases are (smallest, largest).
+            They show nothing of what the labels depend on: such a cohort is for segmentation alone.
     """
 
     subjects: int = 64
     seed: int = 0
     size: int = 64
     missing: float = 0.0
+    lesion_radius_mm: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.subjects < 1:
@@ -53,6 +57,11 @@ class SyntheticConfig:
             raise ConfigError(f"a brain needs at least {SMALLEST} voxels along each axis, got {self.size}")
         if not 0 <= self.missing < 1:
             raise ConfigError(f"the share of missing modalities must lie in [0, 1), got {self.missing}")
+        radii = self.lesion_radius_mm
+        if radii is not None and not 0 < radii[0] <= radii[1] <= LARGEST_SMALL_MM:
+            raise ConfigError(
+                f"small lesions need a smallest and a largest radius in (0, {LARGEST_SMALL_MM:g}] mm, got {radii}"
+            )
         if self.seed < 0:
             raise ConfigError(f"the seed must not be negative, got {self.seed}")
 
@@ -85,7 +94,10 @@ def make_study(config: SyntheticConfig, index: int) -> SyntheticStudy:
     chance, anatomy_chance, scanner = (np.random.default_rng((config.seed, index, part)) for part in range(3))
     (patient,) = draw_patients(chance, 1)
     anatomy = make_anatomy(anatomy_chance, config.size)
-    lesions = make_lesions(anatomy_chance, anatomy, patient)
+    if config.lesion_radius_mm is None:
+        lesions = make_lesions(anatomy_chance, anatomy, patient)
+    else:
+        lesions = make_small_lesions(anatomy_chance, anatomy, config.lesion_radius_mm)
     kept = _kept_modalities(chance, config.missing)
     # Every sequence is drawn, so that leaving one out changes nothing in the others.
     images = {name: make_contrast(scanner, name, anatomy, lesions) for name in STANDARD}
@@ -152,7 +164,7 @@ def make_cohort(out: Path, config: SyntheticConfig, *, progress: bool = True, wo
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
         made = pool.map(write, range(config.subjects), chunksize=2)
         studies = list(tqdm(made, total=config.subjects, desc="synth", unit="subject", disable=not progress))
-    ceilings = best_scores()
+    ceilings = best_scores() if config.lesion_radius_mm is None else {}
     written = {"generator_version": GENERATOR_VERSION, "config": asdict(config), "ceilings": ceilings}
     (out / "ceilings.json").write_text(json.dumps(written, indent=1))
     (out / "README.md").write_text(_readme(config, ceilings))
@@ -192,6 +204,11 @@ def _readme(config: SyntheticConfig, ceilings: dict[str, dict[str, float]]) -> s
     made = (
         f"{config.subjects} subjects, seed {config.seed}, {config.size}^3 voxels of {FIELD_OF_VIEW / config.size:g} mm"
     )
+    if config.lesion_radius_mm is not None:
+        radii = "{:g} to {:g} mm".format(*config.lesion_radius_mm)
+        seen = (
+            f"- nowhere: the lesions are enhancing balls with radii of {radii}; this cohort is for segmentation alone"
+        )
     return f"""# Synthetic cohort
 
 Made by `bmmae synth`, generator version {GENERATOR_VERSION}: {made},

@@ -28,6 +28,9 @@ GAP_MM = 6.0
 SATELLITE_RADIUS_MM = 4.5
 SATELLITE_SPACING_MM = 15.0
 
+SMALL_COUNT = (3, 8)
+"""Fewest and most of the small lesions that are scattered instead of these, if asked for."""
+
 RIM_OVER_RADIUS = (0.16, 0.6)
 OEDEMA_MM = (3.0, 15.0)
 BLOOD_SHARE = (0.0, 0.9)
@@ -79,6 +82,28 @@ def make_lesions(rng: np.random.Generator, anatomy: Anatomy, patient: Patient) -
     label = np.select([core > 0.5, body > 0.5, oedema > 0.5], [CORE, ENHANCING, OEDEMA], 0).astype(np.int16)
     satellites = _satellites(rng, anatomy, reach, round(_between(patient, "satellites", SATELLITE_COUNT)))
     return Lesions(label, body, body - core, oedema, blood, satellites, _between(patient, "cyst", (0.0, 1.0)))
+
+
+def make_small_lesions(rng: np.random.Generator, anatomy: Anatomy, radius_mm: tuple[float, float]) -> Lesions:
+    """Scatter small enhancing balls in a brain, as metastases are: no oedema, no finding of the patient's.
+
+    Args:
+        rng: Decides how many there are, where, and how large each is.
+        anatomy: The brain.
+        radius_mm: The smallest and the largest radius. Every ball marks one voxel at least.
+    """
+    size = anatomy.brain.shape[0]
+    voxel = FIELD_OF_VIEW / size
+    wanted = anatomy.brain & (anatomy.tissues[0] < 0.5)
+    depth = np.full(anatomy.brain.shape, -np.inf)
+    for _ in range(int(rng.integers(*SMALL_COUNT, endpoint=True))):
+        radius = float(rng.uniform(*radius_mm))
+        slack = np.minimum(anatomy.depth - radius - 2, 0) + np.minimum(-depth - radius - GAP_MM - voxel, 0)
+        depth = np.maximum(depth, radius - _distance(_choose(rng, wanted, slack), voxel, size))
+    body = _share(depth, voxel)
+    nothing = np.zeros_like(body)
+    label = np.where(body > 0.5, ENHANCING, 0).astype(np.int16)
+    return Lesions(label, body, body, body, np.zeros(body.shape, dtype=bool), nothing, 0.0)
 
 
 def _between(patient: Patient, finding: str, ends: tuple[float, float]) -> float:

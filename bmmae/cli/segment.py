@@ -1,0 +1,136 @@
+"""The command that segments a study or a cohort."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bmmae.cli.command import Commands, add_command, require_writable
+from bmmae.cli.images import add_images, given_images, load, required_images
+from bmmae.errors import ConfigError
+from bmmae.notice import NOTICE
+
+if TYPE_CHECKING:
+    from bmmae.evaluation.subsets import RegionScore
+    from bmmae.inference.segmentation import SegmentOptions
+    from bmmae.segmenting import Status, StudyResult
+
+
+def add_segment(commands: Commands) -> None:
+    """Add the command."""
+    summary = f"Segment a study, or every study of a cohort, from any of its modalities. {NOTICE}"
+    command = add_command(commands, "segment", summary, _run)
+    add_images(command)
+    command.add_argument("--cohort", type=Path, metavar="TABLE", help="a cohort table, instead of one study's images")
+    command.add_argument("--out", type=Path, required=True, help="the NIfTI file to write; with --cohort, a folder")
+    command.add_argument("--overlap", type=float, default=0.25, help="of neighbouring windows (default: 0.25)")
+    command.add_argument("--flips", action="store_true", help="average with the mirror image: twice the time")
+    command.add_argument("--fitted", action="store_true", help="windows no larger than the overlap needs: faster")
+    command.add_argument("--probabilities", action="store_true", help="write a probability map a region as well")
+    command.add_argument(
+        "--postprocess",
+        type=float,
+        nargs="?",
+        const=20.0,
+        metavar="MM3",
+        help="fill holes, and remove components smaller than so many cubic millimetres (default: 20)",
+    )
+    command.add_argument("--metrics", action="store_true", help="with --cohort: refuse a cohort without segmentations")
+    command.add_argument("--subsets", action="store_true", help="with --cohort: judge every subset of the modalities")
+    command.add_argument("--labels", metavar="CODING", help="label coding of the cohort's segmentations, if another")
+    command.add_argument("--tolerance", type=float, default=1.0, help="of the surface Dice, in mm (default: 1)")
+
+
+def _run(given: argparse.Namespace) -> int:
+    code = _run_study(given) if given.cohort is None else _run_cohort(given)
+    print(NOTICE)
+    return code
+
+
+def _options(given: argparse.Namespace) -> SegmentOptions:
+    from bmmae.inference.postprocess import PostprocessConfig
+    from bmmae.inference.segmentation import SegmentOptions
+
+    cleaning = None if given.postprocess is None else PostprocessConfig(smallest_mm3=given.postprocess)
+    return SegmentOptions(given.overlap, given.flips, given.fitted, cleaning)
+
+
+def _run_study(given: argparse.Namespace) -> int:
+    from bmmae.inference.segmentation import require_segmenter, segment_study
+    from bmmae.inference.study import load_study
+    from bmmae.inference.writing import save_image
+
+    if given.metrics or given.subsets:
+        raise ConfigError("--metrics and --subsets judge a cohort: name it with --cohort")
+    images = required_images(given)
+    require_writable(given.out.parent)
+    model = require_segmenter(load(given.model))
+    started = time.perf_counter()
+    found = segment_study(model, load_study(model, images, given.brain_mask), _options(given))
+    written = [save_image(found.image(), given.out)]
+    if given.probabilities:
+        stem = given.out.name.removesuffix(".gz").removesuffix(".nii")
+        for name, image in found.probability_images().items():
+            written.append(save_image(image, given.out.with_name(f"{stem}_{name}.nii.gz")))
+    for path in written:
+        print(path)
+    for region, told in found.cleaned.items():
+        print(f"postprocessing, {region}: {told}")
+    print(f"{time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def _run_cohort(given: argparse.Namespace) -> int:
+    from bmmae.data.cohort import read_cohort
+    from bmmae.segmenting import CohortOptions, segment_cohort
+
+    if given_images(given) or given.brain_mask is not None:
+        raise ConfigError("--cohort names the images of all studies: leave out images and --brain-mask")
+    require_writable(given.out)
+    model = load(given.model)
+    cohort = read_cohort(given.cohort, model.model_config.modalities)
+    options = CohortOptions(
+        segment=_options(given),
+        probabilities=given.probabilities,
+        subsets=given.subsets,
+        metrics=given.metrics,
+        labels=given.labels,
+        tolerance=given.tolerance,
+    )
+    results = segment_cohort(model, cohort, given.out, options)
+    _tell(results, given.out)
+    return 1 if any(result.status == "failed" for result in results) else 0
+
+
+def _tell(results: list[StudyResult], folder: Path) -> None:
+    for result in results:
+        if result.status == "failed":
+            print(f"failed: {result.study.name}: {result.problem}", file=sys.stderr)
+            continue
+        means = {score.region: score.metrics.dice for score in result.scores[: len({s.region for s in result.scores})]}
+        told = ", ".join(f"{region} {dice:.3f}" for region, dice in means.items() if not math.isnan(dice))
+        print(f"{result.study.name}: {result.seconds:.1f} s" + (f"; Dice {told}" if told else ""))
+        for region, cleaned in result.cleaned.items():
+            print(f"  postprocessing, {region}: {cleaned}")
+    counts = Counter(result.status for result in results)
+    said: dict[Status, str] = {"made": "segmented", "kept": "finished before", "failed": "FAILED"}
+    print(f"{len(results)} studies: " + ", ".join(f"{counts[s]} {words}" for s, words in said.items() if counts[s]))
+    scores = [score for result in results for score in result.scores]
+    if scores:
+        _tell_scores(scores, folder)
+
+
+def _tell_scores(scores: list[RegionScore], folder: Path) -> None:
+    from bmmae.evaluation.subsets import counter_intuitive, subset_table
+
+    print(subset_table(scores))
+    found = counter_intuitive(scores)
+    if found.cases:
+        share = f"{found.fallen} of {found.cases} cases ({found.rate:.1%})"
+        print(f"a modality more lowered Dice by over half a point in {share}")
+    print(f"metrics: {folder / 'metrics.csv'}")

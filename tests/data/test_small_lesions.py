@@ -1,0 +1,66 @@
+"""Synthetic metastases: small, apart, enhancing; found by lesion, and aimed at by lesion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bmmae.data.augment import AugmentConfig
+from bmmae.data.cache import StudyCache
+from bmmae.data.cohort import read_cohort
+from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.labels import own_coding
+from bmmae.data.preprocess import PreprocessConfig
+from bmmae.data.synthetic import SyntheticConfig, make_cohort, make_study
+from bmmae.errors import ConfigError
+from bmmae.metrics.lesions import TOUCHING, count_lesions
+
+SIZE = 96
+VOXEL = 192 / SIZE
+SMALL = SyntheticConfig(subjects=1, seed=2, size=SIZE, lesion_radius_mm=(1.0, 3.0))
+
+
+def test_small_lesions_are_small_apart_and_enhance() -> None:
+    study = make_study(SMALL, 0)
+    lesions, count = ndimage.label(study.seg > 0, structure=TOUCHING)
+    assert 3 <= count <= 8
+    assert set(np.unique(study.seg)) == {0, 4}
+    volumes = np.bincount(lesions.ravel())[1:] * VOXEL**3
+    assert volumes.max() <= 4 / 3 * np.pi * (3.0 + VOXEL / 2) ** 3
+    assert volumes.min() >= VOXEL**3
+    around = ndimage.binary_dilation(study.seg > 0, iterations=4) & (study.seg == 0) & (study.images["t1ce"] > 0)
+    assert study.images["t1ce"][study.seg > 0].mean() > 1.2 * study.images["t1ce"][around].mean()
+    halved = study.seg.copy()
+    halved[lesions > count // 2] = 0
+    found = count_lesions(halved > 0, study.seg > 0)
+    assert (found.true, found.found, found.false) == (count, count // 2, 0)
+
+
+@pytest.mark.slow
+def test_windows_aim_at_each_of_them_alike(tmp_path: Path) -> None:
+    study = read_cohort(make_cohort(tmp_path / "data", SMALL, progress=False, workers=1))[0]
+    view = View(("t1", "t1ce", "t2", "flair"), (16, 16, 16), (8, 8, 8))
+    cache = StudyCache(tmp_path / "cache", PreprocessConfig(spacing=(VOXEL,) * 3), view.modalities)
+    coding = own_coding({4: "metastasis", 1: "core", 2: "oedema"})
+    packed = cache.load(study)
+    numbers, counts = np.unique(packed.lesion_numbers, return_counts=True)
+    assert counts.max() >= 3 * counts.min()
+    augment = AugmentConfig(flip=0.0, scale=0.0, shift=0.0, lesion_share=1.0, each_lesion=1.0)
+    data = StudyDataset([study], view, cache, coding=coding, augment=augment)
+    assert packed.label is not None
+    lesions, _ = ndimage.label(packed.label > 0, structure=TOUCHING)
+    smallest = numbers[counts.argmin()]
+    rng = np.random.default_rng(0)
+    aims = [data._aim(packed, rng) for _ in range(60 * len(numbers))]
+    hits = sum(lesions[tuple(aim)] == smallest for aim in aims if aim is not None)
+    assert hits == pytest.approx(60, abs=30)
+    assert data[0, 0]["label"].any()
+
+
+@pytest.mark.parametrize("radii", [(0.0, 3.0), (3.0, 1.0), (1.0, 20.0)])
+def test_impossible_radii_are_refused(radii: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="smallest and a largest radius"):
+        SyntheticConfig(lesion_radius_mm=radii)

@@ -1,0 +1,243 @@
+"""A cohort segmented: files, tables, resume, and one sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_models import tiny_mae, tiny_segmentation
+from tiny_studies import SHAPE, lesion, save, write_study
+
+from bmmae.cli import main
+from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.preprocess import PreprocessConfig, prepare_images, prepare_study
+from bmmae.data.reading import read_image
+from bmmae.errors import ConfigError, ImageError, LabelError, ModalityError
+from bmmae.inference.postprocess import PostprocessConfig, clean_regions
+from bmmae.inference.segmentation import SegmentOptions, segment, segment_prepared
+from bmmae.inference.windows import fitted_size, window_starts
+from bmmae.metrics import dice
+from bmmae.model.segmentation import SegmentationModel
+from bmmae.segmenting import CohortOptions, segment_cohort
+
+SIZE = (24, 24, 24)
+
+
+@pytest.fixture(scope="module")
+def model() -> SegmentationModel:
+    return tiny_segmentation(SIZE)
+
+
+def cohort(folder: Path) -> Cohort:
+    first = write_study(folder / "a", ("t1", "flair"))
+    return Cohort((first, write_study(folder / "b", ("t1ce",), labelled=False)))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_cohort_leaves_files_tables_and_metrics(model: SegmentationModel, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    studies = cohort(tmp_path / "in")
+    options = CohortOptions(probabilities=True, subsets=True, metrics=True)
+    results = segment_cohort(model, studies, out, options)
+    assert [result.status for result in results] == ["made", "made"]
+    written = {path.name for path in (out / "a").iterdir()}
+    maps = {f"probability_{region}.nii.gz" for region in ("ET", "TC", "WT")} | {"lesion_probability.nii.gz"}
+    assert written == {"seg.nii.gz", "segmentation.json"} | maps
+    labels, truth = (np.asarray(nib.load(p).dataobj) for p in (out / "a" / "seg.nii.gz", studies[0].seg))
+    found = rows(out / "metrics.csv")
+    assert {row["modalities"] for row in found} == {"t1", "flair", "t1+flair"}
+    full = {row["region"]: float(row["dice"]) for row in found if row["modalities"] == "t1+flair"}
+    assert full["WT"] == pytest.approx(dice(labels > 0, truth > 0))
+    assert full["ET"] == pytest.approx(dice(labels == 4, truth == 4))
+    assert "| T1 + FLAIR | mean |" in (out / "subsets.md").read_text()
+    assert (out / "subsets.png").stat().st_size > 10_000
+
+    again = read_cohort(out / "cohort.csv")
+    assert [str(study.seg) for study in again] == [str(out / name / "seg.nii.gz") for name in "ab"]
+    assert again[1].values["lesion_probability"] == "b/lesion_probability.nii.gz"
+    parts = [np.asarray(nib.load(out / "a" / name).dataobj) for name in sorted(maps)]
+    assert np.allclose(parts[0], np.max(parts[1:], axis=0))
+    assert np.array_equal(parts[3] > 0.5, labels > 0) or (parts[3] > 0.5).sum() <= (labels > 0).sum()
+
+
+def test_finished_studies_are_kept_until_something_changes(model: SegmentationModel, tmp_path: Path) -> None:
+    studies, out = cohort(tmp_path / "in"), tmp_path / "out"
+    first = segment_cohort(model, studies, out)
+    (out / "b" / "seg.nii.gz").unlink()
+    stamp = (out / "a" / "seg.nii.gz").stat().st_mtime_ns
+    second = segment_cohort(model, studies, out)
+    assert [result.status for result in second] == ["kept", "made"]
+    assert second[0].scores == pytest.approx(first[0].scores) or str(second[0].scores) == str(first[0].scores)
+    assert (out / "a" / "seg.nii.gz").stat().st_mtime_ns == stamp
+    third = segment_cohort(model, studies, out, CohortOptions(segment=SegmentOptions(flips=True)))
+    assert [result.status for result in third] == ["made", "made"]
+
+
+def test_a_broken_study_stops_no_other(model: SegmentationModel, tmp_path: Path) -> None:
+    a, b = cohort(tmp_path / "in").studies
+    b.images["t1ce"].write_bytes(b"no image")
+    results = segment_cohort(model, Cohort((b, a)), tmp_path / "out")
+    assert [result.status for result in results] == ["failed", "made"]
+    assert "t1ce.nii.gz" in results[0].problem
+    assert len(read_cohort(tmp_path / "out" / "cohort.csv")) == 1
+
+
+def one(folder: Path, **changes: object) -> Study:
+    return replace(write_study(folder / "p", ("t1",)), **changes)
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        (lesion((20, 24, 15)), r"the segmentation truth\.nii\.gz \(20, 24, 15\) is not on the grid of t1\.nii\.gz"),
+        (np.full(SHAPE, 3, np.int16), r"has label values \[3\]: coding 'brats2017' knows only 0 and \[1, 2, 4\]"),
+    ],
+)
+def test_a_truth_that_does_not_fit_is_one_sentence(
+    model: SegmentationModel, tmp_path: Path, truth: np.ndarray, message: str
+) -> None:
+    study = one(tmp_path, seg=save(tmp_path / "truth.nii.gz", truth))
+    (result,) = segment_cohort(model, Cohort((study,)), tmp_path / "out")
+    assert result.status == "failed"
+    with pytest.raises(LabelError, match=message):
+        raise LabelError(result.problem)
+
+
+def test_metrics_without_any_truth_are_refused(model: SegmentationModel, tmp_path: Path) -> None:
+    studies = Cohort((one(tmp_path, seg=None),))
+    for options in (CohortOptions(metrics=True), CohortOptions(subsets=True)):
+        with pytest.raises(LabelError, match="no study of the cohort has a segmentation to compare with"):
+            segment_cohort(model, studies, tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truth_without_the_models_regions_is_refused(model: SegmentationModel, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="coding 'binary' has no region ET, TC, WT, which the model predicts"):
+        segment_cohort(model, Cohort((one(tmp_path),)), tmp_path / "out", CohortOptions(labels="binary"))
+
+
+def test_a_model_of_other_modalities_is_refused(model: SegmentationModel, tmp_path: Path) -> None:
+    path = save(tmp_path / "dwi.nii.gz", np.ones(SHAPE, np.float32))
+    with pytest.raises(ModalityError, match="unknown modality 'dwi': expected one of t1, t1ce, t2, flair"):
+        segment(model, {"dwi": path})
+    with pytest.raises(ModalityError, match="a mae model cannot segment: fine-tune it"):
+        segment_cohort(tiny_mae(), Cohort((one(tmp_path),)), tmp_path / "out")
+
+
+def test_an_image_without_a_brain_or_with_one_slice_is_refused(model: SegmentationModel, tmp_path: Path) -> None:
+    study = one(tmp_path)
+    nothing = save(tmp_path / "mask.nii.gz", np.zeros(SHAPE, np.uint8))
+    with pytest.raises(ImageError, match="no brain voxel found"):
+        segment(model, {"t1": study.images["t1"]}, brain_mask=nothing)
+    image = nib.load(study.images["t1"])
+    flat = tmp_path / "flat.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, 8:9], image.affine), flat)
+    with pytest.raises(ImageError, match=r"flat\.nii\.gz holds a single slice \(20, 24, 1\)"):
+        segment(model, {"t1": flat})
+
+
+@pytest.mark.parametrize(
+    ("extent", "share", "expected"),
+    [
+        (20, 0.25, [-2]),
+        (24, 0.25, [0]),
+        (25, 0.25, [0, 1]),
+        (42, 0.25, [0, 18]),
+        (43, 0.25, [0, 10, 19]),
+        (60, 0.5, [0, 12, 24, 36]),
+    ],
+)
+def test_windows_cover_an_axis_with_the_overlap_asked(extent: int, share: float, expected: list[int]) -> None:
+    starts = [start[0] for start in window_starts((extent, 24, 24), SIZE, share)]
+    assert starts == expected
+
+
+def test_fitted_windows_are_as_many_and_cover_all_with_the_overlap() -> None:
+    extent, size = (143, 165, 100), (128, 128, 128)
+    fitted = fitted_size(extent, size, (16, 16, 16), 0.25)
+    assert fitted == (96, 96, 112)
+    starts = list(window_starts(extent, fitted, 0.25))
+    assert len(starts) == len(list(window_starts(extent, size, 0.25))) == 4
+    for axis in range(2):
+        first, second = sorted({start[axis] for start in starts})
+        assert second - first <= 0.75 * fitted[axis]
+        assert second + fitted[axis] == extent[axis]
+
+
+def test_an_impossible_overlap_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"overlap of windows must lie in \[0, 1\), got 1"):
+        list(window_starts(SIZE, SIZE, 1.0))
+
+
+def test_blending_leaves_what_all_windows_agree_on(tmp_path: Path) -> None:
+    small = tiny_segmentation((16, 16, 16))
+    for head in small.heads:
+        nothing = head.weight.detach().zero_()
+        assert not nothing.any()
+        head.bias.detach().copy_(head.bias.new_tensor([-1.0, 0.0, 2.0]))
+    prepared = prepare_study(one(tmp_path), PreprocessConfig(), small.config.model.modalities)
+    found = segment_prepared(small, prepared, overlap=0.5)
+    assert min(prepared.shape) < 16 < max(prepared.shape)
+    for values, logit in zip(found, (-1.0, 0.0, 2.0), strict=True):
+        assert np.allclose(values[prepared.brain], 1 / (1 + np.exp(-logit)), atol=1e-5)
+        assert not values[~prepared.brain].any()
+
+
+def test_flips_make_a_mirrored_study_the_mirror_image(model: SegmentationModel, tmp_path: Path) -> None:
+    image = read_image(one(tmp_path).images["t1"])
+    mirrored = replace(image, array=image.array[::-1].copy())
+    first, other = (prepare_images(("t1",), [each], PreprocessConfig()) for each in (image, mirrored))
+    plain, turned = (segment_prepared(model, study, flips=True) for study in (first, other))
+    assert plain.shape == turned.shape
+    assert np.allclose(plain, turned[:, ::-1], atol=1e-4)
+    assert not np.allclose(
+        *(segment_prepared(model, study)[:, :: (1, -1)[i]] for i, study in enumerate((first, other))), atol=1e-3
+    )
+
+
+def test_cleaning_fills_holes_removes_specks_and_says_so() -> None:
+    mask = np.zeros((2, 12, 12, 12), bool)
+    mask[0, 1:6, 1:6, 1:6] = True
+    mask[0, 3, 3, 3] = False
+    mask[0, 9, 9, 9] = True
+    cleaned, told = clean_regions(mask, ("WT", "ET"), (1.0, 1.0, 2.0), PostprocessConfig(smallest_mm3=3.0))
+    assert cleaned[0].sum() == 125
+    assert cleaned[0, 3, 3, 3]
+    assert (told["WT"].filled_mm3, told["WT"].removed, told["WT"].removed_mm3) == (2.0, 1, 2.0)
+    assert (told["ET"].removed, cleaned[1].any()) == (0, False)
+    assert str(told["WT"]) == "0.00 ml of holes filled, 1 components (0.00 ml) removed"
+    with pytest.raises(ConfigError, match="zero or more mm3"):
+        PostprocessConfig(smallest_mm3=-1.0)
+
+
+def test_the_command_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bmmae.checkpoint import save_model
+
+    saved = save_model(tiny_segmentation(SIZE), tmp_path / "model", preprocessing=PreprocessConfig())
+    table = cohort(tmp_path / "in").write(tmp_path / "cohort.csv")
+    command = ["segment", "--model", str(saved), "--cohort", str(table), "--out", str(tmp_path / "out")]
+    assert main([*command, "--postprocess", "--probabilities"]) == 0
+    told = capsys.readouterr().out
+    assert "postprocessing, WT: " in told
+    assert "2 studies: 2 segmented" in told
+    assert json.loads((tmp_path / "out" / "a" / "segmentation.json").read_text())["postprocessing"].keys() == {
+        "ET",
+        "TC",
+        "WT",
+    }
+    assert main([*command, "--t1", "x.nii.gz"]) == 2
+    assert "leave out images" in capsys.readouterr().err
+    single = ["segment", "--model", str(saved), "--t1", str(tmp_path / "in" / "a" / "t1.nii.gz")]
+    assert main([*single, "--out", str(tmp_path / "s.nii.gz"), "--probabilities"]) == 0
+    assert (tmp_path / "s_probability_WT.nii.gz").is_file()
+    assert " s\n" in capsys.readouterr().out
+    assert main([*single, "--out", str(tmp_path / "s.nii.gz"), "--metrics"]) == 2
