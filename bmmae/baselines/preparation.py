@@ -23,6 +23,7 @@ EXTRAS = {
     "imblearn": ("imbalanced-learn", "tables"),
     "optuna": ("optuna", "tables"),
     "radiomics": ("pyradiomics", "radiomics"),
+    "SimpleITK": ("SimpleITK", "radiomics"),
 }
 """Import name to package and to the extra of bmmae that brings it."""
 
