@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,7 +22,7 @@ class Comparator(Protocol):
 
     preprocess: PreprocessConfig
 
-    def fit(self, studies: Sequence[PreparedStudy]) -> None:
+    def fit(self, studies: Iterable[PreparedStudy]) -> None:
         """Learn from training studies, whatever modalities each has."""
         ...
 
