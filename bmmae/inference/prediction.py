@@ -68,6 +68,7 @@ def predict_absent(
         targets = any_in_patch(tissue, patch) & wanted
         if not bool(visible.any()) or not bool(targets.any()):
             return images.new_zeros(1, (1 + uncertainty) * len(names), *images.shape[2:])
+        images = images * valid  # what was not scanned is not read, whatever it holds
         if not uncertainty:
             return model.predict(images, visible, targets)
         return torch.cat(mean_and_variance(model, images, visible, targets), dim=1)
@@ -91,7 +92,7 @@ def mean_and_variance(
     Raises:
         ConfigError: If the model predicts no variances.
     """
-    prediction = model(images, visible, targets)
+    prediction = model.synthesise(images, visible, targets)
     if prediction.log_variance is None:
         raise ConfigError(
             "this model was pretrained without an uncertainty output: leave --uncertainty out, or pretrain one with it"
@@ -110,5 +111,6 @@ def require_uncertainty(model: MAE) -> None:
     """
     device = next(model.parameters()).device
     modalities = len(model.config.modalities)
-    one = torch.arange(modalities, device=device)[None, :, None] == 0
-    mean_and_variance(model, torch.zeros(1, modalities, *model.config.patch, device=device), one, one)
+    order = torch.arange(modalities, device=device)[None, :, None]
+    nothing = torch.zeros(1, modalities, *model.config.patch, device=device)
+    mean_and_variance(model, nothing, order == 0, order == modalities - 1)

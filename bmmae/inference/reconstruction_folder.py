@@ -76,7 +76,7 @@ class Plan:
         return cls(StudyFiles(shown, masks), absent, truth, options)
 
     def identity(self, model: str, *, report: bool) -> dict[str, object]:
-        """Return all that decides what is written: two runs that agree in it write the same.
+        """Return all that decides what is written, as JSON holds it: two runs that agree in it write the same.
 
         Args:
             model: The model's `digest`.
@@ -85,13 +85,14 @@ class Plan:
         Raises:
             ImageError: If a file is broken.
         """
+        how = {name: value for name, value in asdict(self.options).items() if name not in {"only", "subset"}}
         return {
             "model": model,
             "content": self.given.content(),
             "truth": StudyFiles(self.truth, {}).content(),
             "synthetic": list(self.absent),
-            "options": asdict(replace(self.options, only=(), subset=())),
             "report": report,
+            **how,
         }
 
 

@@ -1,0 +1,209 @@
+"""A cohort is completed study by study: what is finished is kept, what fails is counted, nothing is half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_models import tiny_mae
+from tiny_studies import brain, save, write_study
+
+from bmmae.checkpoint import Provenance, save_model
+from bmmae.cli import main
+from bmmae.data.cohort import Cohort, read_cohort
+from bmmae.data.preprocess import PreprocessConfig
+from bmmae.errors import OutputError
+from bmmae.inference import ReconstructOptions, reconstruct, reconstruct_cohort, reconstruct_to_folder
+from bmmae.inference.reconstruction_folder import digest
+from bmmae.model.mae import MAE
+from bmmae.reconstruction_page import study_page
+
+SIZE = (24, 24, 24)
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def mae() -> MAE:
+    return tiny_mae(SIZE, kind="cross", colocated=True)
+
+
+@pytest.fixture(scope="module")
+def saved(mae: MAE, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "mae"
+    return save_model(mae, folder, preprocessing=PreprocessConfig(), provenance=Provenance(content_hashes=("ab" * 32,)))
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Cohort:
+    """Three studies: one complete, two with different subsets."""
+    data = tmp_path / "data"
+    subsets = {"a": ("t1", "t1ce", "t2", "flair"), "b": ("t1", "t2"), "c": ("flair",)}
+    studies = tuple(write_study(data / name, names, seed=i) for i, (name, names) in enumerate(subsets.items()))
+    table = Cohort(studies).write(tmp_path / "cohort.csv")
+    return read_cohort(table)
+
+
+def statuses(mae: MAE, cohort: Cohort, out: Path, **options: object) -> list[str]:
+    made = reconstruct_cohort(mae, cohort, out, ReconstructOptions(**options))  # type: ignore[arg-type]
+    return [outcome.status for outcome in made]
+
+
+def stamps(out: Path) -> dict[str, int]:
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.glob("*/*")}
+
+
+def command(saved: Path, cohort: Cohort, out: Path, *words: str) -> int:
+    return main(["reconstruct", "--model", str(saved), "--cohort", str(cohort.path), "--out", str(out), *words])
+
+
+def test_every_study_is_completed_as_it_would_be_alone(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert statuses(mae, cohort, out) == ["complete", "made", "made"]
+    assert sorted(path.name for path in out.iterdir()) == ["b", "c", "cohort.csv"]
+    alone = reconstruct(mae, {"flair": str(cohort[2].images["flair"])})
+    for name in ("t1", "t1ce", "t2"):
+        assert np.array_equal(nib.load(out / "c" / f"{name}.nii.gz").dataobj, alone[name].dataobj)
+    completed = read_cohort(out / "cohort.csv")
+    assert [tuple(study.images) for study in completed] == [("t1", "t1ce", "t2", "flair")] * 3
+    assert [study.values["synthetic"] for study in completed] == [None, "t1ce+flair", "t1+t1ce+t2"]
+    assert completed[1].images["flair"] == out / "b" / "flair.nii.gz"
+    assert Path(str(completed[1].images["t1"])).resolve() == Path(str(cohort[1].images["t1"])).resolve()
+
+
+def test_what_is_finished_is_kept_and_what_is_not_is_made_again(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    statuses(mae, cohort, out)
+    before = stamps(out)
+    assert statuses(mae, cohort, out) == ["complete", "kept", "kept"]
+    assert stamps(out) == before
+    (out / "b" / "flair.nii.gz").unlink()  # no longer complete
+    assert statuses(mae, cohort, out) == ["complete", "made", "kept"]
+    save(
+        Path(str(cohort[2].images["flair"])), np.where(brain(), nib.load(cohort[2].images["flair"]).get_fdata() * 2, 0)
+    )
+    assert statuses(mae, cohort, out) == ["complete", "kept", "made"]
+    other = tiny_mae(SIZE, kind="cross")
+    assert digest(other) != digest(mae)
+    assert statuses(other, cohort, out) == ["complete", "made", "made"]
+
+
+def test_other_options_replace_what_was_made_and_leave_nothing_of_it(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    statuses(mae, cohort, out)
+    (out / "c" / "mine.txt").write_text("not ours")
+    assert statuses(mae, cohort, out, only=("T1ce",), intensity="zscore") == ["complete", "made", "made"]
+    assert sorted(path.name for path in (out / "c").iterdir()) == ["mine.txt", "reconstruction.json", "t1ce.nii.gz"]
+
+
+def test_a_subset_hides_the_rest_and_is_judged_by_it(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcomes = reconstruct_cohort(mae, cohort, out, ReconstructOptions(subset=("t1", "t2")))
+    assert [outcome.status for outcome in outcomes] == ["made", "made", "failed"]
+    assert "none of t1, t2 is given" in outcomes[2].problem
+    note = json.loads((out / "a" / "reconstruction.json").read_text())
+    assert note["given"] == {"t1": "t1.nii.gz", "t2": "t2.nii.gz"}
+    assert note["hidden"] == {"t1ce": "t1ce.nii.gz", "flair": "flair.nii.gz"}
+    assert set(note["agreement"]["flair"]) == {"psnr", "psnr_fitted", "ssim"}
+    assert json.loads((out / "b" / "reconstruction.json").read_text())["agreement"] == {}
+    shown = {name: str(cohort[0].images[name]) for name in ("t1", "t2")}
+    assert np.array_equal(nib.load(out / "a" / "flair.nii.gz").dataobj, reconstruct(mae, shown)["flair"].dataobj)
+    assert [study.subject for study in read_cohort(out / "cohort.csv")] == ["a", "b"]
+
+
+def test_broken_studies_are_counted_and_stop_no_other(
+    saved: Path, cohort: Cohort, tmp_path: Path, capsys: Capture
+) -> None:
+    broken = Path(str(cohort[1].images["t2"]))
+    broken.write_bytes(broken.read_bytes()[:-300])
+    lost = write_study(tmp_path / "data" / "d", ("t1",), seed=8)
+    with_nan = nib.load(lost.images["t1"]).get_fdata()
+    with_nan[2, 2, 2] = np.nan
+    save(Path(str(lost.images["t1"])), with_nan.astype(np.float32))
+    folder = write_study(tmp_path / "data" / "e", ("t1",), seed=9)
+    Path(str(folder.images["t1"])).unlink()
+    Path(str(folder.images["t1"])).mkdir()
+    Cohort((*cohort, lost, folder)).write(tmp_path / "cohort.csv")
+    assert command(saved, cohort, tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert re.search(r"failed: b: .*t2\.nii\.gz is truncated", printed.err)
+    assert re.search(r"failed: d: 1 voxels of .*t1\.nii\.gz are not finite", printed.err)
+    assert re.search(r"failed: e: .*t1\.nii\.gz is a folder", printed.err)
+    assert "5 studies: 1 made, 1 have nothing absent, 3 FAILED" in printed.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c", "cohort.csv"]
+
+
+def test_commands_that_make_no_sense_are_refused(saved: Path, cohort: Cohort, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    empty = tmp_path / "empty.csv"
+    empty.write_text("subject,t1\n")
+    for words, message in (
+        (["--cohort", str(empty)], "has no rows"),
+        (["--cohort", str(tmp_path)], str(tmp_path)),
+        (["--cohort", str(cohort.path), "--t1", "a.nii.gz"], "leave out images and --brain-mask"),
+        (["--cohort", str(cohort.path), "--only", "fliar"], "Did you mean 'flair'?"),
+        (["--cohort", str(cohort.path), "--uncertainty"], "without an uncertainty output"),
+    ):
+        assert main(["reconstruct", "--model", str(saved), "--out", str(out), *words]) == 2
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
+    mae: MAE, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bmmae.inference.writing as writing
+
+    real = writing.save_image
+
+    def full(image: nib.Nifti1Image, path: Path) -> Path:
+        if "c" in path.parts[-3:]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(image, path)
+
+    monkeypatch.setattr(writing, "save_image", full)
+    with pytest.raises(OutputError, match="No space left on device; what is finished is kept: make room and run"):
+        statuses(mae, cohort, tmp_path / "out")
+    assert (tmp_path / "out" / "b" / "reconstruction.json").exists()
+    assert not any((tmp_path / "out" / "c").iterdir())
+    monkeypatch.undo()
+    assert statuses(mae, cohort, tmp_path / "out") == ["complete", "kept", "made"]
+
+
+def test_a_model_of_one_modality_has_nothing_to_reconstruct(tmp_path: Path, cohort: Cohort) -> None:
+    config = tiny_mae(SIZE).config
+    only_flair = MAE(type(config)(**{**vars(config), "modalities": ("flair",)})).eval()
+    assert statuses(only_flair, cohort, tmp_path / "out") == ["complete", "failed", "complete"]
+
+
+def test_the_report_shows_given_made_real_and_difference_and_needs_no_other_file(
+    mae: MAE, cohort: Cohort, tmp_path: Path
+) -> None:
+    images = {name: str(path) for name, path in cohort[0].images.items()}
+    out = tmp_path / "<b>odd"
+    options = ReconstructOptions(subset=("t1", "t2"))
+    reconstruct_to_folder(mae, images, out, options=options, page=study_page)
+    html = (out / "report.html").read_text()
+    assert html.count("<img ") == 2 + 2 * 3
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
+    for words in ("T1ce, FLAIR: synthetic, not acquired", "not a medical device", "real, hidden", "difference", "SSIM"):
+        assert words in html
+    assert "<b>odd" not in html
+    assert "&lt;b&gt;odd" in html
+    psnr = json.loads((out / "reconstruction.json").read_text())["agreement"]["flair"]["psnr_fitted"]
+    assert f"<td>{psnr:.2f}</td>" in html
+    HTMLParser().feed(html)
+
+
+def test_the_report_of_a_study_without_truth_claims_nothing(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    images = {name: str(path) for name, path in cohort[1].images.items()}
+    reconstruct_to_folder(mae, images, tmp_path / "out", page=study_page)
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert html.count("<img ") == 4
+    assert "nothing can be said of how close they are" in html
+    assert "real, hidden" not in html
