@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from budgeted import Training, device, on_device, train
-from learning_data import Source
+from learning_data import OnlyModalities, Source
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -28,7 +28,9 @@ from bmmae.model.config import ModelConfig
 from bmmae.model.outcomes import probabilities, risk
 from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.model.pretrained import PretrainedModel
-from bmmae.tasks.patient import PatientTask
+from bmmae.targets import Target
+from bmmae.tasks.patient import PatientTask, run_model
+from bmmae.tasks.task import tensors
 from bmmae.training.optim import OptimConfig
 
 SUBTYPE, SITE, SURVIVAL = "subtype", "primary_site", "survival"
@@ -43,22 +45,28 @@ Predictions = dict[str, dict[str, Any]]
 """By patient: `subtype` and `primary_site` (probabilities), `survival` (risk), and their truth under `true`."""
 
 
-def columns_of(studies: Sequence[Study]) -> Columns:
-    """Fit labels on training studies alone; age and the other clinical variables are left out: images are compared."""
-    return fit_columns(studies, TARGETS, BesideConfig())
+IMAGES_ALONE = BesideConfig()
+
+
+def configuration_of(
+    studies: Sequence[Study], shape: ModelConfig, beside: BesideConfig = IMAGES_ALONE
+) -> PatientModelConfig:
+    """Fit labels and clinical variables on training studies alone."""
+    columns = fit_columns(studies, TARGETS, beside)
+    return PatientModelConfig(shape, columns.targets, columns.clinical, lesion=beside.lesion)
 
 
 def dataset_of(
     source: Source,
     studies: Sequence[Study],
-    shape: ModelConfig,
-    columns: Columns,
+    config: PatientModelConfig,
     *,
     seed: int = 0,
     augment: AugmentConfig = NO_AUGMENTATION,
 ) -> PatientDataset:
     """Return windows that hold a whole brain, with what the table says."""
-    view = replace(View.of(shape), size=source.window)
+    view = replace(View.of(config.model), size=source.window)
+    columns = Columns(config.targets, config.clinical, lesions=config.lesion != "none")
     return PatientDataset(studies, view, source.cache, columns, seed=seed, augment=augment)
 
 
@@ -85,16 +93,30 @@ def fine_tune_patients(
     budget: Budget,
     *,
     seed: int,
+    only: Sequence[str] | None = None,
+    beside: BesideConfig = IMAGES_ALONE,
 ) -> tuple[PatientModel, Training]:
-    """Train the library's own model from pretrained weights, or from random ones."""
-    columns = columns_of(studies)
-    config = PatientModelConfig(model=shape, targets=columns.targets)
+    """Train the library's own model from pretrained weights, or from random ones.
+
+    Args:
+        pretrained: Whose encoder it starts from.
+        shape: Of the encoder.
+        source: The data.
+        studies: Training studies.
+        budget: How long.
+        seed: Of weights and samples.
+        only: Show it these modalities alone, always all of them: a dedicated model.
+        beside: What it is given beside the images.
+    """
+    config = configuration_of(studies, shape, beside)
     torch.manual_seed(seed)
     model = PatientModel(config)
     if pretrained is not None:
         load_encoder(model, pretrained)
-    dataset = dataset_of(source, studies, shape, columns, seed=seed, augment=AUGMENT)
-    done = fit_patients(model, config, dataset, budget, pretrained=pretrained is not None, seed=seed)
+    augment = AUGMENT if only is None else replace(AUGMENT, modality_dropout=0.0)
+    dataset = dataset_of(source, studies, config, seed=seed, augment=augment)
+    shown = dataset if only is None else OnlyModalities(dataset, only)
+    done = fit_patients(model, config, shown, budget, pretrained=pretrained is not None, seed=seed)
     return model, done
 
 
@@ -110,16 +132,16 @@ def predict_patients(
     where = device()
     model.to(where).eval()
     shape, targets = config.model, {target.name: target for target in config.targets}
-    dataset = dataset_of(source, studies, shape, Columns(config.targets))
+    dataset = dataset_of(source, studies, config)
     kept = torch.tensor([name in in_table_order(names or shape.modalities) for name in shape.modalities])
     found: Predictions = {}
     for first in range(0, len(dataset), AT_ONCE):
         chosen = range(first, min(first + AT_ONCE, len(dataset)))
         batch = on_device(default_collate([dataset[(EVALUATION_EPOCH, index)] for index in chosen]), where)
         keep = kept.to(where)
-        valid = batch["valid"] & keep[:, None, None, None]  # type: ignore[operator]
-        tissue = batch["brain"][:, None] if shape.tissue_only else None  # type: ignore[call-overload]
-        outputs = model(batch["images"], batch["available"] & keep, tissue, valid)  # type: ignore[operator]
+        available, valid = tensors(batch, "available", "valid")
+        shown = {"available": available & keep, "valid": valid & keep[:, None, None, None]}
+        outputs = run_model(model, batch | shown, config)
         values = {
             name: (risk(target, outputs[name])[:, None] if target.survival else probabilities(target, outputs[name]))
             for name, target in targets.items()
@@ -127,12 +149,13 @@ def predict_patients(
         for place, index in enumerate(chosen):
             study = dataset.studies[index]
             row = {name: [round(v, 4) for v in value[place].tolist()] for name, value in values.items()}
-            found[study.group] = row | {"true": _truth(study, config)}
+            found[study.group] = row | {"true": truth_of(study, config.targets)}
     return found
 
 
-def _truth(study: Study, config: PatientModelConfig) -> dict[str, Any]:
-    codes = {target.name: target.encode(study.values)[0] for target in config.targets if not target.survival}
+def truth_of(study: Study, targets: Sequence[Target]) -> dict[str, Any]:
+    """Return the class of each label, and the follow-up."""
+    codes = {target.name: target.encode(study.values)[0] for target in targets if not target.survival}
     return codes | {"time": study.time, "event": study.event}
 
 

@@ -45,11 +45,11 @@ def headline_figures(rows: list[dict[str, Any]], patients: Mapping[str, set[str]
             ours, theirs = pick(tenth, weights="ours"), pick(tenth, weights=rival)
             if ours and theirs:
                 key = name if rival == "random" else f"{name}_over_published"
-                found[key] = _gain(ours, theirs, figure, asked if rival == "random" else None)
+                found[key] = gain(ours, theirs, figure, asked if rival == "random" else None)
     return found | _counter_intuitive(rows) | _probe_gains(rows, everyone)
 
 
-def _gain(ours: list[Row], theirs: list[Row], name: str, asked: float | None) -> Figure:
+def gain(ours: list[Row], theirs: list[Row], name: str, asked: float | None) -> Figure:
     """Return the gain, the mean over seeds, with an interval by drawing test patients anew for both."""
     figure = FIGURES[name]
     patients = sorted(ours[0]["predictions"])
