@@ -105,7 +105,7 @@ class ConditionalUNet:
         samples = []
         for place in range(self.config.batch):
             rng = sample_generator(self.seed, self.steps, place)
-            samples.append(draw_sample(studies[rng.integers(len(studies))], self.config, rng))
+            samples.append(draw_sample(studies[int(rng.integers(len(studies)))], self.config, rng))
         inputs, targets, counted = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*samples, strict=True))
         return inputs.to(self.device), targets.to(self.device), counted.to(self.device)
 

@@ -154,7 +154,7 @@ class CycleGAN(nn.Module):
         network = self.to_second if wanted == second else self.to_first
         device = next(network.parameters()).device
         slices = torch.from_numpy(slices_of(study, source)).to(device)
-        made = torch.cat([network(part) for part in slices.split(16)])
+        made = torch.cat([network(part) for part in torch.split(slices, 16)])
         height, width, _ = study.shape
         volume = made[:, 0, :height, :width].float().cpu().numpy()
         return np.where(study.brain, np.moveaxis(volume, 0, -1), np.float32(0))

@@ -59,4 +59,4 @@ class HistogramMatching:
 def matched(values: Float[np.ndarray, " N"], quantiles: Float[np.ndarray, " Q"]) -> Float[np.ndarray, " N"]:
     """Return the values with the given quantiles (at `LEVELS`), their order kept."""
     own = np.quantile(values, LEVELS)
-    return np.interp(values, own, quantiles).astype(np.float32)
+    return np.asarray(np.interp(values, own, quantiles), dtype=np.float32)

@@ -95,7 +95,7 @@ class _Alternation:
     def _draw(self, pairs: Sequence[SlicePairs]) -> tuple[Tensor, Tensor]:
         """Slices of one study, chosen by the step's address."""
         rng = sample_generator(self.config.seed, self.step, 0, purpose="slices")
-        study = pairs[rng.integers(len(pairs))]
+        study = pairs[int(rng.integers(len(pairs)))]
         chosen = [study.pairs[index] for index in rng.integers(len(study.pairs), size=self.config.batch)]
         first, second = zip(*chosen, strict=True)
         return (
