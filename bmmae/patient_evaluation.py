@@ -10,26 +10,31 @@ import numpy as np
 from bmmae.data.cache import StudyCache
 from bmmae.data.tables import Cell
 from bmmae.errors import CohortError, ConfigError
-from bmmae.evaluation.classification import evaluate_classes
+from bmmae.evaluation.clinical import NAME
+from bmmae.evaluation.intervals import DRAWS
 from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.predictions import ClassPredictions, SurvivalPredictions
 from bmmae.evaluation.scores import Score, format_scores
-from bmmae.evaluation.survival import evaluate_survival
 from bmmae.model.patient import PatientModel
 from bmmae.patient_prediction import Outputs
+from bmmae.patient_report import score_all, write_patient_report
 from bmmae.patient_tables import Answers, tables, write_table, write_tables
 
 SHOWN = ("auc", "balanced_accuracy", "brier", "harrell_c", "uno_c", "integrated_brier")
 """Figures of the terminal's table; the file holds all."""
 
 
-def evaluate_cohort(models: Mapping[str, tuple[PatientModel, Outputs]], cache: StudyCache, out: Path) -> str:
+def evaluate_cohort(
+    models: Mapping[str, tuple[PatientModel, Outputs]], cache: StudyCache, out: Path, *, draws: int = DRAWS
+) -> str:
     """Judge models of the same targets on the same cohort, beside each other.
 
     Args:
         models: By name, a model and its outputs for the cohort; the first is the one in question.
         cache: Where hashes of image content may be known.
-        out: Receives `predictions/<target>.csv` (all models) and `scores.csv`.
+        out: Receives `predictions/<target>.csv` (all models), `scores.csv`, and a report `<target>.html` each, in which
+            the models are compared with the second.
+        draws: Bootstrap draws of patients for the intervals.
 
     Returns:
         What to print: whether the model has seen these patients, then a table a target.
@@ -41,15 +46,29 @@ def evaluate_cohort(models: Mapping[str, tuple[PatientModel, Outputs]], cache: S
     """
     model, outputs = next(iter(models.values()))
     studies = list({study.key: study for study in outputs.studies}.values())
-    lines = [str(overlap(model, studies, cache))]
+    seen = str(overlap(model, studies, cache))
+    reference = list(models)[1] if len(models) > 1 else NAME
+    lines = [seen]
     found: dict[str, Answers] = {}
     for name, (each, own) in models.items():
         found = _joined(found, tables(each.config.targets, own, name, pooled=True), name)
     write_tables(out / "predictions", found)
     rows: list[dict[str, Cell]] = []
     for target, answers in found.items():
-        scores = _scores(answers)
+        classes, survival = _judged(answers)
+        both = score_all(classes, survival, draws=draws)
+        scores = _merged(both)
         if scores:
+            write_patient_report(
+                out / f"{target}.html",
+                classes,
+                survival,
+                title=f"{target}: {', '.join(models)}",
+                remarks=[seen],
+                reference=reference,
+                draws=draws,
+                scores=both,
+            )
             names = [name for name in SHOWN if any(score.metric == name for score in scores)]
             lines.append(f"\n{target}\n{format_scores(scores, names)}")
         rows += [_row(target, score) for score in scores if score.fold is None]
@@ -62,15 +81,18 @@ def evaluate_cohort(models: Mapping[str, tuple[PatientModel, Outputs]], cache: S
     return "\n".join([*lines, "", f"tables: {out}"])
 
 
-def _scores(answers: Answers) -> list[Score]:
-    """All figures of one target, as far as its truth is known."""
+def _judged(answers: Answers) -> Answers:
+    """What the cohort knows the truth of."""
     classes, survival = answers
-    scores: list[Score] = []
-    if classes is not None and classes.known.keys:
-        scores += evaluate_classes(classes)
-    if survival is not None and bool(survival.known.event.any()):
-        scores += evaluate_survival(survival)
-    # A figure that both have belongs to the classes.
+    return (
+        classes if classes is not None and classes.known.keys else None,
+        survival if survival is not None and survival.known.event.any() else None,
+    )
+
+
+def _merged(both: tuple[list[Score], list[Score]]) -> list[Score]:
+    """All figures of one target; one that both kinds have belongs to the classes."""
+    scores = [score for part in both for score in part]
     return list({(s.model, s.subset, s.fold, s.metric): s for s in reversed(scores)}.values())[::-1]
 
 

@@ -13,7 +13,13 @@ import torch
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.cohort import Study
 from bmmae.data.tables import Cell, write_rows
-from bmmae.evaluation.predictions import ClassPredictions, PredictionKey, SurvivalPredictions, write_predictions
+from bmmae.evaluation.predictions import (
+    AVAILABLE,
+    ClassPredictions,
+    PredictionKey,
+    SurvivalPredictions,
+    write_predictions,
+)
 from bmmae.modalities import subset_label
 from bmmae.model.outcomes import probabilities, risk, survival
 from bmmae.model.patient import PatientModel
@@ -21,10 +27,6 @@ from bmmae.patient_prediction import Outputs, is_rare
 from bmmae.targets import Target, survival_classes
 
 Answers: TypeAlias = tuple[ClassPredictions | None, SurvivalPredictions | None]
-
-
-AVAILABLE = "available"
-"""Stands for a subset where each patient is judged from all that it has, whatever that is."""
 
 
 def tables(

@@ -17,6 +17,7 @@ from prediction_tables import SUBSETS, classes, survival
 from bmmae.errors import CohortError, OutputError
 from bmmae.notice import NOTICE
 from bmmae.patient_report import patient_page, write_patient_report
+from bmmae.patient_report.sections import fullest
 
 GAINS = {"image": 2.0, "clinical": 0.5}
 
@@ -60,6 +61,13 @@ def test_without_a_clinical_model_it_says_so() -> None:
     found = patient_page(classes({"image": 2.0}, names=("a", "b", "c")), None, title="Site", draws=2)
     assert "No model 'clinical' is beside" in found
     assert "auc_a_b" in found
+
+
+def test_the_pictures_are_of_the_fullest_subset() -> None:
+    keys = classes(GAINS).keys
+    assert fullest(keys) == [("image", "t1ce+flair"), ("clinical", "t1ce+flair")]
+    pooled = tuple(replace(key, subset="available") for key in keys if key.subset == "t1ce")
+    assert fullest((*keys, *pooled)) == [("image", "available"), ("clinical", "available")]
 
 
 def test_one_class_alone_is_drawn_as_not_defined() -> None:

@@ -139,8 +139,9 @@ def _evaluate(commands: Commands) -> None:
     summary = "Judge a saved model of patients on an outside cohort, with intervals."
     command = add_command(commands, "evaluate", summary, _run_evaluate)
     _add_cohort(command)
-    command.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    command.add_argument("--out", type=Path, required=True, help="folder for tables and reports")
     command.add_argument("--beside", nargs="+", default=[], metavar="M", help="further models on the same patients")
+    command.add_argument("--draws", type=int, default=1000, metavar="N", help="bootstrap draws for the intervals")
 
 
 def _run_evaluate(given: argparse.Namespace) -> int:
@@ -165,7 +166,7 @@ def _run_evaluate(given: argparse.Namespace) -> int:
         )
         warn_of_rare_subsets(model, outputs)
         found[name] = (model, outputs)
-    print(evaluate_cohort(found, cache, given.out))
+    print(evaluate_cohort(found, cache, given.out, draws=given.draws))
     return 0
 
 

@@ -20,6 +20,8 @@ from bmmae.errors import CohortError
 
 UNKNOWN = -1
 """The number of a class that is not known."""
+AVAILABLE = "available"
+"""Stands for a subset where each patient is judged from all that it has, whatever that is."""
 KEYS = ("subject", "session", "group", "model", "subset", "fold")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import TypeAlias
 
 from bmmae.data.location import write_whole
 from bmmae.evaluation.classification import compare_classes, evaluate_classes
 from bmmae.evaluation.clinical import NAME
 from bmmae.evaluation.intervals import DRAWS
 from bmmae.evaluation.predictions import ClassPredictions, PredictionKey, SurvivalPredictions
+from bmmae.evaluation.scores import Score
 from bmmae.evaluation.survival import compare_survival, evaluate_survival
 from bmmae.notice import NOTICE
 from bmmae.page import document
@@ -48,6 +50,24 @@ patients for both models; DeLong's test is for one test set. No p-value is corre
 """
 
 
+Scores: TypeAlias = tuple[Sequence[Score], Sequence[Score]]
+"""Of classes, and of survival."""
+
+
+def score_all(
+    classes: ClassPredictions | None, survival: SurvivalPredictions | None, *, draws: int = DRAWS
+) -> tuple[list[Score], list[Score]]:
+    """Return all figures of classes and of survival.
+
+    Raises:
+        CohortError: If nothing can be evaluated: no class is known, nobody died.
+    """
+    return (
+        evaluate_classes(classes, draws=draws) if classes else [],
+        evaluate_survival(survival, draws=draws) if survival else [],
+    )
+
+
 def patient_page(
     classes: ClassPredictions | None,
     survival: SurvivalPredictions | None,
@@ -56,6 +76,7 @@ def patient_page(
     remarks: Sequence[str] = (),
     reference: str = NAME,
     draws: int = DRAWS,
+    scores: Scores | None = None,
 ) -> str:
     """Return the page.
 
@@ -66,10 +87,12 @@ def patient_page(
         remarks: Sentences that must stand above the figures: whether the model has seen the patients, synthetic data.
         reference: The model that the others are compared with; the clinical-only one.
         draws: Bootstrap draws.
+        scores: What `score_all` returns, if it is known already.
 
     Raises:
         CohortError: If nothing can be evaluated: no class is known, nobody died.
     """
+    class_scores, survival_scores = scores or score_all(classes, survival, draws=draws)
     keys = [key for part in (classes, survival) if part is not None for key in part.keys]
     names = {key.model for key in keys}
     doubts = [
@@ -83,8 +106,8 @@ def patient_page(
         f"<h1>{escape(title)}</h1><p class=notice>{escape(NOTICE, quote=False)}</p>",
         f"<p>{_counts(keys)}</p>",
         *(f"<p class=warning>{escape(doubt, quote=False)}</p>" for doubt in doubts),
-        _class_section(classes, reference, draws) if classes else "",
-        _survival_section(survival, reference, draws) if survival else "",
+        _class_section(classes, class_scores, reference, draws) if classes else "",
+        _survival_section(survival, survival_scores, reference, draws) if survival else "",
         f"<h2>How to read this</h2>{READING}",
     ]
     return document(title, parts, STYLE)
@@ -99,6 +122,7 @@ def write_patient_report(
     remarks: Sequence[str] = (),
     reference: str = NAME,
     draws: int = DRAWS,
+    scores: Scores | None = None,
 ) -> Path:
     """Write the page; the arguments are `patient_page`'s.
 
@@ -106,7 +130,9 @@ def write_patient_report(
         CohortError: If nothing can be evaluated.
         OutputError: If it cannot be written.
     """
-    page = patient_page(classes, survival, title=title, remarks=remarks, reference=reference, draws=draws)
+    page = patient_page(
+        classes, survival, title=title, remarks=remarks, reference=reference, draws=draws, scores=scores
+    )
     write_whole(Path(path), page.encode())
     return Path(path)
 
@@ -118,16 +144,14 @@ def _counts(keys: Sequence[PredictionKey]) -> str:
     return f"{len(patients)} patients, {len(studies)} studies, {kind}."
 
 
-def _class_section(predictions: ClassPredictions, reference: str, draws: int) -> str:
-    scores = evaluate_classes(predictions, draws=draws)
+def _class_section(predictions: ClassPredictions, scores: Sequence[Score], reference: str, draws: int) -> str:
     parts = [f"<h2>Classes: {escape(', '.join(predictions.classes))}</h2>", score_tables(scores, FIRST)]
     if _comparable(predictions.known.keys, reference):
         parts.append(comparison_table(compare_classes(predictions, reference, draws=draws), reference, "auc"))
     return "\n".join([*parts, class_pictures(predictions)])
 
 
-def _survival_section(predictions: SurvivalPredictions, reference: str, draws: int) -> str:
-    scores = evaluate_survival(predictions, draws=draws)
+def _survival_section(predictions: SurvivalPredictions, scores: Sequence[Score], reference: str, draws: int) -> str:
     parts = ["<h2>Survival</h2>", score_tables(scores, FIRST_SURVIVAL)]
     if _comparable(predictions.known.keys, reference):
         parts.append(comparison_table(compare_survival(predictions, reference, draws=draws), reference, "harrell_c"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from bmmae.evaluation.classification import confusion
 from bmmae.evaluation.comparison import Comparison
-from bmmae.evaluation.predictions import ClassPredictions, PredictionKey, SurvivalPredictions
+from bmmae.evaluation.predictions import AVAILABLE, ClassPredictions, PredictionKey, SurvivalPredictions
 from bmmae.evaluation.scores import Score, said
 from bmmae.evaluation.survival import RiskGroups, risk_groups
 from bmmae.page import figure, table
@@ -113,12 +113,17 @@ def survival_pictures(predictions: SurvivalPredictions) -> str:
 
 
 def fullest(keys: Sequence[PredictionKey]) -> list[tuple[str, str]]:
-    """Return each model, and the subset of most modalities that it predicted from (of several, that of most rows)."""
+    """Return each model and its fullest subset: all that each patient has, else most modalities, else most rows."""
     counts = Counter((key.model, key.subset) for key in keys)
-    best: dict[str, str] = {}
-    for (model, subset), _ in sorted(counts.items(), key=lambda item: (item[0][1].count("+"), item[1])):
-        best[model] = subset
-    return [(model, best[model]) for model in dict.fromkeys(key.model for key in keys)]
+
+    def fullness(subset: str, rows: int) -> tuple[bool, int, int]:
+        return subset == AVAILABLE, subset.count("+"), rows
+
+    found = []
+    for wanted in dict.fromkeys(key.model for key in keys):
+        own = [(fullness(subset, rows), subset) for (model, subset), rows in counts.items() if model == wanted]
+        found.append((wanted, max(own)[1]))
+    return found
 
 
 def _rows(keys: Sequence[PredictionKey], model: str, subset: str) -> np.ndarray:
