@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from learning_data import WORK, Source, real_source, synthetic_source
 from real import Parts, fixed_split, real_cohort
 from segmentation_contestants import digest
 from synthesis_figures import FIXED, headline_figures, short_table, table_rows
-from synthesis_methods import METHODS, TRAINED, Assignment, Scale, form_of, obtain
+from synthesis_methods import METHODS, TRAINED, Assignment, Scale, form_of, obtain, unfair
 from synthesis_scores import coverage_of_patients, score_in_use, score_patients, segmenter_of, summary
 
 Cell = dict[str, Any]
@@ -90,14 +90,15 @@ def _data(given: argparse.Namespace) -> tuple[Source, dict[str, Parts]]:
     return source, {name: splits[name] for name in given.folds}
 
 
-def cells(given: argparse.Namespace, source: Source, scale: Scale, splits: Iterable[str]) -> Iterator[Cell]:
+def cells(given: argparse.Namespace, source: Source, scale: Scale, splits: Mapping[str, Parts]) -> Iterator[Cell]:
     """Yield the cells: all methods of one fold before the next, so that methods can be compared early."""
+    unfair_folds = _unfair_folds(given, source, splits)
     for fold in splits:
         for seed in range(given.seeds):
             for part in given.parts:
                 for method in (*given.methods, *([LEFT_OUT] if part == "use" else [])):
-                    if method == "cyclegan" and part == "use":
-                        continue  # it makes nothing from three others
+                    if (method == "cyclegan" and part == "use") or (method == "saved" and fold in unfair_folds):
+                        continue  # it makes nothing from three others; it has seen the test patients
                     learns = method in TRAINED or part == "use"
                     yield (
                         {"part": part, "data": source.name, "method": method, "fold": fold}
@@ -106,6 +107,19 @@ def cells(given: argparse.Namespace, source: Source, scale: Scale, splits: Itera
                         | ({"segmenter": given.segmenter_seconds} if part == "use" else {})
                         | _weights(given, method, source, scale)
                     )
+
+
+def _unfair_folds(given: argparse.Namespace, source: Source, splits: Mapping[str, Parts]) -> set[str]:
+    """Return the folds whose test patients the saved model has seen, and say so."""
+    if "saved" not in given.methods:
+        return set()
+    if given.model is None:
+        raise SystemExit("error: the method `saved` needs --model")
+    reasons = {fold: unfair(given.model, source, parts) for fold, parts in splits.items()}
+    for fold, reason in reasons.items():
+        if reason is not None:
+            print(f"{given.model} is not judged on fold {fold}. {reason}")
+    return {fold for fold, reason in reasons.items() if reason is not None}
 
 
 def _weights(given: argparse.Namespace, method: str, source: Source, scale: Scale) -> Cell:

@@ -242,10 +242,13 @@ def _saved(assignment: Assignment) -> Method:
     if assignment.weights is None:
         raise SystemExit("error: the method `saved` needs --model")
     model = _autoencoder(assignment.weights)
-    seen = overlap(model, assignment.parts.test, assignment.source.cache)
-    if seen.studies or not seen.known:
-        raise SystemExit(f"error: {assignment.weights} cannot be judged on these patients. {seen}")
     return Reconstruction(model, preprocessing_of(model))
+
+
+def unfair(weights: Path, source: Source, parts: Parts) -> str | None:
+    """Say why a saved model cannot be judged on a fold's test patients; None if it can: it has seen none of them."""
+    seen = overlap(load_model(weights), parts.test, source.cache)
+    return str(seen) if seen.studies or not seen.known else None
 
 
 def _autoencoder(folder: Path) -> MAE:
