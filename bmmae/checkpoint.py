@@ -41,8 +41,7 @@ __all__ = [
 _COMMANDS = {
     "mae": "pretrain/train.py",
     "segmentation": "finetune/segmentation.py",
-    "classification": "finetune/classification.py",
-    "survival": "finetune/survival.py",
+    "patient": "finetune/classification.py or finetune/survival.py",
     "synthesis": "finetune/synthesis.py",
 }
 _PUBLISHED = Provenance(

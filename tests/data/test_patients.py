@@ -1,0 +1,173 @@
+"""What the table says of patients reaches the model; what is fitted comes from the training fold alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_config
+from tiny_patients import BESIDE, PREPROCESS, SITES, TARGETS, row, write_patients
+
+from bmmae.data.augment import AugmentConfig, keep_random_subset
+from bmmae.data.cache import StudyCache
+from bmmae.data.cohort import Study
+from bmmae.data.dataset import View
+from bmmae.data.loaders import EVALUATION_EPOCH, collate, sample_generator
+from bmmae.data.patient_columns import BesideConfig, TargetsConfig, fit_columns, format_targets, is_labelled
+from bmmae.data.patients import Columns, PatientDataset, Shares, cut_by, whole_brain
+from bmmae.data.subset_shares import subset_shares
+from bmmae.errors import CohortError, ConfigError
+from bmmae.modalities import STANDARD, subset_label
+from bmmae.targets import UNKNOWN
+
+VIEW = View.of(tiny_config())
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> list[Study]:
+    return write_patients(tmp_path_factory.mktemp("patients"), 9)
+
+
+@pytest.fixture(scope="module")
+def cache() -> StudyCache:
+    return StudyCache(None, PREPROCESS, STANDARD)
+
+
+def on_paper(count: int) -> list[Study]:
+    """Rows without files."""
+    return [Study(f"p{number}", {"t1": Path("t1.nii")}, **row(number)) for number in range(count)]
+
+
+def test_a_sample_says_what_its_row_says(patients: list[Study], cache: StudyCache) -> None:
+    columns = fit_columns(patients, TARGETS, BESIDE)
+    dataset = PatientDataset(patients, VIEW, cache, columns)
+    first, blank = dataset[(EVALUATION_EPOCH, 1)], dataset[(EVALUATION_EPOCH, 4)]
+    assert first["label"].tolist() == [1, SITES.index("breast") - 1]  # classes are sorted: breast comes first
+    assert (float(first["time"]), bool(first["event"])) == (25.0, True)
+    assert first["images"].shape == (4, 16, 16, 16)
+    assert blank["label"][0] == UNKNOWN
+    assert math.isnan(float(dataset[(EVALUATION_EPOCH, 5)]["time"]))
+    assert dataset[(EVALUATION_EPOCH, 2)]["clinical_available"].tolist() == [False, True]
+    batch = collate([dataset.packed((EVALUATION_EPOCH, i)) for i in range(3)])
+    assert isinstance(batch["clinical"], torch.Tensor)
+    assert batch["clinical"].shape == (3, 2)
+
+
+def test_lesions_come_where_there_is_a_segmentation(patients: list[Study], cache: StudyCache) -> None:
+    columns = replace(fit_columns(patients, TARGETS, BESIDE), lesions=True)
+    dataset = PatientDataset(patients, VIEW, cache, columns, augment=AugmentConfig())
+    for epoch in (EVALUATION_EPOCH, 0):
+        without, with_map = dataset[(epoch, 0)], dataset[(epoch, 1)]
+        assert (bool(without["lesion_available"]), bool(with_map["lesion_available"])) == (False, True)
+        assert with_map["lesion"].shape == without["lesion"].shape == (1, 16, 16, 16)
+        assert not without["lesion"].any()
+        assert (with_map["lesion"][0] & with_map["brain"]).any()
+
+
+def test_what_is_fitted_knows_no_other_patient() -> None:
+    train, held = on_paper(20)[:12], on_paper(20)[12:]
+    poisoned = [
+        replace(s, time=900.0, event=True, values={"subtype": "LCNEC", "site": "skin", "age": 999.0, "sex": "X"})
+        for s in held
+    ]
+    fitted = fit_columns(train, TARGETS, replace(BESIDE, impute=True))
+    assert fitted == fit_columns(list(train), TARGETS, replace(BESIDE, impute=True))
+    assert fitted != fit_columns(train + poisoned, TARGETS, replace(BESIDE, impute=True))
+    # Held-out values that training never showed count as unknown or missing, and change nothing that was fitted.
+    sample = fitted.encode(poisoned[0])
+    assert sample["label"].tolist() == [UNKNOWN, UNKNOWN]
+    assert sample["clinical_available"].tolist() == [True, False]
+
+
+def test_scaling_is_that_of_the_training_fold() -> None:
+    train = on_paper(12)
+    (age, sex) = fit_columns(train, TARGETS, BESIDE).clinical
+    known = torch.tensor([float(s.values["age"]) for s in train if s.values["age"] is not None])
+    assert (age.mean, age.deviation) == pytest.approx((float(known.mean()), float(known.std(correction=0))))
+    assert sex.categories == ("F", "M")
+
+
+@pytest.mark.parametrize(
+    ("targets", "beside", "message"),
+    [
+        (TargetsConfig(labels=("grade",)), BesideConfig(), "no column 'grade': beside images it has subtype, site"),
+        (TargetsConfig(labels=("subtype",)), BesideConfig(clinical=("ki67",)), "no column 'ki67'"),
+        (TargetsConfig(labels=("subtype",)), BesideConfig(clinical=("subtype",)), "'subtype' is predicted"),
+        (TargetsConfig(survival=("cox",)), BesideConfig(clinical=("time",)), "'time' is predicted"),
+        (TargetsConfig(multilabel={"m": ("sex",)}), BesideConfig(), "column 'sex' holds 'F': expected 1, 0"),
+        (TargetsConfig(labels=("subtype",)), BesideConfig(vector=("sex",)), "has all of the 1 numbers sex"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_one_sentence(
+    targets: TargetsConfig, beside: BesideConfig, message: str
+) -> None:
+    with pytest.raises(CohortError, match=message):
+        fit_columns(on_paper(12), targets, beside)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "nothing is to be predicted"),
+        ({"labels": ("a",), "classes": {"b": ("x", "y")}}, "names 'b', which is not among"),
+        ({"survival": ("hazard",), "months": (21.0, 6.0)}, "months that rise"),
+    ],
+)
+def test_targets_that_contradict_themselves_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TargetsConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_patient_censored_before_its_class_has_no_label() -> None:
+    (target,) = fit_columns(on_paper(12), TargetsConfig(survival=("survival_classes",)), BesideConfig()).targets
+    study = on_paper(12)[1]
+    early, late = replace(study, time=10.0, event=False), replace(study, time=30.0, event=False)
+    assert (is_labelled(early, [target]), is_labelled(late, [target])) == (False, True)
+    assert "censored before their class was known" in format_targets([target])
+
+
+def test_shares_are_drawn_exactly_and_every_draw_is_another(patients: list[Study], cache: StudyCache) -> None:
+    shares = Shares("site", {"lung": 50.0, "breast": 25.0, "kidney": 25.0})
+    studies = [study for study in patients if study.values["site"] != "kidney"] + [patients[2]]
+    dataset = PatientDataset(studies, VIEW, cache, Columns(), seed=3, shares=shares)
+    addresses = [dataset.address((epoch, index)) for epoch in range(4) for index in range(len(dataset))]
+    assert len(set(addresses)) == len(addresses)
+    for epoch in range(4):
+        drawn = [dataset.address((epoch, index))[1] for index in range(len(dataset))]
+        counts = Counter(str(studies[i].values["site"]) for i in drawn)
+        assert counts["lung"] in (3, 4)
+        assert sum(counts.values()) == len(dataset) == 7
+        assert drawn == [dataset.address((epoch, index))[1] for index in range(len(dataset))]
+    assert dataset.address((EVALUATION_EPOCH, 2)) == (EVALUATION_EPOCH, 2)
+    with pytest.raises(CohortError, match=r"no training study has 'skin' in column 'site'.*breast, kidney, lung"):
+        PatientDataset(studies, VIEW, cache, Columns(), shares=Shares("site", {"skin": 1.0}))
+    with pytest.raises(ConfigError, match="must be positive"):
+        Shares("site", {"lung": -1.0})
+
+
+def test_the_window_holds_every_brain(patients: list[Study], cache: StudyCache) -> None:
+    size = whole_brain(patients, cache, VIEW)
+    assert all(extent % patch == 0 for extent, patch in zip(size, VIEW.patch, strict=True))
+    assert cut_by(patients, cache, size) == []
+    assert cut_by(patients, cache, (8, 8, 8)) == [study.name for study in patients]
+    dataset = PatientDataset(patients, replace(VIEW, size=size), cache, Columns())
+    assert int(dataset[(EVALUATION_EPOCH, 0)]["brain"].sum()) == int((cache.load(patients[0]).flags & 1).sum())
+
+
+def test_subset_shares_are_the_chances_of_modality_dropout() -> None:
+    available = torch.tensor([True, True, False, True]).numpy()
+    names = tuple(name for name, there in zip(STANDARD, available, strict=True) if there)
+    shares = subset_shares([names], 0.5)
+    assert sum(shares.values()) == pytest.approx(1)
+    counts: Counter[str] = Counter()
+    for index in range(4000):
+        rng = sample_generator(0, 0, index)
+        kept = keep_random_subset(available, rng) if rng.random() < 0.5 else available
+        counts[subset_label([n for n, there in zip(STANDARD, kept, strict=True) if there])] += 1
+    assert counts.keys() == shares.keys()
+    for name, share in shares.items():
+        assert counts[name] / 4000 == pytest.approx(share, abs=0.03)

@@ -1,0 +1,131 @@
+"""Linear heads: scikit-learn's coefficients become the weights of a model, whatever the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_config
+
+from bmmae.clinical import ClinicalVariable
+from bmmae.data.cohort import Study
+from bmmae.data.patients import Columns
+from bmmae.linear_heads import Rows, collect, fit_linear_heads
+from bmmae.losses import logistic_hazard
+from bmmae.metrics.survival import harrell_c
+from bmmae.model.outcomes import risk
+from bmmae.model.patient import PatientModel, PatientModelConfig
+from bmmae.targets import Target
+
+AGE = ClinicalVariable("age", "numeric", 0.0, 1.0)
+SUBTYPE = Target("subtype", "binary", ("subtype",), ("a", "b"))
+SITE = Target("site", "multiclass", ("site",), ("x", "y", "z"))
+HAZARD = Target("survival", "hazard", edges=(4.0, 8.0, 16.0))
+COX = Target("cox", "cox", edges=(8.0,))
+
+
+def patients(count: int, seed: int, per_study: int = 1) -> Rows:
+    """Features, the first of which decides, and an age that decides about survival too."""
+    rng = np.random.default_rng(seed)
+    features, age = rng.normal(size=(count, 48)) * 3 + 5, rng.normal(size=count)
+    signal = (features[:, 0] - 5) / 3
+    months = rng.exponential(10 * np.exp(-signal - age)).clip(0.1)
+    studies = [
+        Study(
+            f"s{seed}-{i}",
+            {"t1": Path("t1.nii")},
+            time=float(min(months[i], 20)),
+            event=bool(months[i] < 20),
+            values={
+                "subtype": "b" if signal[i] + rng.normal() * 0.3 > 0 else "a",
+                "site": "xyz"[int(np.digitize(signal[i], [-0.4, 0.4]))],
+                "age": float(age[i]),
+            },
+        )
+        for i in range(count)
+    ]
+    order = np.repeat(np.arange(count), per_study)
+    design = np.stack([age, np.zeros(count)], axis=1)[order]
+    subsets = [("t1", "t2")[: 1 + k % 2] for k in range(len(order))]
+    return collect([studies[i] for i in order], subsets, features[order], design)
+
+
+def fitted(
+    target: Target, *, images: bool = True, per_study: int = 1
+) -> tuple[PatientModel, Rows, np.ndarray[Any, Any]]:
+    columns = Columns((target,), (AGE,))
+    model = PatientModel(PatientModelConfig(tiny_config(), (target,), (AGE,), fusion=False)).eval()
+    fit_linear_heads(model, patients(150, 0, per_study), patients(60, 1, per_study), columns, images=images)
+    test = patients(80, 2)
+    with torch.no_grad():
+        features, design = torch.from_numpy(test.features).float(), torch.from_numpy(test.design).float()
+        logits = model.heads[0](features) + model.direct[0](design)
+    return model, test, logits.double().numpy()
+
+
+def test_a_binary_head_is_scikit_learns_classifier() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    _, test, logits = fitted(SUBTYPE)
+    train, label = patients(150, 0), np.array([s.values["subtype"] == "b" for s in patients(150, 0).studies])
+    inputs = np.concatenate([train.features, train.design], axis=1)
+    held = np.concatenate([test.features, test.design], axis=1)
+    theirs = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000)).fit(inputs, label)
+        for c in (0.01, 0.1, 1)
+    ]
+    closest = min(np.abs(m.decision_function(held) - logits[:, 0]).max() for m in theirs)
+    assert closest < 1e-3
+    truth = np.array([s.values["subtype"] == "b" for s in test.studies])
+    assert ((logits[:, 0] > 0) == truth).mean() > 0.8
+
+
+def test_several_classes_are_told_apart() -> None:
+    _, test, logits = fitted(SITE)
+    assert (
+        np.mean([SITE.classes[k] == s.values["site"] for k, s in zip(logits.argmax(1), test.studies, strict=True)])
+        > 0.7
+    )
+
+
+@pytest.mark.parametrize("target", [HAZARD, COX], ids=lambda t: t.kind)
+def test_a_higher_risk_dies_sooner(target: Target) -> None:
+    _, test, logits = fitted(target)
+    time, event = (np.array([getattr(s, name) for s in test.studies]) for name in ("time", "event"))
+    assert harrell_c(risk(target, torch.from_numpy(logits)).double().numpy(), time, event) > 0.7
+
+
+def test_the_hazards_coefficients_maximise_its_likelihood() -> None:
+    columns = Columns((HAZARD,), (AGE,))
+    model = PatientModel(PatientModelConfig(tiny_config(), (HAZARD,), (AGE,), fusion=False)).eval()
+    train = patients(400, 0)
+    fit_linear_heads(model, train, train, columns)  # judged on itself: the weakest penalty wins
+    features, design = torch.from_numpy(train.features).float(), torch.from_numpy(train.design).float()
+    logits = (model.heads[0](features) + model.direct[0](design)).detach()
+    level = torch.zeros(3, requires_grad=True)
+    time, event = (torch.tensor([getattr(s, name) for s in train.studies]) for name in ("time", "event"))
+    logistic_hazard(logits + level, time, event, torch.tensor(HAZARD.edges)).mean().backward()
+    assert level.grad is not None
+    assert float(level.grad.abs().max()) < 2e-3
+
+
+def test_without_images_only_the_clinical_variables_count() -> None:
+    model, _, _ = fitted(HAZARD, images=False)
+    head: Any = model.heads[0]
+    direct: Any = model.direct[0]
+    assert not head.weight.any()
+    assert bool((direct.weight[:, 0] > 0).all())  # the old die sooner
+
+
+def test_a_studys_rows_share_one_weight() -> None:
+    rows = patients(4, 0, per_study=3)
+    np.testing.assert_allclose(rows.weights, 1 / 3)
+    assert rows.taken(rows.whole).weights.sum() == pytest.approx(4)
+    _, _, once = fitted(SUBTYPE)
+    _, _, thrice = fitted(SUBTYPE, per_study=3)
+    np.testing.assert_allclose(once, thrice, atol=1e-2)

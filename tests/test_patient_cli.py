@@ -1,0 +1,187 @@
+"""predict, embed and evaluate on a cohort of phantoms: tables that say from what, and errors of one line."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_models import tiny_config
+from tiny_patients import PREPROCESS, tiny_patient_model, write_table
+
+from bmmae.checkpoint import save_model
+from bmmae.cli import main
+from bmmae.data.cohort import read_cohort
+from bmmae.model.mae import MAE
+from bmmae.patient_evaluation import model_names
+
+ALL = "t1+t1ce+t2+flair"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of twelve patients, a model of them, and a pretrained model."""
+    folder = tmp_path_factory.mktemp("world")
+    studies = list(read_cohort(write_table(folder)))
+    shares = {ALL: 0.6, "t1+t1ce+t2": 0.395, "t1": 0.005}
+    tiny_patient_model(studies[:7], subsets=shares).save_pretrained(folder / "model")
+    save_model(MAE(tiny_config()), folder / "mae", preprocessing=PREPROCESS)
+    return folder
+
+
+def run(world: Path, command: str, out: Path, *more: str, model: str = "model", table: str = "cohort.csv") -> int:
+    words = ("--model", world / model, "--cohort", world / table, "--cache", world / "cache", "--out", out)
+    return main([command, *map(str, words), *more])
+
+
+def test_predict_says_who_from_what_and_how_sure(world: Path, tmp_path: Path) -> None:
+    assert run(world, "predict", tmp_path / "p.csv") == 0
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert len(table) == 12
+    assert set(table["subset"]) == {ALL, "t1+t1ce+t2"}
+    np.testing.assert_allclose(table[["subtype_p_NSCLC", "subtype_p_SCLC"]].sum(axis=1), 1)
+    assert set(table["site"]) <= {"lung", "breast", "kidney"}
+    alive = table[[name for name in table if name.startswith("hazard_alive_")]].to_numpy()
+    assert alive.shape == (12, 3)
+    assert (np.diff(alive, axis=1) <= 0).all()
+    assert table["cox_risk"].nunique() > 6
+    assert table["rare"].sum() == 0
+
+
+def test_a_rare_subset_is_warned_of(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run(world, "predict", tmp_path / "p.csv", "--subset", "T1") == 0
+    told = re.search(
+        r"warning: 12 of 12 predictions are from subsets .* 1 in 100 .* t1 \(12\)", capsys.readouterr().err
+    )
+    assert told
+    assert pd.read_csv(tmp_path / "p.csv")["rare"].all()
+
+
+def test_a_restricted_patient_is_one_that_never_had_more(world: Path, tmp_path: Path) -> None:
+    cohort = read_cohort(world / "cohort.csv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run(world, "predict", tmp_path / "few.csv", "--subset", "t1", "t2") == 0
+        bare = cohort.path.read_text().splitlines() if cohort.path else []
+        names = bare[0].split(",")
+        kept = [i for i, name in enumerate(names) if name not in ("t1ce", "flair")]
+        (world / "bare.csv").write_text("\n".join(",".join(line.split(",")[i] for i in kept) for line in bare))
+        assert run(world, "predict", tmp_path / "bare.csv", table="bare.csv") == 0
+    few, alone = (pd.read_csv(tmp_path / name) for name in ("few.csv", "bare.csv"))
+    assert set(few["subset"]) == {"t1+t2"}
+    # The brain is that of all images in one case and of two in the other; here they are the same.
+    np.testing.assert_allclose(few["cox_risk"], alone["cox_risk"], atol=1e-4)
+
+
+def test_patients_without_the_modalities_are_counted(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run(world, "predict", tmp_path / "p.csv", "--subset", "flair") == 0
+    assert "8 predictions" in (said := capsys.readouterr().out)
+    assert "4 patients without these modalities left out" in said
+
+
+@pytest.mark.parametrize("model", ["model", "mae"])
+def test_embed_writes_one_vector_a_study_and_subset(world: Path, tmp_path: Path, model: str) -> None:
+    picture = tmp_path / "e.png"
+    more = ("--umap", str(picture), "--colour", "subtype", "--subset", "t1", "t2", "--every-subset")
+    assert run(world, "embed", tmp_path / "e.parquet", *more, model=model) == 0
+    table = pd.read_parquet(tmp_path / "e.parquet")
+    assert list(table.columns) == ["subject", "session", "subset", *(f"e{i}" for i in range(24))]
+    assert table.groupby("subset").size().to_dict() == {"t1": 12, "t2": 12, "t1+t2": 12}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_evaluate_judges_models_beside_each_other(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").symlink_to(world / "model")
+    assert run(world, "evaluate", tmp_path / "ev", "--beside", str(tmp_path / "other"), "--draws", "4") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("NOT KNOWN whether the model was trained on these test studies")
+    scores = pd.read_csv(tmp_path / "ev" / "scores.csv")
+    assert {path.stem for path in (tmp_path / "ev").glob("*.html")} == set(scores["target"])
+    assert set(scores["model"]) == {"model", "other"}
+    assert set(scores["target"]) == {"subtype", "site", "hazard", "cox", "survival_class"}
+    assert set(scores["subset"]) == {ALL, "t1+t1ce+t2", "available"}
+    both = scores.pivot_table(index=["target", "subset", "metric"], columns="model", values="value")
+    np.testing.assert_allclose(both["model"], both["other"])
+    pooled = scores[(scores["subset"] == "available") & (scores["target"] == "cox")]
+    assert (pooled.set_index("metric").loc["harrell_c", "patients"] == 11).all()  # the follow-up of one is not known
+    assert {path.stem for path in (tmp_path / "ev").glob("*.html")} == set(scores["target"])
+    page = (tmp_path / "ev" / "cox.html").read_text()
+    assert "harrell_c minus that of other" in page
+    assert "NOT KNOWN whether the model was trained on these test studies" in page
+
+
+def test_names_of_models_are_short_and_different() -> None:
+    assert model_names(["runs/a", "runs/b/clinical-only"]) == ["a", "clinical-only"]
+    assert model_names(["x/m", "y/m"]) == ["x/m", "y/m"]
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "model", "message"),
+    [
+        ("predict", (), "mae", r"holds a model of kind 'mae', which predicts nothing of a patient.*finetune/"),
+        ("predict", ("--subset", "t3"), "model", "unknown modality 't3'"),
+        ("predict", (), "nothing", "there is no model"),
+        ("embed", ("--umap", "/tmp", "--colour", "grade"), "mae", "no column 'grade'"),
+    ],
+)
+def test_errors_are_one_line(
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    more: tuple[str, ...],
+    model: str,
+    message: str,
+) -> None:
+    assert run(world, command, tmp_path / "out.csv", *more, model=model) == 2
+    assert re.search(message, error(capsys))
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_work(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(world, "predict", tmp_path / "p.xlsx") == 2
+    assert "expected a name ending in .csv" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("subject,t1\n", "has no rows"),
+        ("subject,t1,event\na,a.nii,2\n", "event is '2'; expected 1"),
+        ("subject,t1,time\na,a.nii,-3\n", "time is '-3'; expected a number of months"),
+        ("subject,t1,time\na,a.nii,soon\n", "time is 'soon'"),
+    ],
+)
+def test_tables_that_are_none_are_one_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (world / "wrong.csv").write_text(text)
+    assert run(world, "predict", tmp_path / "p.csv", table="wrong.csv") == 2
+    assert message in error(capsys)
+
+
+def test_evaluate_without_any_truth_says_so(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pd.read_csv(world / "cohort.csv")
+    table[["subject", "t1", "t1ce", "t2", "flair"]].to_csv(world / "blind.csv", index=False)
+    assert run(world, "evaluate", tmp_path / "ev", table="blind.csv") == 2
+    assert "knows the truth of none of the targets" in error(capsys)

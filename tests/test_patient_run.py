@@ -1,0 +1,179 @@
+"""From a table to predictions of patients that the model has not seen, in every mode."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_models import tiny_config
+from tiny_patients import PREPROCESS, write_table
+
+from bmmae.checkpoint import load_model, save_model
+from bmmae.cli import main
+from bmmae.config import parse
+from bmmae.data.synthetic import SyntheticConfig, make_cohort
+from bmmae.errors import CohortError, ConfigError, TrainingError
+from bmmae.evaluation.predictions import read_predictions
+from bmmae.model.mae import MAE
+from bmmae.model.patient import PatientModel
+from bmmae.patient_config import PatientConfig
+from bmmae.patient_run import fine_tune
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "finetune"
+QUICK = ("--train.steps", "2", "--train.epochs", "null", "--train.batch_size", "3", "--train.workers", "0")
+QUIET = ("--train.progress", "false", "--train.precision", "no", "--optim.warmup_steps", "1")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of twelve patients and a pretrained model."""
+    folder = tmp_path_factory.mktemp("world")
+    write_table(folder)
+    save_model(MAE(tiny_config()), folder / "mae", preprocessing=PREPROCESS)
+    return folder
+
+
+def configured(world: Path, out: Path, program: str, *more: str) -> PatientConfig:
+    data = ("--data.cohort", world / "cohort.csv", "--data.cache", world / "cache", "--model", world / "mae")
+    words = ("--config", CONFIGS / f"{program}.yaml", *data, "--out", out, *QUICK, *QUIET, *more)
+    return parse(PatientConfig, [str(word) for word in words])
+
+
+SURVIVAL = ("--targets.survival", "[hazard, cox, survival_classes]", "--targets.labels", "[subtype]")
+CLINICAL = ("--beside.clinical", "[age, sex]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["features", "head", "full"])
+def test_every_mode_predicts_whom_it_has_not_seen(world: Path, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "run"
+    lesion = () if mode == "features" else ("--beside.lesion", "attention", "--optim.layer_decay", "0.8")
+    config = configured(world, out, "survival", *SURVIVAL, *CLINICAL, *lesion, "--mode", mode)
+    assert fine_tune(config) == 0
+    model = load_model(out, kind="patient")
+    assert isinstance(model, PatientModel)
+    cox = next(target for target in model.config.targets if target.kind == "cox")
+    assert len(cox.baseline) == len(cox.edges)
+    assert list(np.diff(cox.baseline) >= 0) == [True] * (len(cox.edges) - 1)
+    for place in ("", "clinical-only/"):
+        classes, survival = read_predictions(out / "predictions" / f"{place}test" / "cox.csv")
+        assert classes is None
+        assert survival is not None
+        assert {key.subset for key in survival.keys} >= {"available", "t1", "t1+t1ce+t2"}
+        assert {key.subject for key in survival.keys} == {"p09", "p10", "p11"}
+        assert set(survival.risk_cut) == {pytest.approx(model_cut(out, place))}
+    assert (
+        main(["predict", "--model", str(out), "--cohort", str(world / "cohort.csv"), "--out", str(out / "p.csv")]) == 0
+    )
+    assert len(pd.read_csv(out / "p.csv")) == 12
+    assert not list((out / "checkpoints").glob(".writing-*"))
+
+
+def model_cut(out: Path, place: str) -> float:
+    """The training fold's median risk, as the saved model has it."""
+    model = load_model(out / "clinical-only" if place else out, kind="patient")
+    assert isinstance(model, PatientModel)
+    cut = next(target.risk_cut for target in model.config.targets if target.kind == "cox")
+    assert cut is not None
+    return cut
+
+
+@pytest.mark.slow
+def test_test_patients_change_nothing_that_is_fitted(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv")
+    held = table["split"] == "test"
+    table.loc[held, ["time", "event", "age", "subtype", "site"]] = [999.0, 1, 500.0, "skin", "skin"]
+    table.to_csv(world / "poisoned.csv", index=False)
+    models = []
+    for name in ("cohort", "poisoned"):
+        more = ("--mode", "features", "--data.cohort", str(world / f"{name}.csv"))
+        config = configured(world, tmp_path / name, "survival", *SURVIVAL, *CLINICAL, *more)
+        assert fine_tune(config) == 0
+        models.append(load_model(tmp_path / name, kind="patient"))
+    assert models[0].config == models[1].config
+    for one, two in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        assert (one == two).all()
+
+
+@pytest.mark.slow
+def test_folds_shares_and_a_modality_less(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv").drop(columns="split")
+    table.to_csv(world / "free.csv", index=False)
+    folds = tmp_path / "folds.json"
+    assert main(["split", str(world / "free.csv"), "--out", str(folds), "--folds", "3"]) == 0
+    more = ("--data.cohort", str(world / "free.csv"), "--data.splits", str(folds), "--data.fold", "2")
+    shares = json.dumps({"site": {"lung": 60, "breast": 20, "kidney": 20}})
+    own = ("--targets.labels", "[site]", "--targets.balanced", "true", "--head.focal", "2", "--head.shares", shares)
+    one = ("--modalities", "[t1, flair]", "--head.token_share", "0.5")
+    config = configured(world, tmp_path / "run", "classification", *more, *own, *one)
+    assert fine_tune(config) == 0
+    model = load_model(tmp_path / "run")
+    assert model.model_config.modalities == ("t1", "flair")
+    classes, _ = read_predictions(tmp_path / "run" / "predictions" / "test" / "site.csv")
+    assert classes is not None
+    held = json.loads(folds.read_text())["folds"][2]["test"]
+    assert {key.subject for key in classes.keys} == {subject for subject, _ in held}
+    assert {key.fold for key in classes.keys} == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_synthetic_cohort_end_to_end_from_random_weights(tmp_path: Path) -> None:
+    table = make_cohort(tmp_path / "data", SyntheticConfig(12, seed=1, size=24, missing=0.2), progress=False, workers=1)
+    scratch = ("--model", "scratch:tiny", "--preprocess.spacing", "[8.0, 8.0, 8.0]", "--data.cohort", str(table))
+    config = configured(tmp_path, tmp_path / "run", "classification", *scratch, "--targets.labels", "[subtype]")
+    assert fine_tune(config) == 0
+    assert (tmp_path / "run" / "predictions" / "test" / "subtype.csv").is_file()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # synthetic data; few patients
+        words = ["--model", str(tmp_path / "run"), "--cohort", str(table), "--out", str(tmp_path / "ev")]
+        assert main(["evaluate", *words, "--draws", "3"]) == 0
+    assert (tmp_path / "ev" / "scores.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("program", "more", "message"),
+    [
+        ("classification", ("--targets.labels", "[grade]"), "no column 'grade': beside images it has"),
+        ("survival", ("--beside.clinical", "[ki67]"), "no column 'ki67'"),
+        (
+            "survival",
+            ("--targets.months", "[100.0, 200.0]", "--targets.survival", "[survival_classes]"),
+            "'100 to 200 months' has no training study",
+        ),
+        ("classification", ("--targets.labels", "[site]", "--targets.classes.site", "[lung, skin]"), "one class only"),
+    ],
+)
+def test_what_cannot_be_learned_is_one_sentence(
+    world: Path, tmp_path: Path, program: str, more: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(CohortError, match=message):
+        fine_tune(configured(world, tmp_path / "run", program, *more))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--head.token_share", "0"), "token_share must lie in"),
+        (("--head.focal", "-1"), "focal must be zero or more"),
+        (("--head.shares", '{"a": {"x": 1}, "b": {"y": 1}}'), "takes one column"),
+        (("--targets.lables", "[subtype]"), "unknown configuration key 'targets.lables'"),
+        (("--targets.survival", "[kaplan]"), "targets.survival|kaplan"),
+    ],
+)
+def test_wrong_values_are_refused(world: Path, tmp_path: Path, more: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configured(world, tmp_path / "run", "survival", *more)
+
+
+@pytest.mark.slow
+def test_a_run_folder_is_not_overwritten(world: Path, tmp_path: Path) -> None:
+    config = configured(world, tmp_path / "run", "survival", "--mode", "features")
+    assert fine_tune(config) == 0
+    with pytest.raises(TrainingError, match="already holds a run"):
+        fine_tune(config)
