@@ -1,7 +1,7 @@
-"""Write the tables of README.md and benchmarks/README.md from the full results; `--check` only compares.
+"""Write the tables of the pages from the full results; `--check` only compares.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; NAME is that of a file in `benchmarks/results/`. Where
-that file does not exist, the table says that nothing was measured.
+that file does not exist, the table says that nothing was measured. Tables of rows: see `row_tables.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from row_tables import updated_rows
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = tuple(ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/radiomics.md"))
 PLACE = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -52,7 +54,7 @@ def _origin(result: dict[str, Any]) -> str:
 
 def updated(text: str) -> str:
     """Return a page with its tables as the results have them."""
-    return PLACE.sub(lambda found: found.group(1) + table(found.group(2)) + found.group(3), text)
+    return updated_rows(PLACE.sub(lambda found: found.group(1) + table(found.group(2)) + found.group(3), text))
 
 
 def main() -> int:

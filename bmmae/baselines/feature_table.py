@@ -94,7 +94,7 @@ class FeatureTable:
 
 
 def read_feature_tables(
-    tables: Mapping[str, Path],
+    tables: Mapping[str, str | Path],
     *,
     subject: str = "ID",
     ignore: Iterable[str] = ("Date",),
@@ -112,7 +112,7 @@ def read_feature_tables(
         CohortError: If a table cannot be read, columns differ, a patient occurs twice, a cell holds text, or no
             column is left.
     """
-    rows = [(label, row) for label, path in tables.items() for row in _rows(path, subject)]
+    rows = [(label, row) for label, path in tables.items() for row in _rows(Path(path), subject)]
     if not rows:
         raise CohortError("expected at least one table with at least one patient, got none")
     header = list(rows[0][1])

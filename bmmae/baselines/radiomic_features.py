@@ -89,7 +89,9 @@ def extract_features(study: Study, coding: Coding, extraction: Extraction = DEFA
     return measured
 
 
-def write_feature_table(studies: Iterable[Study], coding: Coding, path: Path, extraction: Extraction = DEFAULT) -> Path:
+def write_feature_table(
+    studies: Iterable[Study], coding: Coding, path: str | Path, extraction: Extraction = DEFAULT
+) -> Path:
     """Write one row a study (`subject`, `session`, features); cells of absent modalities and regions are empty.
 
     Raises:
@@ -104,8 +106,8 @@ def write_feature_table(studies: Iterable[Study], coding: Coding, path: Path, ex
     if not rows:
         raise CohortError("expected one study or more to measure, got none")
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    write_rows(path, rows, columns)
-    return path
+    write_rows(Path(path), rows, columns)
+    return Path(path)
 
 
 def _measure(
@@ -136,5 +138,5 @@ def _as_itk(itk: Any, array: Array, spacing: tuple[float, ...]) -> Any:
 
 def _standardised(array: Array) -> Volume:
     tissue = array[array != 0]
-    deviation = tissue.std()
-    return ((array - tissue.mean()) / (deviation if deviation > 0 else 1)).astype(np.float32)
+    deviation = float(tissue.std()) or 1.0
+    return np.asarray((array - tissue.mean()) / deviation, dtype=np.float32)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar, Final
@@ -116,7 +117,7 @@ class TableNetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         if not (known[:, None] >= shown[None]).all(dim=2).any(dim=0).all():
             raise ModalityError("a subset to train on has no patient with all of its modalities: train on others")
         rows = Rows(_as_tensor(X), known, known, torch.from_numpy(labels))
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _one_thread():
             torch.manual_seed(self.random_state)
             self.network_ = self._build(len(self.classes_))
             self._train(rows, shown)
@@ -201,6 +202,17 @@ def weight_of(weights: Mapping[str, float] | float, modality: str) -> float:
     if modality not in weights:
         raise ModalityError(f"no weight for modality '{modality}': got those of {', '.join(weights)}")
     return weights[modality]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small are slower on several threads, and far slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _hidden(rows: Rows, chosen_rows: Int[Tensor, " B"], shown: Bool[Tensor, "B M"]) -> Rows:
