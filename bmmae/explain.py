@@ -102,7 +102,7 @@ def occlusion_map(
         group = places[first : first + batch]
         hidden = np.zeros((len(group), *inside.shape), bool)
         for row, place in enumerate(group):
-            hidden[(row, *place)] = True
+            hidden[row][place] = True
         for place, found in zip(group, np.asarray(answer(hidden)).tolist(), strict=True):
             total[place] += whole - found
             count[place] += 1

@@ -28,7 +28,7 @@ LAYERS = (
         "patient_tables",
         "embedding_plot",
     ),
-    ("config", "demo", "patient_evaluation"),
+    ("config", "demo", "patient_evaluation", "patient_explain"),
     ("patient_config",),
     ("patient_run",),
     ("cli",),

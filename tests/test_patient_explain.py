@@ -1,0 +1,96 @@
+"""Explanations of a patient model: they add up, are on the input's grid, and repeat what the model says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from tiny_patients import tiny_patient_model, write_patients
+
+from bmmae.data.cohort import Study
+from bmmae.errors import ConfigError
+from bmmae.model.patient import PatientModel
+from bmmae.patient_explain import Explanation, explain_patient, write_explanation
+
+CLINICAL = {"age": 55.0, "sex": None}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[PatientModel, Study]:
+    studies = write_patients(tmp_path_factory.mktemp("patients"), 6)
+    return tiny_patient_model(studies), studies[0]  # without FLAIR
+
+
+@pytest.fixture(scope="module")
+def found(world: tuple[PatientModel, Study]) -> Explanation:
+    model, study = world
+    return explain_patient(model, study.images, target="site", clinical=CLINICAL)
+
+
+def test_shapley_values_add_up_to_the_answer_less_the_base(
+    found: Explanation, world: tuple[PatientModel, Study]
+) -> None:
+    target = next(target for target in world[0].config.targets if target.name == "site")
+    assert set(found.shapley) == {"t1", "t1ce", "t2", "clinical: age"}
+    assert sum(found.shapley.values()) == pytest.approx(found.answer - found.base, abs=1e-6)
+    assert found.base == target.shares[target.classes.index(found.outcome)]
+    assert any(abs(value) > 1e-4 for value in found.shapley.values())
+
+
+def test_shares_of_attention_are_of_the_modalities_given(found: Explanation) -> None:
+    assert set(found.attention) == {"t1", "t1ce", "t2"}
+    assert sum(found.attention.values()) == pytest.approx(1)
+
+
+def test_maps_are_on_the_input_grid_and_empty_outside_the_brain(
+    found: Explanation, world: tuple[PatientModel, Study], tmp_path: Path
+) -> None:
+    written = write_explanation(found, tmp_path)
+    source = nib.load(next(iter(world[1].images.values())))
+    outside = np.asarray(source.dataobj) == 0
+    for name in ("attention", "occlusion"):
+        image = nib.load(written[name])
+        assert image.shape == source.shape
+        assert np.allclose(image.affine, source.affine)
+        values = np.asarray(image.dataobj)
+        assert np.abs(values).max() > 0
+        assert not values[outside].any()
+    note = json.loads((tmp_path / "explanation.json").read_text())
+    assert note["answer"] == found.answer
+    assert note["shapley"] == dict(found.shapley)
+
+
+def test_risks_are_explained_too(world: tuple[PatientModel, Study]) -> None:
+    model, study = world
+    found = explain_patient(model, {"t1": study.images["t1"]}, target="cox")
+    assert found.outcome == "risk"
+    assert found.shapley == pytest.approx({"t1": found.answer - found.base})
+
+
+def test_what_a_model_does_not_use_gets_nothing(world: tuple[PatientModel, Study]) -> None:
+    model, study = world
+    index = [target.name for target in model.config.targets].index("subtype")
+    kept = [layer.weight.detach().clone() for layer in (model.heads[index], model.direct[index])]
+    with torch.no_grad():
+        for layer in (model.heads[index], model.direct[index]):
+            layer.weight.zero_()
+    try:
+        found = explain_patient(model, {"t1": study.images["t1"]}, target="subtype", outcome="SCLC", clinical=CLINICAL)
+    finally:
+        with torch.no_grad():
+            for layer, weight in zip((model.heads[index], model.direct[index]), kept, strict=True):
+                layer.weight.copy_(weight)
+    assert found.shapley["clinical: age"] == pytest.approx(0, abs=1e-6)
+    assert not found.occlusion.any()
+
+
+def test_what_is_not_there_is_refused(world: tuple[PatientModel, Study]) -> None:
+    model, study = world
+    with pytest.raises(ConfigError, match="predicts no 'grade'"):
+        explain_patient(model, study.images, target="grade")
+    with pytest.raises(ConfigError, match="has no class 'skin'"):
+        explain_patient(model, study.images, target="site", outcome="skin")
