@@ -17,7 +17,7 @@ from prediction_tables import SUBSETS, classes, survival
 from bmmae.errors import CohortError, OutputError
 from bmmae.notice import NOTICE
 from bmmae.patient_report import patient_page, write_patient_report
-from bmmae.patient_report.sections import fullest
+from bmmae.patient_report.sections import fullest, survival_pictures
 
 GAINS = {"image": 2.0, "clinical": 0.5}
 
@@ -74,6 +74,14 @@ def test_one_class_alone_is_drawn_as_not_defined() -> None:
     table = classes({"image": 2.0})
     found = patient_page(replace(table, label=np.ones(len(table.label), int)), None, title="One class", draws=2)
     assert "not defined in 3 folds" in found
+
+
+def test_a_group_without_patients_is_drawn_as_not_defined() -> None:
+    table = survival({"image": 2.0})
+    found = survival_pictures(replace(table, risk_cut=np.full(len(table.keys), -1e9)))
+    assert "0 patients, 0 died" in found
+    assert found.count("<td>not defined</td>") == len(SUBSETS) * 3
+    assert "training patients' median risk" in found or "training patients&#x27; median risk" in found
 
 
 def test_nothing_to_judge_is_an_error(tmp_path: Path) -> None:
