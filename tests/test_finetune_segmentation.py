@@ -1,0 +1,97 @@
+"""finetune/segmentation.py on a few phantoms: starts, labels, freezing, resuming, and refusing."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_mae
+from tiny_studies import SHAPE, lesion, save, write_study
+
+from bmmae.checkpoint import load_model, save_model
+from bmmae.data.cohort import Cohort
+from bmmae.data.preprocess import PreprocessConfig
+from bmmae.errors import BmmaeError, LabelError
+from bmmae.model.segmentation import SegmentationModel
+
+SCRIPT = Path(__file__).parents[1] / "finetune" / "segmentation.py"
+OWN = ("--classes", "{core: 1, oedema: 2, rim: 4}", "--regions", "{all: [1, 2, 4], inner: [1, 4], rim: [4]}")
+SHORT = ("--train.workers", 0, "--train.batch_size", 2, "--train.progress", "false", "--train.precision", "no")
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """A pretrained model and a cohort of four, one of which validates."""
+    save_model(tiny_mae((16, 16, 16)), tmp_path / "mae", preprocessing=PreprocessConfig())
+    subsets = (("t1", "flair"), ("t1ce",), ("t1", "t1ce", "t2", "flair"), ("t2", "flair"))
+    studies = [write_study(tmp_path / "in" / f"p{i}", names, seed=i) for i, names in enumerate(subsets)]
+    parts = ("train", "train", "train", "validation")
+    table = tuple(replace(study, split=part) for study, part in zip(studies, parts, strict=True))
+    Cohort(table).write(tmp_path / "cohort.csv")
+    return tmp_path
+
+
+def finetune(world: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object, model: str = "mae") -> SegmentationModel:
+    fixed = ("--model", world / model, "--data.cohort", world / "cohort.csv", "--out", world / "run", "--width", 4)
+    words = [str(word) for word in (SCRIPT, *fixed, *SHORT, *arguments)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert runpy.run_path(str(SCRIPT))["main"]() == 0
+    made = load_model(world / "run@last")
+    assert isinstance(made, SegmentationModel)
+    return made
+
+
+@pytest.mark.slow
+def test_a_frozen_encoder_stays_and_own_labels_travel(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teach = ("--distill.weight", 1, "--augment.modality_dropout", 0, "--supervision", 1, "--frozen", "true")
+    made = finetune(world, monkeypatch, *OWN, *teach, "--train.steps", 2)
+    before = load_model(world / "mae").encoder.state_dict()  # type: ignore[union-attr,operator]
+    assert all(torch.equal(value, before[name]) for name, value in made.encoder.state_dict().items())
+    assert (made.config.regions, made.config.supervision) == (("all", "inner", "rim"), 1)
+    assert made.config.classes == {"core": 1, "oedema": 2, "rim": 4}
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_and_its_model_a_start(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = ("--data.labels", "brats2017", "--optim.schedule_steps", 9)
+    finetune(world, monkeypatch, *labels, "--train.steps", 1)
+    with pytest.warns(UserWarning, match=r"train\.steps: 1 -> 2"):
+        finetune(world, monkeypatch, *labels, "--train.steps", 2, "--train.resume", "true")
+    assert (world / "run" / "checkpoints" / "step-00000002").is_dir()
+    (world / "run").rename(world / "first")
+    again = finetune(world, monkeypatch, *labels, "--train.steps", 1, model="first")
+    assert again.metadata.provenance["parent"] == str(world / "first")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("--data.labels", "brats2023"), r"has label values \[4\]: coding 'brats2023' knows only"),
+        (("--classes", "{core: 1}"), r"has label values \[2, 4\]: coding 'own' knows only"),
+        ((*OWN[:2], "--regions", "{a: [1, 2], b: [2, 4]}"), "regions must nest so that each adds one value"),
+        ((), "the label coding is open"),
+    ],
+)
+def test_labels_that_do_not_fit_end_before_the_first_step(
+    world: Path, monkeypatch: pytest.MonkeyPatch, labels: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(LabelError, match=message):
+        finetune(world, monkeypatch, *labels, "--train.steps", 1)
+    assert not (world / "run").exists()
+
+
+def test_a_segmentation_on_another_grid_ends_before_the_first_step(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(world / "in" / "p0" / "seg.nii.gz", lesion((*SHAPE[:2], SHAPE[2] - 1)))
+    with pytest.raises(BmmaeError, match=r"seg\.nii\.gz .* is not on the grid of"):
+        finetune(world, monkeypatch, "--data.labels", "brats2017", "--train.steps", 1)
