@@ -12,6 +12,7 @@ for every subset and with those columns). Positive class: GBM.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -192,8 +193,9 @@ def _difference(
 def _row(columns: str, subset: tuple[str, ...], method: str, figures: Mapping[str, list[float]]) -> dict[str, Any]:
     row: dict[str, Any] = {"columns": columns, "sequences": subset_label(subset), "method": method}
     for name, values in figures.items():
-        row[name] = round(float(np.nanmean(values)), 4)
-        row[f"{name}_sd"] = round(float(np.nanstd(values, ddof=1)), 4) if len(values) > 1 else None
+        defined = [value for value in values if not math.isnan(value)]
+        row[name] = round(statistics.fmean(defined), 4) if defined else None
+        row[f"{name}_sd"] = round(statistics.stdev(defined), 4) if len(defined) > 1 else None
     return row
 
 

@@ -52,6 +52,8 @@ def pivoted(rows: Sequence[Row], figure: str, down: str, across: str) -> str:
 
 def _cell(row: Row, key: str) -> str:
     value, deviation = row[key], row.get(f"{key}_sd")
+    if value is None:
+        return "not defined"
     if not isinstance(value, float):
         return str(value).replace("_", " ")
     return f"{value:.3f}" if deviation is None else f"{value:.3f} ± {deviation:.3f}"

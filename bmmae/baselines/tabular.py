@@ -51,7 +51,7 @@ def table_classifier(
         blocks: Positions of columns by modality.
         present: Modalities that patients have.
         keep: Columns kept of each modality, at most.
-        oversample: Whether Borderline-SMOTE evens out the classes; needs imbalanced-learn. Flags are weighted instead.
+        oversample: Whether Borderline-SMOTE evens out the classes; needs imbalanced-learn. Flags are left as they are.
         weights: Loss weights of a network, as `search_loss_weights` finds them.
         random_state: Of whatever is random.
         memory: Folder in which prepared rows are kept, so that several models of the same rows prepare them once.
@@ -65,7 +65,8 @@ def table_classifier(
     names = chosen(present, tuple(blocks))
     visible = {name: tuple(blocks[name]) for name in names}
     if method == "missing_flags":
-        model = LogisticRegression(class_weight="balanced", max_iter=2000)
+        # Not weighted by class: without gaps it then gives everyone the larger class, which is what a model has to beat.
+        model = LogisticRegression(max_iter=2000)
         return Pipeline([("prepare", MissingFlags(visible)), ("model", model)])
     used = dict(blocks) if method == "missing_modality_transformer" else visible
     final = _model(method, prepared_blocks(used, keep), (names,), dict(weights or {}), random_state)
