@@ -20,7 +20,7 @@ from bmmae.errors import BmmaeError, ConfigError, TrainingError
 from bmmae.training.plan import TrainConfig
 from bmmae.training.resume import Progress
 
-_DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU")
+_DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "FSDP")
 
 
 def start_accelerator() -> Any:
@@ -40,7 +40,7 @@ def start_accelerator() -> Any:
         )
     if accelerator.distributed_type.value not in _DATA_PARALLEL:
         raise ConfigError(
-            f"Training runs data-parallel (DDP) or on one device; the launch configuration says "
+            f"Training runs data-parallel (DDP, FSDP) or on one device; the launch configuration says "
             f"{accelerator.distributed_type.value}. Use one of configs/accelerate/."
         )
     return accelerator
@@ -104,6 +104,7 @@ def explained_out_of_memory(progress: Progress, train: TrainConfig) -> Iterator[
             raise
         raise TrainingError(
             f"Out of memory at step {progress.step}: lower train.batch_size (now {train.batch_size}; raise "
-            f"train.accumulate, now {train.accumulate}, by the same factor to keep the global batch), set "
+            f"train.accumulate, now {train.accumulate}, by the same factor to keep the global batch, or let "
+            f"train.find_batch_size do both on a GPU), set train.recompute=true (now {train.recompute}) or "
             f"train.precision=bf16 (now {train.precision}), or take a smaller recipe or crop. {text.splitlines()[0]}"
         ) from error

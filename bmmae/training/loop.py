@@ -11,6 +11,7 @@ from torch import nn
 
 from bmmae.data.loaders import AddressedDataset, training_batches
 from bmmae.tasks.task import Task
+from bmmae.training.batch_size import fit_batch_size
 from bmmae.training.checkpointing import SaveModel
 from bmmae.training.devices import explained_out_of_memory, start_accelerator
 from bmmae.training.optim import OptimConfig
@@ -91,6 +92,10 @@ def fit(
     """
     accelerator = start_accelerator()
     main = accelerator.is_main_process
+    config = dict(resolved_config or {"train": asdict(train), "optim": asdict(optim)})
+    if train.find_batch_size:
+        train = fit_batch_size(accelerator, model, task, train_dataset, train)
+        config["train"] = {**config["train"], "batch_size": train.batch_size, "accumulate": train.accumulate}
     plan = make_plan(train, optim, len(train_dataset), accelerator.num_processes)
     run = begin_run(
         accelerator,
@@ -103,7 +108,6 @@ def fit(
         run_dir=run_dir,
         save_model=save_model,
     )
-    config = resolved_config or {"train": asdict(train), "optim": asdict(optim)}
     if main:
         write_config(run_dir, config)
     if tracker is None:

@@ -22,6 +22,8 @@ class TrainConfig:
         epochs: Passes over the training set to run, rounded up to whole steps.
         batch_size: Samples per process and micro-step.
         accumulate: Micro-steps per optimiser step.
+        find_batch_size: Try on the GPU how few micro-steps do, and set `batch_size` and `accumulate` accordingly; their
+            product, and with it the training, stays what it is.
         precision: `bf16` computes under autocast, `no` in float32; `auto` takes bf16 where the hardware has it.
         evaluate_every: Steps between evaluations; null for once an epoch. The end is always evaluated.
         patience: Stop after this many evaluations in a row without a new best; null for never.
@@ -47,6 +49,7 @@ class TrainConfig:
     epochs: int | None = None
     batch_size: int = 2
     accumulate: int = 1
+    find_batch_size: bool = False
     precision: Literal["auto", "no", "bf16"] = "auto"
     evaluate_every: int | None = None
     patience: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +27,13 @@ from bmmae.training.evaluation import evaluate, is_better, selected
 from bmmae.training.optim import OptimConfig, make_optimizer
 from bmmae.training.plan import Plan, TrainConfig, what_must_not_change
 from bmmae.training.resume import Progress, find_start, restore, training_state
+from bmmae.training.sharding import (
+    Sharded,
+    asks_for_sharding,
+    gathered,
+    refuse_what_cannot_be_sharded,
+    shard,
+)
 from bmmae.training.signals import Status, StopRequest, status_of
 from bmmae.training.totals import Totals
 
@@ -61,7 +69,8 @@ class Run:
     """The parts of a run.
 
     `model` is the model itself, `wrapped` what gradients are computed through, `average` the running mean of the
-    weights if there is one, and `judged` what is evaluated, drawn and saved.
+    weights if there is one, `sharded` the model as divided over the ranks if it is, and `judged` what is evaluated,
+    drawn and saved.
     """
 
     accelerator: Any
@@ -78,13 +87,16 @@ class Run:
     window: Totals
     validation: Batches | None
     average: Any = None  # timm's ModelEmaV3 or None; untyped, as importing timm.utils loads wandb where it is installed
+    sharded: Sharded | None = None
     stop_level: int = 0
     last_train: dict[str, float] = field(default_factory=dict)
     last_val: dict[str, float] = field(default_factory=dict)
 
     @property
     def judged(self) -> nn.Module:
-        """The averaged model if there is one, else the model."""
+        """The averaged model if there is one, else the model; of a divided one its whole copy."""
+        if self.sharded is not None:
+            return self.sharded.whole
         return self.model if self.average is None else self.average.module
 
     def note_step(self, report: StepReport) -> None:
@@ -117,6 +129,8 @@ class Run:
         Returns:
             Metrics by name; empty if a stop cut the evaluation short, which leaves it to be made after the resume.
         """
+        if self.sharded is not None:
+            self.sharded.refresh()
         bf16 = uses_bf16(self.train.precision, self.accelerator.device)
         batches, seed = self.validation or (), self.train.seed
         values = evaluate(self.judged, self.task, batches, self.accelerator, stop, seed=seed, bf16=bf16)
@@ -168,17 +182,19 @@ class Run:
         """Write a checkpoint and tidy up; the main process writes, the others wait."""
         self.window.merge()
         self.progress.saved = self.progress.step
+        progress = self.progress
+        state = training_state(
+            self.model,
+            self.optimizer,
+            None if self.average is None else self.average.module,
+            progress=progress,
+            window=self.window.merged,
+            identity=self.identity,
+        )
+        if self.sharded is not None:  # all ranks take part
+            self.sharded.refresh()
+            state = gathered(state)
         if self.accelerator.is_main_process:
-            progress = self.progress
-            averaged = None if self.average is None else self.average.module
-            state = training_state(
-                self.model,
-                self.optimizer,
-                averaged,
-                progress=progress,
-                window=self.window.merged,
-                identity=self.identity,
-            )
             write_checkpoint(self.run_dir, progress.step, self.judged, state, self.save_model)
             self.write_index("running")
             remove_old_checkpoints(self.run_dir, progress.step, progress.best_step, self.train.keep)
@@ -244,14 +260,18 @@ def begin_run(
     progress, window = restore(start, model, optimizer, averaged, identity) if start else (Progress(), {})
     accelerator.wait_for_everyone()  # all have looked at the folder before anyone changes it
     if train.recompute:
-        _recompute(model)
+        keep_less(model)
     if train.compile:
         _compile(model)
+    sharded = None
+    if asks_for_sharding(accelerator):
+        refuse_what_cannot_be_sharded(train)
+        sharded = shard(model, optimizer, partial(make_optimizer, config=optim), accelerator)
     return Run(
         accelerator=accelerator,
         model=model,
-        wrapped=accelerator.prepare_model(model),
-        optimizer=optimizer,
+        wrapped=model if sharded else accelerator.prepare_model(model),
+        optimizer=sharded.optimizer if sharded else optimizer,
         task=task,
         plan=plan,
         train=train,
@@ -262,6 +282,7 @@ def begin_run(
         window=Totals(window),
         validation=_validation_batches(val_dataset, train, accelerator),
         average=average,
+        sharded=sharded,
     )
 
 
@@ -284,7 +305,12 @@ def _compile(model: nn.Module) -> None:
         model.compile()
 
 
-def _recompute(model: nn.Module) -> None:
+def keep_less(model: nn.Module) -> None:
+    """Let a model compute again what the backward pass needs, instead of keeping it.
+
+    Raises:
+        ConfigError: It cannot.
+    """
     able: list[Any] = [module for module in model.modules() if hasattr(module, "set_grad_checkpointing")]
     if not able:
         raise ConfigError(f"train.recompute: {type(model).__name__} cannot do without what it keeps; set it to false.")

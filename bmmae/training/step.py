@@ -20,6 +20,7 @@ from bmmae.training.checkpointing import checkpoint_folder
 from bmmae.training.devices import exact_dtype, gather, seed_from_address, to_device, uses_bf16
 from bmmae.training.optim import OptimConfig, set_learning_rate
 from bmmae.training.run import Run, StepReport
+from bmmae.training.sharding import gathered, local_parts
 from bmmae.training.signals import StopRequest
 from bmmae.training.throughput import matrix_rate
 
@@ -73,7 +74,8 @@ class Stepper:
             part = self.plan.stream.slice_number(self.accelerator.process_index, micro)
             seed_from_address(self.train.seed, step, part)
             last = micro == self.train.accumulate - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.run.wrapped):
+            together = last or self.run.sharded is not None
+            with contextlib.nullcontext() if together else self.accelerator.no_sync(self.run.wrapped):
                 output = self._forward(batch)
                 output.loss_sum.backward()  # type: ignore[no-untyped-call]
             outputs.append(_detached(output))
@@ -97,11 +99,11 @@ class Stepper:
         flags = torch.tensor([level == 1, level == 2], dtype=sums.dtype, device=device)
         shared: Tensor = self.accelerator.reduce(torch.cat([sums, flags]), "sum")
         count = shared[1]
-        # DDP has averaged over the ranks: undo that. Without anything counted there is no gradient either.
+        # DDP and FSDP have averaged over the ranks: undo that. Without anything counted there is no gradient either.
         scale = torch.where(count > 0, self.accelerator.num_processes / count, torch.zeros_like(count))
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, scale.to(torch.float32))
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.parameters, self.clip_norm)
+        torch._foreach_mul_(local_parts(gradients), scale.to(torch.float32))
+        norm: Tensor = gathered(self.accelerator.clip_grad_norm_(self.parameters, self.clip_norm))
         loss, counted, stops, interrupts, size = torch.cat([shared, norm.detach().to(shared).view(1)]).tolist()
         return loss, counted, size, 2 if interrupts else int(stops > 0)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from toy_training import rows, train_toy
 
 from bmmae.training import find_checkpoint
@@ -82,6 +83,10 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> N
             return
         time.sleep(0.01)
     pytest.fail(f"step {step} was never reached: {process.communicate()[1]}")
+
+
+def weights(run_dir: Path) -> list[torch.Tensor]:
+    return list(torch.load(find_checkpoint(run_dir, "last") / "weights.bin").values())
 
 
 def histories(run_dir: Path) -> list[list[tuple[int, float]]]:
@@ -163,6 +168,7 @@ def test_two_ranks_stopped_killed_and_resumed_equal_two_uninterrupted_and_one(
     end(ranks)
     assert end(start(started, parts, ranks=2)) == [0, 0]
     assert histories(parts) == histories(tmp_path / "whole")
+    assert all(map(torch.equal, weights(parts), weights(tmp_path / "whole")))
 
     train_toy(tmp_path / "one", accumulate=2, **QUIET)
     for two, one in zip(histories(parts), histories(tmp_path / "one"), strict=True):
