@@ -116,5 +116,6 @@ def counter_intuitive_rate(scores: Iterable[Scores]) -> CounterIntuitive:
 
 
 def _only_dice(value: float) -> RegionMetrics:
+    counts = {"false_lesions": 0, "lesions": 0}
     others = {field.name: math.nan for field in fields(RegionMetrics)}
-    return RegionMetrics(**(others | {"dice": value}))
+    return RegionMetrics(**(others | counts | {"dice": value}))  # type: ignore[arg-type]

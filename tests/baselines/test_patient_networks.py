@@ -58,15 +58,15 @@ def test_it_learns_by_the_projects_task() -> None:
         "event": torch.tensor([True, True]),
     }
     task = PatientTask(PatientModelConfig(targets=TARGETS))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     losses = []
-    for _ in range(6):
+    for _ in range(8):
         output = task.step(model, batch)
         optimizer.zero_grad()
         output.loss_sum.backward()
         optimizer.step()
         losses.append(output.loss_sum.item())
-    assert losses[-1] < losses[0] - 0.3
+    assert losses[-1] < losses[0] - 0.5
 
 
 def test_the_lesion_map_is_read_where_there_is_one() -> None:

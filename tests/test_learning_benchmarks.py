@@ -1,0 +1,148 @@
+"""The learning benchmarks compare by patient, refuse to compare what is not there, and run from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import segmentation
+from full_volumes import counter_intuitive_rate
+from learning_data import EDITIONS, OnlyModalities
+from paired import by_patient, differences, figure_by_patient, means
+from segmentation_contestants import DEDICATED
+from transfer import some
+
+from bmmae.data.labels import BRATS2017, BRATS2023, region_masks
+from bmmae.data.loaders import EVALUATION_EPOCH
+from bmmae.modalities import STANDARD
+
+PEOPLE = ("a", "b", "c")
+LABELS = ("t1", "t1ce", "t1+t1ce")
+
+
+def row(
+    method: str, shift: float, labels: tuple[str, ...] = LABELS, people: tuple[str, ...] = PEOPLE
+) -> dict[str, Any]:
+    """A cell whose Dice is 0.5, a little more for each patient, plus a shift."""
+    scores = {
+        label: {region: {person: 0.5 + shift + 0.01 * place for place, person in enumerate(people)} for region in "EW"}
+        for label in labels
+    }
+    return {"cell": {"method": method}, "scores": scores, "steps": 3, "training_seconds": 1.0}
+
+
+def test_a_difference_is_taken_within_patients_and_places() -> None:
+    ours, theirs = by_patient([row("ours", 0.2)]), by_patient([row("b", 0.1, ("t1",), ("b", "c", "d"))])
+    found = differences(ours, theirs)
+    assert set(found) == {"b", "c"}
+    assert found["b"] == pytest.approx(0.51 + 0.2 - 0.5 - 0.1)
+    assert figure_by_patient(found).value == pytest.approx(11)
+
+
+def test_seeds_are_averaged_before_patients_are_compared() -> None:
+    both = by_patient([row("ours", 0.0), row("ours", 0.2)])
+    assert means(both) == pytest.approx({"a": 0.6, "b": 0.61, "c": 0.62})
+
+
+def test_figures_wait_until_every_patient_has_been_scored() -> None:
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in segmentation.methods(segmentation.DEDICATED_TO)}
+    runs |= {"ours": [row("ours", 0.2)], "scratch": [row("scratch", 0.1)], "unet": [row("unet", 0.0, people=("a",))]}
+    found = segmentation.headline_figures(runs, len(PEOPLE))
+    assert found["pretrained_vs_scratch"].value == pytest.approx(10)
+    assert "best_comparator_gap" not in found
+    assert "any_vs_dedicated" not in found
+    assert segmentation.headline_figures(runs, len(PEOPLE) + 1) == {}
+
+
+def test_dedicated_models_are_compared_on_their_own_subsets() -> None:
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in segmentation.methods(segmentation.DEDICATED_TO)}
+    runs["ours"] = [row("ours", 0.0, segmentation.DEDICATED_TO)]
+    for place, label in enumerate(segmentation.DEDICATED_TO):
+        runs[DEDICATED + label] = [row(DEDICATED + label, 0.1 * place, (label,))]
+    found = segmentation.headline_figures(runs, len(PEOPLE))
+    assert found["any_vs_dedicated"].value == pytest.approx(-15)
+    assert found["any_vs_dedicated_full_set"].value == pytest.approx(0)
+
+
+def test_the_counter_intuitive_rate_counts_falls_of_more_than_half_a_point() -> None:
+    table = {
+        "t1": {"WT": {"a": 0.5, "b": 0.5}},
+        "t2": {"WT": {"a": 0.4, "b": 0.7}},
+        "t1+t2": {"WT": {"a": 0.496, "b": 0.6}},
+    }
+    found = counter_intuitive_rate([table])
+    assert (found.fallen, found.cases) == (1, 4)
+
+
+@pytest.mark.parametrize("coding", [BRATS2017, BRATS2023])
+def test_one_coding_reads_the_regions_of_both_editions(coding: Any) -> None:
+    values = np.array([0, *coding.classes], np.int16).reshape(1, 1, -1)
+    assert np.array_equal(region_masks(values, EDITIONS), region_masks(values, coding))
+
+
+class OneStudy:
+    """A dataset of a single sample."""
+
+    view = type("View", (), {"modalities": STANDARD})
+    studies: tuple[Any, ...] = ()
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, address: tuple[int, int]) -> dict[str, torch.Tensor]:
+        return {
+            "images": torch.ones(4, 2, 2, 2),
+            "available": torch.tensor([True, True, False, True]),
+            "valid": torch.ones(4, 2, 2, 2, dtype=torch.bool),
+        }
+
+
+def test_a_dedicated_model_sees_its_modalities_alone() -> None:
+    sample = OnlyModalities(OneStudy(), ("t1ce", "t2"))[(EVALUATION_EPOCH, 0)]  # type: ignore[arg-type]
+    assert sample["available"].tolist() == [False, True, False, False]
+    assert sample["images"].sum((1, 2, 3)).tolist() == [0, 8, 8, 0]
+    assert sample["valid"].flatten(1).any(1).tolist() == [False, True, True, False]
+
+
+def test_few_cases_are_drawn_by_the_seed() -> None:
+    studies: Any = list(range(10))
+    assert some(studies, None, 0) == studies
+    assert len(some(studies, 3, 0)) == 3
+    assert len(some(studies, 0.3, 0)) == 3
+    assert some(studies, 1.0, 0) == studies
+    assert some(studies, 3, 0) == some(studies, 3, 0) != some(studies, 3, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("segmentation", {"any_vs_dedicated", "pretrained_vs_scratch", "best_comparator_gap", "et_without_t1ce"}),
+        ("transfer", {"counter_intuitive_rate_synthetic", "probe_gain_all_over_random"}),
+        ("patient", {"auc_to_ceiling", "c_index_to_ceiling", "any_vs_dedicated_auc"}),
+    ],
+)
+def test_it_runs_from_end_to_end(name: str, figures: set[str]) -> None:
+    result = ROOT / "benchmarks" / "results" / "quick" / f"{name}.json"
+    result.unlink(missing_ok=True)
+    words = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / f"{name}.py"), "--quick"]
+    ended = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = json.loads(result.read_text())
+    assert found["quick"]
+    assert figures <= set(found["headline"])
+    assert found["rows"]
