@@ -92,7 +92,7 @@ def mean_and_variance(
     Raises:
         ConfigError: If the model predicts no variances.
     """
-    prediction = model.synthesise(images, visible, targets)
+    prediction = model(images, visible, targets)
     if prediction.log_variance is None:
         raise ConfigError(
             "this model was pretrained without an uncertainty output: leave --uncertainty out, or pretrain one with it"
