@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bmmae.cli import build_parser
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.reading import write_image
 from bmmae.evaluation.predictions import read_predictions
@@ -49,3 +51,10 @@ def test_every_figure_is_listed() -> None:
     figures = {name for name in classification_figures(("a", "b", "c")) if not name.startswith("auc_")}
     assert figures <= listed
     assert {"harrell_c", "uno_c", "auc_over_time", "integrated_brier", "auc_at_"} <= listed
+
+
+def test_its_command_is_accepted() -> None:
+    (block,) = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
+    program, *arguments = shlex.split(block)
+    assert program == "bmmae"
+    assert build_parser().parse_args(arguments).target == "site"

@@ -11,6 +11,8 @@ import pytest
 import torch
 from tiny_patients import tiny_patient_model, write_patients
 
+from bmmae.checkpoint import save_model
+from bmmae.cli import main
 from bmmae.data.cohort import Study
 from bmmae.errors import ConfigError
 from bmmae.model.patient import PatientModel
@@ -94,3 +96,24 @@ def test_what_is_not_there_is_refused(world: tuple[PatientModel, Study]) -> None
         explain_patient(model, study.images, target="grade")
     with pytest.raises(ConfigError, match="has no class 'skin'"):
         explain_patient(model, study.images, target="site", outcome="skin")
+
+
+def test_the_command_writes_maps_and_says_what_counted(
+    world: tuple[PatientModel, Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, study = world
+    save_model(model, tmp_path / "model")
+    common = ["explain", "--model", str(tmp_path / "model"), "--t1", str(study.images["t1"])]
+    assert main([*common, "--target", "site", "--clinical", "age=55", "sex=F", "--out", str(tmp_path / "why")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("site: ")
+    assert "clinical: age" in said
+    assert "attention 100%" in said
+    assert {path.name for path in (tmp_path / "why").iterdir()} == {
+        "attention.nii.gz",
+        "occlusion.nii.gz",
+        "explanation.json",
+    }
+    for wrong, message in (("age=old", "expects a number"), ("weight=3", "expects NAME=VALUE of age, sex")):
+        assert main([*common, "--clinical", wrong, "--out", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from bmmae._version import __version__
-from bmmae.cli import data, models, patient, raw, start
+from bmmae.cli import data, explain, models, patient, raw, start
 from bmmae.errors import BmmaeError
 from bmmae.notice import NOTICE, print_warning
 
@@ -40,6 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bmmae", description=f"Masked pretraining for brain MRI. {NOTICE}")
     parser.add_argument("--version", action="version", version=f"bmmae {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (data, raw, models, patient, start):
+    for module in (data, raw, models, patient, explain, start):
         module.add_commands(commands)
     return parser
