@@ -63,33 +63,39 @@ class Fusion(nn.Module):
         self, features: Float[Tensor, "K C H W D"], there: Bool[Tensor, "K 1 H W D"] | None
     ) -> Float[Tensor, "1 C2 H W D"]:
         """Return the fused features of one sample; `there` says where each modality counts (None: everywhere)."""
-        if there is not None and bool(there.all()):
-            there = None
-        weights = self._weights(features, there)
-        mean = features.mean(0, keepdim=True) if weights is None else (features * weights).sum(0, keepdim=True)
+        fused = self._over_all(features)
+        gaps = None if there is None else ~there.all(0)[0]
+        if there is None or gaps is None or not bool(gaps.any()):
+            return fused
+        # Gaps are few as a rule: fused again where they are, instead of weighing every voxel.
+        again = self._over_some(features[:, :, gaps][..., None, None], there[:, :, gaps][..., None, None])
+        fused[:, :, gaps] = again[..., 0, 0].to(fused.dtype)
+        return fused
+
+    def _over_all(self, features: Float[Tensor, "K C H W D"]) -> Float[Tensor, "1 C2 H W D"]:
+        if self.score is None:
+            mean = features.mean(0, keepdim=True)
+        else:
+            weights = torch.softmax(self.score(features), dim=0).to(features.dtype)
+            mean = (features * weights).sum(0, keepdim=True)
         if self.kind == "mean_variance":
-            square = (features - mean).square()
-            spread = square.mean(0, keepdim=True) if weights is None else (square * weights).sum(0, keepdim=True)
-            return torch.cat([mean, spread], dim=1)
-        if there is None:
-            return torch.cat([mean, features.amax(0, keepdim=True)], dim=1)
+            return torch.cat([mean, (features - mean).square().mean(0, keepdim=True)], dim=1)
+        return torch.cat([mean, features.amax(0, keepdim=True)], dim=1)
+
+    def _over_some(
+        self, features: Float[Tensor, "K C H W D"], there: Bool[Tensor, "K 1 H W D"]
+    ) -> Float[Tensor, "1 C2 H W D"]:
         lowest = torch.finfo(features.dtype).min
+        if self.score is None:
+            weights = there / there.sum(0, keepdim=True).clamp(min=1)
+        else:
+            weights = torch.softmax(self.score(features).masked_fill(~there, lowest), dim=0) * there
+        weights = weights.to(features.dtype)
+        mean = (features * weights).sum(0, keepdim=True)
+        if self.kind == "mean_variance":
+            return torch.cat([mean, ((features - mean).square() * weights).sum(0, keepdim=True)], dim=1)
         highest = features.masked_fill(~there, lowest).amax(0, keepdim=True) * there.any(0, keepdim=True)
         return torch.cat([mean, highest], dim=1)
-
-    def _weights(
-        self, features: Float[Tensor, "K C H W D"], there: Bool[Tensor, "K 1 H W D"] | None
-    ) -> Float[Tensor, "K 1 H W D"] | None:
-        """Weights that sum to one over the modalities at each place, to zero where there is none; None: all equal."""
-        if self.score is None:
-            if there is None:
-                return None
-            return there.to(features.dtype) / there.sum(0, keepdim=True).clamp(min=1).to(features.dtype)
-        scores = self.score(features)
-        if there is None:
-            return torch.softmax(scores, dim=0).to(features.dtype)
-        lowest = torch.finfo(scores.dtype).min
-        return (torch.softmax(scores.masked_fill(~there, lowest), dim=0) * there).to(features.dtype)
 
 
 class AnySubsetStem(nn.Module):
