@@ -237,8 +237,8 @@ def _to_ceiling(rows: list[dict[str, Any]], name: str, ceiling: float, unit: str
 
 
 def _radiomics() -> dict[str, Figure]:
-    """Repeat the headline of the radiomics benchmark, if it has been run."""
-    path = RESULTS / "radiomics.json"
+    """Repeat the headline of the benchmark of feature tables, if it has been run."""
+    path = RESULTS / "feature_tables.json"
     if not path.exists():
         return {}
     name = "mmt_vs_mfn_vae"

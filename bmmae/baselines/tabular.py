@@ -65,7 +65,7 @@ def table_classifier(
     names = chosen(present, tuple(blocks))
     visible = {name: tuple(blocks[name]) for name in names}
     if method == "missing_flags":
-        # Not weighted by class: without gaps it then gives everyone the larger class, which is what a model has to beat.
+        # Not weighted by class: without gaps everyone is then given the larger class, which a model has to beat.
         model = LogisticRegression(max_iter=2000)
         return Pipeline([("prepare", MissingFlags(visible)), ("model", model)])
     used = dict(blocks) if method == "missing_modality_transformer" else visible

@@ -128,6 +128,7 @@ def test_every_method_predicts_from_the_modalities_present(method: str) -> None:
 def test_flags_know_nothing_but_gaps() -> None:
     X, y = small()
     assert not MissingFlags(SMALL).fit(X, y).transform(X).any()
+    assert not table_classifier("missing_flags", SMALL, SMALL).fit(X, y).predict(X).any()  # the larger class
     X[3, 4] = np.nan
     assert MissingFlags({"flair": (4,)}).fit(X, y).transform(X).tolist() == [[float(row == 3)] for row in range(40)]
     score = table_classifier("missing_flags", SMALL, SMALL).fit(X, y).predict_proba(X[:3])[:, 1]

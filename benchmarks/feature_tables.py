@@ -1,8 +1,8 @@
 """GBM against LGG from features per sequence: Missing Modality Transformer, MFN-VAE and plain models on every subset.
 
-python benchmarks/radiomics.py                     # all; continues where it was interrupted
-python benchmarks/radiomics.py --share 0 2         # every second fold, so that two processes fill one table
-python benchmarks/radiomics.py --gather            # no fitting: writes the result of the folds that are complete
+python benchmarks/feature_tables.py                # all; continues where it was interrupted
+python benchmarks/feature_tables.py --share 0 2       # every second fold, so that two processes fill one table
+python benchmarks/feature_tables.py --gather       # no fitting: writes the result of the folds that are complete
 
 3 x 5 folds, stratified, one row a patient. Whatever is fitted is fitted inside the fold: gaps, scaling, choice of
 columns, Borderline-SMOTE, loss weights (20 trials on all four sequences without the columns of enhancing tumour, reused
@@ -69,7 +69,7 @@ def main() -> None:
     every = Plan(tuple(range(FOLDS * REPEATS)), table.subsets(), 20)
     if given.quick:
         every = Plan((0,), (table.modalities, table.modalities[1:]), 3)
-    store = CellStore("radiomics", quick=given.quick)
+    store = CellStore("feature_tables", quick=given.quick)
     if not given.gather:
         index, parts = given.share
         for fold in every.folds[index::parts]:
@@ -151,7 +151,9 @@ def _write(store: CellStore, table: FeatureTable, plan: Plan, *, quick: bool) ->
     rows = [_row(*kind, figures) for kind, figures in scores.items()]
     searches = [row for row in finished.values() if row["cell"]["task"] == "search" and row["cell"]["fold"] in complete]
     headline = _headline(scores, table.modalities, plan)
-    write_result("radiomics", quick=quick, runs=len(complete), headline=headline, rows=[*rows, *_importances(searches)])
+    write_result(
+        "feature_tables", quick=quick, runs=len(complete), headline=headline, rows=[*rows, *_importances(searches)]
+    )
 
 
 def _headline(
