@@ -66,7 +66,7 @@ def agreement_with_teacher(
     total = probability.square().sum(axes) + truth.square().sum(axes)
     dice = 1 - (2 * overlap + smooth) / (total + smooth)
     entropy = F.binary_cross_entropy_with_logits(scores, truth, reduction="none").mean(axes)
-    least = (torch.special.entr(truth) + torch.special.entr(1 - truth)).mean(axes)
+    least: Tensor = (torch.special.entr(truth) + torch.special.entr(1 - truth)).mean(axes)
     return (0.5 * dice + 0.5 * (entropy - least)).mean(dim=1)
 
 
@@ -90,7 +90,8 @@ def class_loss(
     truth = label.clamp(min=0)
     scores = F.log_softmax(logits.float(), dim=1).gather(1, truth[:, None])[:, 0]
     loss = -scores if focal == 0 else -((1 - scores.exp()).clamp(min=1e-6) ** focal) * scores
-    return loss * known * (1 if weights is None else weights[truth])
+    weighted: Tensor = loss * known * (1 if weights is None else weights[truth])
+    return weighted
 
 
 def logistic_hazard(
