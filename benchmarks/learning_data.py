@@ -72,8 +72,10 @@ class Source:
 def real_source(work: Path = WORK) -> Source:
     """Return the fifteen real cases at 2 mm, in five folds; stops with a message where they are absent."""
     preprocess = PreprocessConfig(spacing=(REAL_SPACING,) * 3)
-    parts = tuple(folds(real_cohort()))
-    return Source("real", parts, StudyCache(work / "cache", preprocess, STANDARD), EDITIONS)
+    cohort = real_cohort()
+    cache = StudyCache(work / "cache", preprocess, STANDARD)
+    prepare(cohort, cache)
+    return Source("real", tuple(folds(cohort)), cache, EDITIONS)
 
 
 def synthetic_source(train: int, test: int, *, size: int = 64, seed: int = 100, work: Path = WORK) -> Source:
@@ -90,7 +92,15 @@ def synthetic_source(train: int, test: int, *, size: int = 64, seed: int = 100, 
     parts = (Parts(cohort.studies[:train], (), cohort.studies[train:]),)
     preprocess = PreprocessConfig(spacing=(FIELD_OF_VIEW / size,) * 3)
     name = f"synthetic-{GENERATOR_VERSION}-{size}-{train}-{test}"
-    return Source(name, parts, StudyCache(work / "cache", preprocess, STANDARD), EDITIONS, (size, size, size))
+    cache = StudyCache(work / "cache", preprocess, STANDARD)
+    prepare(cohort, cache)
+    return Source(name, parts, cache, EDITIONS, (size, size, size))
+
+
+def prepare(cohort: Cohort, cache: StudyCache) -> None:
+    """Prepare what is not stored yet, before any clock runs: no contestant pays for another's data."""
+    for study in cohort:
+        cache.store(study)
 
 
 def synthetic_cohort(config: SyntheticConfig, work: Path = WORK) -> Cohort:
