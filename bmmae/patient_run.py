@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,11 +37,10 @@ from bmmae.modalities import canonical, in_table_order
 from bmmae.model.config import ModelConfig, recipe
 from bmmae.model.outcomes import baseline_hazard, risk
 from bmmae.model.patient import PatientModel, PatientModelConfig
-from bmmae.model.pretrained import PretrainedModel
 from bmmae.patient_config import PatientConfig
 from bmmae.patient_prediction import Visits, columns_of, over_subsets, predict
 from bmmae.patient_tables import follow_up, tables, write_tables
-from bmmae.targets import Target
+from bmmae.targets import Target, as_label
 from bmmae.tasks.patient import PatientTask, beside_of
 from bmmae.tasks.task import Batch, tensors
 from bmmae.training import find_checkpoint, fit
@@ -84,13 +85,15 @@ def fine_tune(config: PatientConfig) -> int:
         BmmaeError: As the parts of the configuration say.
     """
     pretrained = None if config.model.startswith(SCRATCH) else load_model(config.model)
-    shape = _shape(config, pretrained)
+    known = pretrained.model_config if pretrained else recipe(config.model.removeprefix(SCRATCH))
+    shape = _shape(config, known)
     preprocess = preprocessing_of(pretrained) if pretrained else config.preprocess
     cache = StudyCache(config.data.cache, preprocess, shape.modalities, config.data.memory_mb)
-    parts = find_parts(config, shape, cache)
+    parts = find_parts(config, known.modalities, shape, cache)
     columns, train = _fitted(config, parts)
     parts = replace(parts, train=train, validation=_labelled(parts.validation, columns.targets, "validation"))
     print(format_targets(columns.targets), flush=True)  # noqa: T201 - a program's output
+    _warn_of_unseen_classes(columns.targets, [*parts.validation, *parts.test])
 
     shape = replace(shape, size=whole_brain(parts.train, cache, View.of(shape)))
     torch.manual_seed(config.train.seed)
@@ -112,21 +115,22 @@ def fine_tune(config: PatientConfig) -> int:
     return code
 
 
-def _shape(config: PatientConfig, pretrained: PretrainedModel | None) -> ModelConfig:
-    shape = pretrained.model_config if pretrained else recipe(config.model.removeprefix(SCRATCH))
+def _shape(config: PatientConfig, shape: ModelConfig) -> ModelConfig:
     if not config.modalities:
         return shape
     return replace(shape, modalities=in_table_order(canonical(name, shape.modalities) for name in config.modalities))
 
 
-def find_parts(config: PatientConfig, shape: ModelConfig, cache: StudyCache) -> Parts:
+def find_parts(config: PatientConfig, columns: Sequence[str], shape: ModelConfig, cache: StudyCache) -> Parts:
     """Read the cohort and divide it; studies without any of the model's modalities are left out.
+
+    Folds are those of the whole table: a model of fewer modalities is trained in the same ones.
 
     Raises:
         CohortError: If a part is empty, or a study is broken and not to be skipped.
     """
     data = config.data
-    cohort = read_cohort(data.cohort, shape.modalities)
+    cohort = read_cohort(data.cohort, columns)
     train, validation = train_and_validation(
         cohort,
         validation_share=data.validation_share,
@@ -139,10 +143,14 @@ def find_parts(config: PatientConfig, shape: ModelConfig, cache: StudyCache) -> 
         test = read_fold(data.splits, cohort, data.fold, cache)["test"]
     else:
         test = [study for study in cohort if study.split == "test"]
-    sound = [
-        sound_studies(part, cache, skip_broken=data.skip_broken) if part else [] for part in (train, validation, test)
-    ]
-    return Parts(cohort, *sound)
+    seen = [_restricted(part, shape.modalities) for part in (train, validation, test)]
+    return Parts(cohort, *(sound_studies(part, cache, skip_broken=data.skip_broken) if part else [] for part in seen))
+
+
+def _restricted(studies: Sequence[Study], modalities: Sequence[str]) -> list[Study]:
+    """Return the studies that have any of the modalities, with no others."""
+    images = [{name: study.images[name] for name in modalities if name in study.images} for study in studies]
+    return [replace(study, images=own) for study, own in zip(studies, images, strict=True) if own]
 
 
 def _fitted(config: PatientConfig, parts: Parts) -> tuple[Columns, list[Study]]:
@@ -158,10 +166,25 @@ def _labelled(studies: Sequence[Study], targets: Sequence[Target], part: str) ->
     return labelled
 
 
+def _warn_of_unseen_classes(targets: Sequence[Target], held: Sequence[Study]) -> None:
+    """Warn of held-out studies whose class the training fold lacks: they count as not labelled."""
+    for target in targets:
+        if target.kind in ("binary", "multiclass"):
+            labels = [as_label(study.values.get(target.columns[0])) for study in held]
+            unseen = Counter(label for label in labels if label is not None and label not in target.classes)
+            if unseen:
+                listed = ", ".join(f"'{label}' ({count})" for label, count in unseen.items())
+                warnings.warn(
+                    f"{sum(unseen.values())} held-out studies count as not labelled: '{target.name}' is learned for "
+                    f"{', '.join(target.classes)} alone, and they have {listed}",
+                    stacklevel=2,
+                )
+
+
 def _model_config(
     config: PatientConfig, shape: ModelConfig, columns: Columns, train: Sequence[Study]
 ) -> PatientModelConfig:
-    known = [[name for name in shape.modalities if name in study.images] for study in train]
+    known = [tuple(study.images) for study in train]
     every = config.mode == "features"  # linear heads see each subset of a study
     return PatientModelConfig(
         model=shape,

@@ -21,7 +21,7 @@ from bmmae.evaluation.predictions import (
     write_predictions,
 )
 from bmmae.modalities import subset_label
-from bmmae.model.outcomes import probabilities, risk, survival
+from bmmae.model.outcomes import probabilities, risk, survival_at
 from bmmae.model.patient import PatientModel
 from bmmae.patient_prediction import Outputs, is_rare
 from bmmae.targets import Target, survival_classes
@@ -104,14 +104,15 @@ def _survival(target: Target, keys: tuple[PredictionKey, ...], outputs: Outputs)
     logits = outputs.logits[target.name]
     time, event = follow_up(outputs.studies)
     drawn = target.kind != "cox" or bool(target.baseline)
-    curve = _exact(survival(target, logits)) if drawn else np.zeros((len(keys), 0))
+    months = (target.curve or target.edges) if drawn else ()
+    curve = _exact(survival_at(target, logits, months)) if drawn else np.zeros((len(keys), 0))
     return SurvivalPredictions(
         keys=keys,
         time=time,
         event=event,
         risk=_exact(risk(target, logits)),
         curve=np.minimum.accumulate(np.clip(curve, 0, 1), axis=1),  # rounding may lift a flat curve by a hair
-        at=np.array(target.edges if drawn else (), dtype=float),
+        at=np.array(months, dtype=float),
         risk_cut=np.full(len(keys), math.nan if target.risk_cut is None else target.risk_cut),
     )
 

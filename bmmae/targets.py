@@ -45,6 +45,8 @@ class Target:
         edges: Months: ends of the hazard's intervals (Cox: where the curve is read), boundaries of survival classes.
         censoring: Steps (month, share still under observation after it); only for weighted survival classes.
         baseline: Cumulative baseline hazard at each of `edges`, for the survival curves of a Cox target.
+        curve: Months at which survival is reported, chosen and not fitted, so that the tables of folds can be joined;
+            none reports it at `edges`.
         risk_cut: The training fold's median risk, which parts high from low.
         counts: How many studies of the training fold were labelled, blank, censored too early ...
     """
@@ -58,12 +60,14 @@ class Target:
     edges: tuple[float, ...] = ()
     censoring: tuple[tuple[float, float], ...] = ()
     baseline: tuple[float, ...] = ()
+    curve: tuple[float, ...] = ()
     risk_cut: float | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if list(self.edges) != sorted(set(self.edges)) or any(edge <= 0 for edge in self.edges):
-            raise ConfigError(f"the months of target '{self.name}' must be positive and rise, got {self.edges}")
+        for months in (self.edges, self.curve):
+            if list(months) != sorted(set(months)) or any(month <= 0 for month in months):
+                raise ConfigError(f"the months of target '{self.name}' must be positive and rise, got {months}")
         if self.outputs < 1:
             raise ConfigError(f"target '{self.name}' of kind {self.kind} has no classes, columns or months")
 
@@ -176,6 +180,7 @@ def fit_survival(
     *,
     bins: int = 10,
     boundaries: Sequence[float] = MONTHS,
+    curve: Sequence[float] = (),
     ipcw: bool = False,
     name: str = "",
 ) -> Target:
@@ -187,6 +192,7 @@ def fit_survival(
         events: Whether death was observed then.
         bins: Intervals of the hazard, between quantiles of the Kaplan-Meier curve (Kvamme and Borgan 2021).
         boundaries: Of the survival classes, in months.
+        curve: Months at which the curve of a hazard or Cox target is reported; none reports it at its edges.
         ipcw: Weight patients whose class is known by the inverse of their chance of not having been censored before.
         name: Of the target; by default `survival`, with the kind for the classes.
 
@@ -204,7 +210,8 @@ def fit_survival(
     counts = {"labelled": len(pairs), "blank": len(times) - len(pairs), "deaths": int(died.sum())}
     if kind == "survival_classes":
         return _fit_classes(name or "survival_class", (months, died), tuple(boundaries), counts, ipcw=ipcw)
-    return Target(name or "survival", kind, edges=interval_edges(months, died, bins), counts=counts)
+    edges = interval_edges(months, died, bins)
+    return Target(name or "survival", kind, edges=edges, curve=tuple(curve), counts=counts)
 
 
 def _fit_classes(

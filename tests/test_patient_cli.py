@@ -45,7 +45,7 @@ def test_predict_says_who_from_what_and_how_sure(world: Path, tmp_path: Path) ->
     np.testing.assert_allclose(table[["subtype_p_NSCLC", "subtype_p_SCLC"]].sum(axis=1), 1)
     assert set(table["site"]) <= {"lung", "breast", "kidney"}
     alive = table[[name for name in table if name.startswith("hazard_alive_")]].to_numpy()
-    assert alive.shape == (12, 3)
+    assert alive.shape == (12, 7)
     assert (np.diff(alive, axis=1) <= 0).all()
     assert table["cox_risk"].nunique() > 6
     assert table["rare"].sum() == 0

@@ -29,6 +29,7 @@ class TargetsConfig:
         survival: Forms of survival, from the columns `time` (months) and `event`.
         bins: Intervals of the hazard; where a Cox model's curve is read.
         months: Boundaries of the survival classes.
+        curve: Months at which the curves of `hazard` and `cox` are reported.
         ipcw: Weight survival classes by the inverse of the chance of not having been censored before they were known.
         balanced: Weight classes by the inverse of their frequency.
     """
@@ -39,6 +40,7 @@ class TargetsConfig:
     survival: tuple[SurvivalForm, ...] = ()
     bins: int = 10
     months: tuple[float, ...] = MONTHS
+    curve: tuple[float, ...] = (3.0, 6.0, 9.0, 12.0, 18.0, 24.0, 36.0)
     ipcw: bool = False
     balanced: bool = False
 
@@ -101,7 +103,16 @@ def _fit_targets(train: Sequence[Study], config: TargetsConfig) -> list[Target]:
     for form in config.survival:
         name = form if several and form != "survival_classes" else ""
         targets.append(
-            fit_survival(form, times, events, bins=config.bins, boundaries=config.months, ipcw=config.ipcw, name=name)
+            fit_survival(
+                form,
+                times,
+                events,
+                bins=config.bins,
+                boundaries=config.months,
+                curve=config.curve,
+                ipcw=config.ipcw,
+                name=name,
+            )
         )
     return targets
 

@@ -43,6 +43,21 @@ def survival(target: Target, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B T
     raise ConfigError(f"target '{target.name}' of kind {target.kind} gives no survival curve")
 
 
+def survival_at(target: Target, logits: Float[Tensor, "B K"], months: tuple[float, ...]) -> Float[Tensor, "B T"]:
+    """Return the chance to live past any months: the hazard is constant between edges; after the last one nobody dies.
+
+    Raises:
+        ConfigError: As `survival`.
+    """
+    curve = survival(target, logits)
+    logarithm = torch.cat([torch.zeros_like(curve[:, :1]), curve.clamp(min=1e-30).log()], dim=1)
+    edges = torch.tensor((0.0, *target.edges), device=logits.device)
+    wanted = torch.tensor(months, device=logits.device).clamp(max=edges[-1])
+    upper = torch.searchsorted(edges, wanted).clamp(min=1)
+    share = (wanted - edges[upper - 1]) / (edges[upper] - edges[upper - 1])
+    return (logarithm[:, upper - 1] * (1 - share) + logarithm[:, upper] * share).exp()
+
+
 def risk(target: Target, logits: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """Return a number that is higher for patients who are expected to die sooner.
 

@@ -19,7 +19,7 @@ from bmmae.growth import add_modality
 from bmmae.metrics.survival import harrell_c
 from bmmae.model.beside import Beside
 from bmmae.model.mae import stack_modalities
-from bmmae.model.outcomes import baseline_hazard, probabilities, risk, survival
+from bmmae.model.outcomes import baseline_hazard, probabilities, risk, survival, survival_at
 from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.targets import Target
 
@@ -232,6 +232,17 @@ def test_a_higher_risk_goes_with_a_lower_curve(name: str) -> None:
     assert bool((survival(target, logits).diff(dim=0) < 0).all())
     died_first = np.arange(6, 0, -1, dtype=float)  # the highest risk dies first
     assert harrell_c(risk(target, logits).double().numpy(), died_first, np.ones(6, bool)) == 1
+
+
+def test_curves_are_read_at_any_month() -> None:
+    target = next(t for t in TARGETS if t.name == "survival")
+    logits = volumes(2, 3, (1, 1, 1)).flatten(1)
+    curve = survival(target, logits)
+    torch.testing.assert_close(survival_at(target, logits, target.edges), curve)
+    between = survival_at(target, logits, (3.0, 9.0, 100.0))
+    torch.testing.assert_close(between[:, 0], curve[:, 0].sqrt())
+    torch.testing.assert_close(between[:, 1], (curve[:, 0] * curve[:, 1]).sqrt())
+    torch.testing.assert_close(between[:, 2], curve[:, 2])
 
 
 def test_the_baseline_hazard_is_breslows() -> None:
