@@ -224,7 +224,7 @@ def _fit_network(config: PatientConfig, model: PatientModel, parts: Parts, cache
 
 def _fit_features(config: PatientConfig, model: PatientModel, parts: Parts, cache: StudyCache) -> int:
     find_start(config.out, False)
-    model.eval()
+    model.eval().to(_device())
     rows = [
         collect_features(model, part, cache, progress=config.train.progress) for part in (parts.train, parts.validation)
     ]
@@ -235,6 +235,10 @@ def _fit_features(config: PatientConfig, model: PatientModel, parts: Parts, cach
     write_index(config.out, {"status": "finished", "step": 0, "steps": 0, "last": folder.name, "best": folder.name})
     write_config(config.out, asdict(config))
     return 0
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _save(model: nn.Module, folder: Path) -> None:
@@ -261,7 +265,7 @@ def collect_features(
 def finish(config: PatientConfig, parts: Parts, cache: StudyCache, columns: Columns) -> None:
     """Fit baseline hazards and risk cuts on the training fold, save them with the best model, and predict."""
     folder = find_checkpoint(config.out, "best")
-    model = cast(PatientModel, PatientModel.from_pretrained(folder))
+    model = cast(PatientModel, PatientModel.from_pretrained(folder)).to(_device())
     _calibrate(model, parts.train, cache)
     state = read_state(folder)
     step = checkpoint_step(folder)
@@ -299,7 +303,7 @@ def _calibrate(model: PatientModel, train: Sequence[Study], cache: StudyCache) -
 def _clinical_only(model: PatientModel, parts: Parts, cache: StudyCache, columns: Columns) -> PatientModel:
     """Return a model of the same targets that sees the clinical variables alone."""
     config = replace(model.config, fusion=False, lesion="none")
-    plain = PatientModel(config).eval()
+    plain = PatientModel(config).eval().to(_device())
     plain.metadata = model.metadata
     plain.encoder = model.encoder
     rows = [_design_rows(plain, part, columns) for part in (parts.train, parts.validation)]
@@ -317,8 +321,7 @@ def _design_rows(model: PatientModel, studies: Sequence[Study], columns: Columns
 def _write_predictions(
     config: PatientConfig, model: PatientModel, studies: Sequence[Study], cache: StudyCache, place: Path
 ) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    outputs = predict(model.to(device), studies, cache, every=config.every_subset)
+    outputs = predict(model, studies, cache, every=config.every_subset)
     name = "clinical only" if place.parts[0] == "clinical-only" else config.mode
     found = tables(model.config.targets, outputs, name, config.data.fold, pooled=True)
     for path in write_tables(config.out / PREDICTIONS / place, found):
