@@ -18,7 +18,7 @@ from bmmae.model.config import ModelConfig
 from bmmae.model.pretrained import ModelMetadata, PretrainedModel, with_model_config
 
 Model = TypeVar("Model", bound=PretrainedModel)
-_ENCODER = "encoder."
+_ENCODER, _SYNTHESIS = "encoder.", "synthesis."
 _BLOCK = re.compile(r"^encoder\.blocks\.(\d+)\.")
 
 
@@ -45,24 +45,28 @@ def add_modality(model: Model, name: str, like: str) -> Model:
     grown = _like(model, new)
     shapes = {key: value.shape for key, value in grown.state_dict().items()}
     counts = (len(old.modalities), len(new.modalities))
-    state = {key: _grow(key, value, shapes[key], counts, origin) for key, value in model.state_dict().items()}
-    load_state(grown, state, f"the model without {name}")
+    synthesis = getattr(grown, "synthesis", None)
+    if synthesis is not None:
+        synthesis.grow_from(model.synthesis, origin, new.modalities.index(name))
+    kept = {key: value for key, value in grown.state_dict().items() if key.startswith(_SYNTHESIS)}
+    grew = {
+        key: _grow(key, value, shapes[key], counts, origin)
+        for key, value in model.state_dict().items()
+        if not key.startswith(_SYNTHESIS)
+    }
+    load_state(grown, grew | kept, f"the model without {name}")
     return grown
 
 
 def _grow(key: str, value: Tensor, shape: torch.Size, counts: tuple[int, int], origin: Sequence[int]) -> Tensor:
-    """Repeat the slices of `like` along each axis that counts modalities, or pairs of them."""
+    """Repeat the slices of `like` along each axis that counts modalities."""
     before, after = counts
     for axis, (size, wanted) in enumerate(zip(value.shape, shape, strict=True)):
         if size == wanted:
             continue
-        if (size, wanted) == (before, after):
-            index = list(origin)
-        elif (size, wanted) == (before**2, after**2):
-            index = [row * before + column for row in origin for column in origin]
-        else:
+        if (size, wanted) != (before, after):
             raise CheckpointError(f"{key} cannot grow from {tuple(value.shape)} to {tuple(shape)}")
-        value = value.index_select(axis, torch.tensor(index, device=value.device))
+        value = value.index_select(axis, torch.tensor(origin, device=value.device))
     return value
 
 

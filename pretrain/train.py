@@ -18,7 +18,7 @@ from bmmae.data.origin import training_provenance
 from bmmae.data.splits import train_and_validation
 from bmmae.model.mae import MAE
 from bmmae.report import save_progress
-from bmmae.tasks.reconstruction import ReconstructionTask
+from bmmae.tasks.reconstruction import ReconstructionTask, fit_synthesis
 from bmmae.training import fit
 
 
@@ -41,6 +41,7 @@ def main() -> int:
 
     torch.manual_seed(seed)
     model = MAE(config.model)
+    fit_synthesis(model, training_data.studies, config.preprocess)
     describe(model, config.preprocess, training_provenance(cohort, training_data.studies, cache=cache))
 
     result = fit(

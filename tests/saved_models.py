@@ -10,7 +10,7 @@ import torch
 
 from bmmae.checkpoint import Metric, Provenance, describe, save_model
 from bmmae.data.preprocess import PreprocessConfig
-from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
+from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, SynthesisConfig
 from bmmae.model.mae import MAE
 
 CONFIG = ModelConfig(
@@ -18,7 +18,8 @@ CONFIG = ModelConfig(
     patch=(8, 8, 4),
     size=(16, 16, 16),
     encoder=EncoderConfig(24, 2, 2),
-    decoder=DecoderConfig(kind="cross", dim=12, depth=1, heads=2, colocated=True, mixing=True),
+    decoder=DecoderConfig(kind="cross", dim=12, depth=1, heads=2, colocated=True),
+    synthesis=SynthesisConfig(units=8, scales=(2.0,)),
 )
 PROVENANCE = Provenance(
     data="a test",

@@ -9,16 +9,18 @@ from published import SMALL, published_state
 from bmmae.checkpoint import add_modality, load_encoder, load_model, save_model, truncate
 from bmmae.conversion import convert_state
 from bmmae.errors import CheckpointError, ConfigError, ModalityError
-from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
+from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, SynthesisConfig
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+from bmmae.model.synthesis import Examples
 
-MIXING = ModelConfig(
+OURS = ModelConfig(
     modalities=("t1", "flair"),
     patch=(8, 8, 8),
     size=(16, 16, 16),
     encoder=EncoderConfig(24, 2, 2),
-    decoder=DecoderConfig(kind="cross", dim=12, depth=1, heads=2, colocated=True, mixing=True),
+    decoder=DecoderConfig(kind="cross", dim=12, depth=1, heads=2, colocated=True),
+    synthesis=SynthesisConfig(units=8, scales=(2.0,)),
 )
 
 
@@ -29,12 +31,11 @@ def published() -> MAE:
 
 
 @pytest.fixture
-def mixing() -> MAE:
-    """One of our recipes, whose voxel mixing has learned something."""
-    model = MAE(MIXING).eval()
-    for layer in (model.mixing.linear, model.mixing.quadratic):
-        torch.nn.init.normal_(layer.weight)
-        torch.nn.init.normal_(layer.bias)
+def ours() -> MAE:
+    """One of our recipes, whose voxel-wise regression has been fitted."""
+    model = MAE(OURS).eval()
+    voxels = torch.randn(500, 2, 2, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    model.synthesis.fit(Examples(voxels, torch.ones(500, 2) > 0, torch.arange(500) % 2 == 0))
     return model
 
 
@@ -66,7 +67,7 @@ def test_converted_weights_encode_and_reconstruct_any_grid(published, size) -> N
 
 
 @pytest.mark.parametrize("name", ["dwi", "pet"])
-@pytest.mark.parametrize("which", ["published", "mixing"])
+@pytest.mark.parametrize("which", ["published", "ours"])
 def test_a_further_modality_changes_nothing_for_those_known_before(request, which, name) -> None:
     model = request.getfixturevalue(which)
     grown = add_modality(model, name, like="flair")
@@ -77,8 +78,8 @@ def test_a_further_modality_changes_nothing_for_those_known_before(request, whic
     assert set(grown.reconstruct(images)) - set(model.reconstruct(images)) == {name}
 
 
-def test_a_further_modality_starts_as_the_one_it_is_like(mixing) -> None:
-    grown = add_modality(mixing, "dwi", like="flair")
+def test_a_further_modality_starts_as_the_one_it_is_like(ours) -> None:
+    grown = add_modality(ours, "dwi", like="flair")
     image = volume(16, 16, 16)
     assert grown.config.modalities == ("t1", "flair", "dwi")
     assert torch.equal(encode(grown, dwi=image), encode(grown, flair=image))
@@ -86,24 +87,24 @@ def test_a_further_modality_starts_as_the_one_it_is_like(mixing) -> None:
     assert torch.allclose(absent["dwi"], absent["flair"])
 
 
-def test_the_model_that_grows_stays_as_it_was(mixing) -> None:
-    before = {key: value.clone() for key, value in mixing.state_dict().items()}
-    grown = add_modality(mixing, "dwi", like="t1")
+def test_the_model_that_grows_stays_as_it_was(ours) -> None:
+    before = {key: value.clone() for key, value in ours.state_dict().items()}
+    grown = add_modality(ours, "dwi", like="t1")
     with torch.no_grad():
         for parameter in grown.parameters():
             parameter.zero_()
-    assert all(torch.equal(value, before[key]) for key, value in mixing.state_dict().items())
-    assert mixing.config == MIXING
+    assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
+    assert ours.config == OURS
 
 
-def test_a_grown_model_is_saved_and_loaded_like_any_other(mixing, tmp_path) -> None:
-    grown = add_modality(add_modality(mixing, "pet", like="t1"), "ct", like="pet")
+def test_a_grown_model_is_saved_and_loaded_like_any_other(ours, tmp_path) -> None:
+    grown = add_modality(add_modality(ours, "pet", like="t1"), "ct", like="pet")
     loaded = load_model(save_model(grown, tmp_path / "grown"))
     assert loaded.config.modalities == ("t1", "flair", "ct", "pet")
 
 
 def test_a_segmentation_model_grows_as_well() -> None:
-    model = SegmentationModel(SegmentationConfig(model=MIXING, regions=("WT",), width=4)).eval()
+    model = SegmentationModel(SegmentationConfig(model=OURS, regions=("WT",), width=4)).eval()
     grown = add_modality(model, "dwi", like="flair")
     images, available = torch.cat([volume(16, 16, 16)] * 2, 1), torch.tensor([[True, False]] * 2)
     more, still = torch.cat([images, images[:, :1]], 1), torch.tensor([[True, False, False]] * 2)
@@ -111,13 +112,13 @@ def test_a_segmentation_model_grows_as_well() -> None:
         assert torch.allclose(model(images, available), grown(more, still), atol=1e-6)
 
 
-def test_growing_refuses_what_makes_no_sense(mixing) -> None:
+def test_growing_refuses_what_makes_no_sense(ours) -> None:
     with pytest.raises(ModalityError, match="the model knows 'flair' already: it has t1, flair"):
-        add_modality(mixing, "flair", like="t1")
+        add_modality(ours, "flair", like="t1")
     with pytest.raises(ModalityError, match="unknown modality 't2': expected one of t1, flair"):
-        add_modality(mixing, "dwi", like="t2")
+        add_modality(ours, "dwi", like="t2")
     with pytest.raises(ModalityError, match="'D W I' cannot be a modality name"):
-        add_modality(mixing, "D W I", like="t1")
+        add_modality(ours, "D W I", like="t1")
 
 
 def test_fewer_layers_read_out_what_those_layers_computed(published) -> None:
@@ -149,16 +150,16 @@ def test_a_head_receives_the_converted_encoder(published) -> None:
     assert bool(torch.isfinite(out).all())
 
 
-def test_an_encoder_that_lacks_a_modality_says_how_to_add_it(published, mixing) -> None:
+def test_an_encoder_that_lacks_a_modality_says_how_to_add_it(published, ours) -> None:
     head = add_modality(published, "ct", like="t1")
     with pytest.raises(ModalityError, match=r"does not know ct, only t1, .*add_modality\(donor, 'ct', like='t1'\)"):
         load_encoder(head, published)
 
 
-def test_an_encoder_of_another_shape_is_refused(mixing, published) -> None:
+def test_an_encoder_of_another_shape_is_refused(ours, published) -> None:
     with pytest.raises(
         CheckpointError, match=r"do not fit Encoder: .*misshapen: .*cls_token \(expected .*24\), got .*48"
     ):
-        load_encoder(mixing, published)
+        load_encoder(ours, published)
     with pytest.raises(ConfigError, match="cannot read out 3 encoder blocks: expected 1 to 2"):
         load_encoder(published, truncate(published, 2))

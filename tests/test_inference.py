@@ -26,6 +26,7 @@ from bmmae.inference import (
 from bmmae.modalities import STANDARD
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationModel
+from bmmae.model.tokens import TokenIndex
 
 SIZE = (24, 24, 24)
 GRIDS = [
@@ -38,7 +39,7 @@ GRIDS = [
 
 @pytest.fixture(scope="module")
 def mae() -> MAE:
-    return tiny_mae(SIZE, kind="cross", colocated=True, mixing=True)
+    return tiny_mae(SIZE, kind="cross", colocated=True, synthesis=8)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,8 @@ def test_the_same_input_gives_the_same_result(mae: MAE, segmenter: SegmentationM
     assert np.array_equal(first, again)
 
 
-def test_inference_equals_the_tensor_interface(mae: MAE, tmp_path: Path) -> None:
+def test_inference_equals_the_tensor_interface(tmp_path: Path) -> None:
+    mae = tiny_mae(SIZE, kind="cross", colocated=True)
     study = write_study(tmp_path, ("t1", "flair"))
     prepared = prepare_study(study, PreprocessConfig(), STANDARD)
     pads = [((24 - n) // 2, 24 - n - (24 - n) // 2) for n in prepared.shape]
@@ -174,10 +176,10 @@ def test_background_is_read_by_models_trained_on_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = tiny_mae(SIZE).config
     model = MAE(type(config)(**{**vars(config), "tissue_only": False})).eval()
-    seen: list[torch.Tensor] = []
-    model.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[1:3]))
+    seen: list[TokenIndex] = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[1:3]))
     reconstruct(model, files(tmp_path, "t1"))
-    visible, targets = seen
+    visible, targets = (tokens.chosen for tokens in seen)
     assert visible[:, 0].all()
     assert targets[:, 1:].all()
     assert not (visible & targets).any()

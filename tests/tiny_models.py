@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
+from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, SynthesisConfig
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 from bmmae.patches import Triple
@@ -14,28 +14,30 @@ from bmmae.patches import Triple
 DECODERS: tuple[dict[str, Any], ...] = (
     {"kind": "self"},
     {"kind": "cross"},
-    {"kind": "cross", "colocated": True, "mixing": True},
-    {"kind": "self", "colocated": True, "mixing": True},
+    {"kind": "cross", "colocated": True, "synthesis": 8},
+    {"kind": "self", "colocated": True, "synthesis": 8},
 )
 
 
 def tiny_config(size: Triple = (16, 16, 16), patch: Triple = (8, 8, 8), **decoder: Any) -> ModelConfig:
-    """A config of 24 values a token; further arguments are the decoder's."""
+    """A config of 24 values a token; further arguments are the decoder's, but for `synthesis`, its units."""
+    units = decoder.pop("synthesis", 0)
     return ModelConfig(
         patch=patch,
         size=size,
         encoder=EncoderConfig(dim=24, depth=1, heads=2),
         decoder=DecoderConfig(**{"dim": 24, "depth": 1, "heads": 2, **decoder}),
+        synthesis=SynthesisConfig(units=units, scales=(2.0,)),
     )
 
 
 def tiny_mae(size: Triple = (16, 16, 16), patch: Triple = (8, 8, 8), **decoder: Any) -> MAE:
-    """A model whose every parameter matters: voxel mixing would start at zero."""
+    """A model whose every value matters: the voxel-wise regression would know nothing."""
     torch.manual_seed(0)
     model = MAE(tiny_config(size, patch, **decoder))
-    if model.mixing is not None:
-        for parameter in model.mixing.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
+    if model.synthesis is not None:
+        torch.nn.init.normal_(model.synthesis.coefficients, std=0.2)
+        model.synthesis.fitted[1:] = True
     return model.eval()
 
 

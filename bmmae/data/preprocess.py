@@ -230,6 +230,13 @@ def prepare_images(
     )
 
 
+def no_finer_than(config: PreprocessConfig, shape: Triple, affine: Array) -> PreprocessConfig:
+    """Return a config whose spacing is along no axis finer than that of an image: there is nothing to see between."""
+    own = Geometry.of(shape, affine, config.spacing).canonical_spacing
+    coarser = [max(wanted, round(step, 3)) for wanted, step in zip(config.spacing, own, strict=True)]
+    return replace(config, spacing=(coarser[0], coarser[1], coarser[2]))
+
+
 def check_same_grid(images: list[Image]) -> None:
     """Refuse images of one study that are on different grids.
 

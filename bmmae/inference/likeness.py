@@ -22,14 +22,17 @@ class UnlikeTrainingWarning(UserWarning):
     """The images differ from those the model was trained on; the result deserves more doubt than usual."""
 
 
-def unlike_training(prepared: PreparedStudy, population: Population | None) -> tuple[str, ...]:
+def unlike_training(
+    prepared: PreparedStudy, population: Population | None, spacing: Sequence[float]
+) -> tuple[str, ...]:
     """Return what is unusual about a study, one sentence each.
 
     Args:
         prepared: The study.
         population: What the training images look like; without it, only what any model would stumble over is found.
+        spacing: Millimetres between the voxels that the model was trained on.
     """
-    remarks = [*_stripping(prepared), *_thick_slices(prepared)]
+    remarks = [*_stripping(prepared), *_thick_slices(prepared, max(spacing))]
     if population is not None:
         remarks += [*_brain_size(prepared, population), *_histograms(prepared, population)]
         remarks += _subset(prepared.names, population)
@@ -53,9 +56,8 @@ def _stripping(prepared: PreparedStudy) -> Iterator[str]:
         )
 
 
-def _thick_slices(prepared: PreparedStudy) -> Iterator[str]:
+def _thick_slices(prepared: PreparedStudy, finest: float) -> Iterator[str]:
     thickest = max(prepared.geometry.canonical_spacing)
-    finest = max(prepared.geometry.spacing)
     if thickest > 2 * finest:
         yield (
             f"the images' coarsest spacing is {thickest:.1f} mm, more than twice the model's {finest:.1f} mm: detail "

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from bmmae.arrays import Bool, Float, Tensor
+from bmmae.arrays import Float, Tensor
+from bmmae.checkpoint import preprocessing_of
 from bmmae.data.preprocess import PreparedStudy
 from bmmae.errors import ConfigError
 from bmmae.inference.windows import over_windows
 from bmmae.model.mae import MAE
+from bmmae.model.synthesis import Voxels
 from bmmae.patches import any_in_patch, as_triple
 
 
@@ -43,20 +45,63 @@ def reconstruct_prepared(
 def predict_absent(
     model: MAE, prepared: PreparedStudy, absent: Sequence[str], *, uncertainty: bool = False
 ) -> Synthesis:
-    """Predict modalities on the model's grid, from all those that a prepared study has except the ones asked for.
+    """Predict modalities on a prepared study's grid, from all those that it has except the ones asked for.
 
-    Where windows overlap, variances are blended with the weights of the means: the error of windows that see almost
-    the same is almost the same, so nothing is gained by averaging them.
+    Voxels come from the model's regression (see `bmmae.model.synthesis`), which works on any grid. Where it knows
+    nothing, they come from the decoder's patches if the study is on the grid that the transformer was trained on;
+    on any other they are 0, the mean.
 
     Args:
         model: The masked autoencoder.
-        prepared: The study.
+        prepared: The study, see `bmmae.inference.study.grid_for`.
         absent: The modalities wanted.
         uncertainty: Predict variances as well.
 
     Raises:
         ConfigError: If variances are asked for and the model predicts none.
     """
+    if uncertainty:
+        require_uncertainty(model)
+    voxels = _voxelwise(model, prepared, absent)
+    if voxels is not None and (bool(voxels.known[:, prepared.brain].all()) or not _on_models_grid(model, prepared)):
+        means, variances = voxels.values.numpy(), (voxels.log_variance.exp() * torch.from_numpy(prepared.brain)).numpy()
+        named = dict(zip(absent, means, strict=True))
+        return Synthesis(named, dict(zip(absent, variances, strict=True)) if uncertainty else {})
+    patches = _patchwise(model, prepared, absent)
+    if voxels is None:
+        return Synthesis(patches)
+    known, values = voxels.known.numpy(), voxels.values.numpy()
+    named = {name: np.where(known[n], values[n], patches[name]) for n, name in enumerate(absent)}
+    variances = (voxels.log_variance.exp() * torch.from_numpy(prepared.brain)).numpy()
+    return Synthesis(named, dict(zip(absent, variances, strict=True)) if uncertainty else {})
+
+
+def _on_models_grid(model: MAE, prepared: PreparedStudy) -> bool:
+    return bool(np.allclose(prepared.geometry.spacing, preprocessing_of(model).spacing))
+
+
+@torch.inference_mode()
+def _voxelwise(model: MAE, prepared: PreparedStudy, absent: Sequence[str]) -> Voxels | None:
+    """What the regression predicts, if the model has one."""
+    if model.synthesis is None:
+        return None
+    names = model.config.modalities
+    device = model.synthesis.coefficients.device
+    images = torch.zeros(len(names), *prepared.shape)
+    scanned = torch.zeros(len(names), *prepared.shape, dtype=torch.bool)
+    for number, name in enumerate(prepared.names):
+        images[names.index(name)] = torch.from_numpy(np.asarray(prepared.images[number], np.float32))
+        scanned[names.index(name)] = torch.from_numpy(prepared.valid[number] & prepared.brain)
+    wanted = [names.index(name) for name in absent]
+    brain = torch.from_numpy(prepared.brain)
+    made = model.synthesis.predict(
+        images.to(device), scanned.to(device), brain.to(device), prepared.geometry.spacing, wanted
+    )
+    return Voxels(made.values.cpu(), made.log_variance.cpu(), made.known.cpu())
+
+
+def _patchwise(model: MAE, prepared: PreparedStudy, absent: Sequence[str]) -> dict[str, Float[np.ndarray, "H W D"]]:
+    """What the decoder predicts, blended over windows; 0 outside the brain."""
     names = model.config.modalities
     patch = model.config.patch
 
@@ -67,50 +112,21 @@ def predict_absent(
         visible = any_in_patch(valid & tissue, patch) & ~wanted
         targets = any_in_patch(tissue, patch) & wanted
         if not bool(visible.any()) or not bool(targets.any()):
-            return images.new_zeros(1, (1 + uncertainty) * len(names), *images.shape[2:])
-        images = images * valid  # what was not scanned is not read, whatever it holds
-        if not uncertainty:
-            return model.predict(images, visible, targets)
-        return torch.cat(mean_and_variance(model, images, visible, targets), dim=1)
+            return torch.zeros_like(images)
+        return model.place(model(images, visible, targets).values, targets, as_triple(images.shape[-3:]))
 
     volumes = over_windows(model, prepared, predict)
-
-    def inside(first: int) -> dict[str, Float[np.ndarray, "H W D"]]:
-        return {name: np.where(prepared.brain, volumes[first + names.index(name)], 0) for name in absent}
-
-    return Synthesis(inside(0), inside(len(names)) if uncertainty else {})
+    return {name: np.where(prepared.brain, volumes[names.index(name)], 0) for name in absent}
 
 
-def mean_and_variance(
-    model: MAE,
-    images: Float[Tensor, "B M H W D"],
-    visible: Bool[Tensor, "B M L"],
-    targets: Bool[Tensor, "B M L"],
-) -> tuple[Float[Tensor, "B M H W D"], Float[Tensor, "B M H W D"]]:
-    """Return volumes of the predicted target patches and of their variances, zero elsewhere.
-
-    Raises:
-        ConfigError: If the model predicts no variances.
-    """
-    prediction = model(images, visible, targets)
-    if prediction.log_variance is None:
-        raise ConfigError(
-            "this model was pretrained without an uncertainty output: leave --uncertainty out, or pretrain one with it"
-        )
-    size = as_triple(images.shape[-3:])
-    mean, variance = (model.place(v, targets, size) for v in (prediction.values, prediction.log_variance.exp()))
-    return mean, variance
-
-
-@torch.inference_mode()
 def require_uncertainty(model: MAE) -> None:
-    """Find out before the work whether a model predicts variances: for one patch.
+    """Find out before the work whether a model predicts variances.
 
     Raises:
         ConfigError: If it does not.
     """
-    device = next(model.parameters()).device
-    modalities = len(model.config.modalities)
-    order = torch.arange(modalities, device=device)[None, :, None]
-    nothing = torch.zeros(1, modalities, *model.config.patch, device=device)
-    mean_and_variance(model, nothing, order == 0, order == modalities - 1)
+    if model.synthesis is None or not bool(model.synthesis.fitted.any()):
+        raise ConfigError(
+            "this model was pretrained without an uncertainty output: leave --uncertainty out, or pretrain one with "
+            "model.synthesis.units above 0"
+        )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -13,11 +13,19 @@ import numpy as np
 from bmmae.arrays import Array, Bool
 from bmmae.checkpoint import preprocessing_of, provenance_of
 from bmmae.data.location import File, locate
-from bmmae.data.preprocess import PreparedStudy, check_same_grid, prepare_images, read_on_grid
+from bmmae.data.preprocess import (
+    PreparedStudy,
+    PreprocessConfig,
+    check_same_grid,
+    no_finer_than,
+    prepare_images,
+    read_on_grid,
+)
 from bmmae.data.reading import Image, content_hash, read_image
 from bmmae.errors import ModalityError
 from bmmae.inference.likeness import UnlikeTrainingWarning, unlike_training
 from bmmae.modalities import canonical
+from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel
 
 
@@ -114,11 +122,31 @@ def load_files(model: PretrainedModel, files: StudyFiles) -> LoadedStudy:
     check_same_grid(list(read.values()))
     first = read[names[0]]
     masks = [read_on_grid(files.masks[n], first, "the brain mask ") if n in files.masks else None for n in names]
-    prepared = prepare_images(names, list(read.values()), preprocessing_of(model), masks=masks)
-    remarks = unlike_training(prepared, provenance_of(model).population)
+    prepared = prepare_images(names, list(read.values()), grid_for(model, names, first), masks=masks)
+    remarks = unlike_training(prepared, provenance_of(model).population, preprocessing_of(model).spacing)
     for remark in remarks:
         warnings.warn(remark, UnlikeTrainingWarning, stacklevel=3)
     return LoadedStudy(read, prepared, remarks)
+
+
+def grid_for(model: PretrainedModel, given: Sequence[str], like: Image) -> PreprocessConfig:
+    """Return how to prepare a study: on the model's grid, or a finer one if all it lacks is regressed voxel by voxel.
+
+    Args:
+        model: Any model.
+        given: The modalities that the study has.
+        like: One of its images; the grid is no finer than its own.
+    """
+    config = preprocessing_of(model)
+    if not isinstance(model, MAE) or model.synthesis is None:
+        return config
+    names = model.config.modalities
+    absent = [index for index, name in enumerate(names) if name not in given]
+    if not bool(model.synthesis.fitted[sum(1 << names.index(name) for name in given), absent].all()):
+        return config
+    fine = replace(config, spacing=model.config.synthesis.spacing)
+    h, w, d = like.array.shape
+    return no_finer_than(fine, (h, w, d), like.affine)
 
 
 def read_all(paths: Mapping[str, File]) -> dict[str, Image]:

@@ -44,7 +44,6 @@ class DecoderConfig:
         heads: Attention heads; must divide `dim`.
         mlp_ratio: Hidden width of the MLP over `dim`.
         colocated: Hidden tokens start from the mean of the visible tokens at their own place.
-        mixing: Beside each patch, predict coefficients that mix the voxels visible at its place.
     """
 
     kind: Literal["self", "cross"] = "self"
@@ -53,13 +52,38 @@ class DecoderConfig:
     heads: int = 12
     mlp_ratio: float = 4.0
     colocated: bool = False
-    mixing: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("self", "cross"):
             raise ConfigError(f"decoder.kind must be 'self' or 'cross', got '{self.kind}'")
         if self.dim % self.heads:
             raise ConfigError(f"decoder.dim {self.dim} is not a multiple of decoder.heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """A regression that writes absent modalities voxel by voxel; see `bmmae.model.synthesis`.
+
+    Attributes:
+        units: Rectified units with random weights; 0 leaves the regression out, and patches are all there is.
+        scales: Millimetres over which the smoothed copies of the images that it reads are averaged.
+        spacing: Millimetres between the voxels that it is fitted to and used on.
+        penalty: Ridge penalty, in units of the terms' mean squares.
+    """
+
+    units: int = 0
+    scales: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    penalty: float = 0.01
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
+        object.__setattr__(self, "spacing", tuple(float(step) for step in self.spacing))
+        if self.units < 0 or self.penalty <= 0 or min((*self.scales, *self.spacing)) <= 0:
+            raise ConfigError(
+                "synthesis needs 0 or more units, and scales, spacing and penalty above 0, got "
+                f"{self.units}, {self.scales}, {self.spacing} and {self.penalty}"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,6 +96,7 @@ class ModelConfig:
         size: Voxels of the window it was trained on; other multiples of the patch work too.
         encoder: Shape of the encoder.
         decoder: Shape of the decoder.
+        synthesis: The regression that writes absent modalities voxel by voxel.
         tissue_only: Leave patches without brain out of tokens and loss.
     """
 
@@ -80,6 +105,7 @@ class ModelConfig:
     size: tuple[int, int, int] = (128, 128, 128)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     tissue_only: bool = True
 
     def __post_init__(self) -> None:
@@ -96,18 +122,22 @@ RECIPES: dict[str, ModelConfig] = {
         patch=(8, 8, 8),
         size=(64, 64, 64),
         encoder=EncoderConfig(dim=192, depth=6, heads=6, mlp_ratio=2.0),
-        decoder=DecoderConfig(kind="cross", dim=192, depth=2, heads=6, mlp_ratio=2.0, colocated=True, mixing=True),
+        decoder=DecoderConfig(kind="cross", dim=192, depth=2, heads=6, mlp_ratio=2.0, colocated=True),
+        synthesis=SynthesisConfig(units=512),
     ),
     "small": ModelConfig(
         encoder=EncoderConfig(dim=384, depth=12, heads=6, mlp_ratio=4.0),
-        decoder=DecoderConfig(kind="cross", dim=192, depth=2, heads=6, colocated=True, mixing=True),
+        decoder=DecoderConfig(kind="cross", dim=192, depth=2, heads=6, colocated=True),
+        synthesis=SynthesisConfig(units=512),
     ),
     "base": ModelConfig(
-        decoder=DecoderConfig(kind="cross", colocated=True, mixing=True),
+        decoder=DecoderConfig(kind="cross", colocated=True),
+        synthesis=SynthesisConfig(units=512),
     ),
     "large": ModelConfig(
         encoder=EncoderConfig(dim=1024, depth=24, heads=16, mlp_ratio=4.0),
-        decoder=DecoderConfig(kind="cross", dim=512, depth=4, heads=16, colocated=True, mixing=True),
+        decoder=DecoderConfig(kind="cross", dim=512, depth=4, heads=16, colocated=True),
+        synthesis=SynthesisConfig(units=512),
     ),
     "published": ModelConfig(tissue_only=False),
 }

@@ -16,9 +16,9 @@ from bmmae.model.config import ModelConfig
 from bmmae.model.decoder import Decoder
 from bmmae.model.encoder import Encoder, initialise
 from bmmae.model.pretrained import PretrainedModel
-from bmmae.model.synthesis import VoxelMixing
+from bmmae.model.synthesis import VoxelSynthesis
 from bmmae.model.tokens import TokenIndex
-from bmmae.patches import Triple, any_in_patch, as_triple, patch_grid, unpatchify
+from bmmae.patches import Triple, any_in_patch, as_triple, patch_grid, spread, unpatchify
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,11 @@ class Prediction:
         values: Float[T, P], z-scored intensities.
         targets: Which token each row is.
         padding_share: Share of the encoder's sequences that was padding.
-        log_variance: Float[T, P], the logarithm of the variance around `values`, of models that predict one.
     """
 
     values: Float[Tensor, "T P"]
     targets: TokenIndex
     padding_share: float
-    log_variance: Float[Tensor, "T P"] | None = None
 
 
 class MAE(PretrainedModel):
@@ -55,7 +53,7 @@ class MAE(PretrainedModel):
         self.encoder = Encoder(count, config.patch, config.encoder)
         self.decoder = Decoder(count, config.encoder.dim, config.decoder)
         self.head = nn.Linear(dim, math.prod(config.patch))
-        self.mixing = VoxelMixing(count, dim) if config.decoder.mixing else None
+        self.synthesis = VoxelSynthesis(count, config.synthesis) if config.synthesis.units else None
         initialise(self.head)
 
     def forward(
@@ -73,12 +71,8 @@ class MAE(PretrainedModel):
         """
         grid = patch_grid(images.shape[-3:], self.config.patch)
         shown, wanted = TokenIndex.of(visible), TokenIndex.of(targets)
-        encoded = self.encoder(images, shown)
-        features = self.decoder(encoded, shown, wanted, grid)
-        values = self.head(features)
-        if self.mixing is not None:
-            values = values + self.mixing(features, images, visible, wanted, self.config.patch)
-        return Prediction(values, wanted, shown.padding_share)
+        features = self.decoder(self.encoder(images, shown), shown, wanted, grid)
+        return Prediction(self.head(features), wanted, shown.padding_share)
 
     def stack(
         self, images: Mapping[str, Float[Tensor, "B 1 H W D"]]
@@ -155,8 +149,32 @@ class MAE(PretrainedModel):
         visible: Bool[Tensor, "B M L"],
         targets: Bool[Tensor, "B M L"],
     ) -> Float[Tensor, "B M H W D"]:
-        """Return volumes that hold the predicted target patches, and zero elsewhere."""
-        return self.place(self(volumes, visible, targets).values, targets, as_triple(volumes.shape[-3:]))
+        """Return volumes that hold the predicted target patches, and zero elsewhere.
+
+        A modality that is asked for nowhere may be read in full: where the model's voxel-wise regression knows the
+        subset of these, voxels are its predictions, else the decoder's.
+
+        Args:
+            volumes: Z-scores, exactly 0 where not scanned and outside the brain.
+            visible: True = the encoder sees this token.
+            targets: True = predict this token.
+        """
+        size = as_triple(volumes.shape[-3:])
+        out = self.place(self(volumes, visible, targets).values, targets, size)
+        if self.synthesis is None:
+            return out
+        spacing = self.metadata.preprocessing.get("spacing", self.config.synthesis.spacing)
+        grid = patch_grid(size, self.config.patch)
+        for sample, asked in enumerate(targets.any(-1)):
+            wanted = asked.nonzero()[:, 0].tolist()
+            readable = visible[sample] & ~asked[:, None]
+            brain = (volumes[sample] * readable.any(-1)[:, None, None, None] != 0).any(0)
+            scanned = spread(readable, grid, self.config.patch) & brain
+            here = spread(targets[sample][wanted], grid, self.config.patch)
+            made = self.synthesis.predict(volumes[sample], scanned, brain & here.any(0), spacing, wanted)
+            known = made.known & here
+            out[sample, wanted] = torch.where(known, made.values.to(out.dtype), out[sample, wanted])
+        return out
 
     def place(
         self, values: Float[Tensor, "T P"], targets: Bool[Tensor, "B M L"], size: Triple

@@ -20,14 +20,11 @@ def encoder_operations(config: ModelConfig, tokens: Sequence[int]) -> float:
 
 
 def decoder_operations(config: ModelConfig, visible: Sequence[int], targets: Sequence[int]) -> float:
-    """Count the operations of decoder and voxel heads on samples with these numbers of visible and target tokens."""
+    """Count the operations of the decoder and its head on samples with these numbers of visible and target tokens."""
     shape, voxels = config.decoder, math.prod(config.patch)
-    modalities = len(config.modalities)
-    mixing = 2 * modalities * (modalities + 2) * voxels + 2 * modalities * (modalities + 1) * shape.dim
     total = 0.0
     for shown, asked in zip(visible, targets, strict=True):
         total += 2 * (shown + 1) * config.encoder.dim * shape.dim + 2 * asked * shape.dim * voxels
-        total += mixing * asked if shape.mixing else 0
         if shape.kind == "self":
             total += _blocks(shown + 1 + asked, shape.dim, shape.depth, shape.mlp_ratio)
         else:

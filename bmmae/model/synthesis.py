@@ -1,54 +1,282 @@
-"""Detail from what is there: hidden voxels as a learned mixture of the voxels visible at the same place."""
+"""Voxels of absent modalities from those of the modalities that were scanned at the same place.
+
+A regression with a closed-form solution, fitted to the training studies before the transformer is trained. It sees the
+voxel in every given modality and smoothed copies of it on coarser scales, as they are, multiplied with one another, and
+through a layer of rectified units with random weights, of which only the output is solved for (Huang et al., Extreme
+learning machine, Neurocomputing 2006; Rahimi and Recht, Random features, NeurIPS 2007). Per-voxel quadratic regression
+is the special case without copies and units. Every subset of the modalities has coefficients of its own.
+
+A second output is the logarithm of the variance, fitted to errors on patients that the coefficients were not fitted on.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from bmmae.arrays import Bool, Float, Tensor
-from bmmae.model.tokens import TokenIndex
-from bmmae.patches import Triple, gather_patches
+from bmmae.arrays import Bool, Float, Int, Tensor
+from bmmae.errors import ConfigError
+from bmmae.model.config import SynthesisConfig
+
+MOST_MODALITIES = 6
+"""Subsets double with each; beyond this their coefficients would outgrow the model."""
+CHUNK = 65536
+"""Voxels predicted at a time, which bounds the memory."""
+SMALLEST_SQUARE = 1e-4
+COVERAGE, NORMAL_SQUARE = 0.9, 0.9952
+"""Variances are scaled so that this share of the errors lies within normal intervals; the logarithm of their square."""
+LOG_CHI_SQUARE = 1.2703628454614782
+"""How far the mean logarithm of a squared standard normal value lies below the logarithm of its mean."""
 
 
-class VoxelMixing(nn.Module):
-    """Mixes the visible voxels at a hidden patch's place by linear and quadratic terms.
+@dataclass(frozen=True)
+class Examples:
+    """Voxels to learn from.
 
-    For a patch of features z and visible voxels x_m: `sum_m a_m(z) x_m + sum_mn B_mn(z) x_m x_n`. With constant
-    coefficients this is the per-voxel quadratic regression; here they depend on context. Coefficients start at zero.
+    Attributes:
+        inputs: Float[N, M, S], each modality's voxel and its smoothed copies; 0 where not scanned.
+        given: Bool[N, M], which modalities were scanned at the voxel.
+        half: Bool[N], which half of the patients it comes from.
+    """
+
+    inputs: Float[Tensor, "N M S"]
+    given: Bool[Tensor, "N M"]
+    half: Bool[Tensor, " N"]
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Predicted voxels of some modalities.
+
+    Attributes:
+        values: Float[T, H, W, D], z-scores; 0 where nothing is known.
+        log_variance: Float[T, H, W, D], logarithms of their variances; 0 where nothing is known.
+        known: Bool[T, H, W, D], where something was scanned, in a subset that the training studies had.
+    """
+
+    values: Float[Tensor, "T H W D"]
+    log_variance: Float[Tensor, "T H W D"]
+    known: Bool[Tensor, "T H W D"]
+
+
+class VoxelSynthesis(nn.Module):
+    """Predicts the voxels of any modality from those of any subset of the others. Nothing in it is trained by steps.
 
     Args:
         modalities: How many modalities there are.
-        dim: Length of the decoder's features.
+        config: Its shape.
+
+    Raises:
+        ConfigError: If there are more than six modalities.
     """
 
-    def __init__(self, modalities: int, dim: int) -> None:
-        super().__init__()
-        self.modalities = modalities
-        self.linear = nn.Linear(dim, modalities)
-        self.quadratic = nn.Linear(dim, modalities * modalities)
-        for layer in (self.linear, self.quadratic):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+    units: Tensor
+    thresholds: Tensor
+    coefficients: Tensor
+    fitted: Tensor
 
-    def forward(
+    def __init__(self, modalities: int, config: SynthesisConfig) -> None:
+        super().__init__()
+        if modalities > MOST_MODALITIES:
+            raise ConfigError(
+                f"voxel-wise synthesis knows subsets of at most {MOST_MODALITIES} modalities, got {modalities}: "
+                "set synthesis.units to 0"
+            )
+        self.modalities = modalities
+        self.config = config
+        self.copies = 1 + len(config.scales)
+        inputs = modalities * self.copies
+        self.pairs = torch.triu_indices(modalities, modalities)
+        terms = 1 + inputs + self.pairs.shape[1] + config.units
+        draw = torch.Generator().manual_seed(0)
+        self.register_buffer("units", torch.randn(inputs, config.units, generator=draw))
+        self.register_buffer("thresholds", 0.7 * torch.randn(config.units, generator=draw))
+        self.register_buffer("coefficients", torch.zeros(2**modalities, modalities, 2, terms))
+        self.register_buffer("fitted", torch.zeros(2**modalities, modalities, dtype=torch.bool))
+
+    def look(
         self,
-        features: Float[Tensor, "T C"],
-        images: Float[Tensor, "B M H W D"],
-        visible: Bool[Tensor, "B M L"],
-        targets: TokenIndex,
-        patch: Triple,
-    ) -> Float[Tensor, "T P"]:
-        """Return what the visible voxels contribute to each target patch; zero where nothing is visible."""
-        shown = visible[targets.sample, :, targets.place].to(features.dtype)
-        voxels = torch.stack(
-            [
-                gather_patches(images, patch, targets.sample, torch.full_like(targets.modality, m), targets.place)
-                for m in range(self.modalities)
-            ],
-            dim=1,
-        ).to(features.dtype)
-        voxels = voxels * shown[..., None]
-        weights = self.quadratic(features).unflatten(-1, (self.modalities, self.modalities))
-        slopes = self.linear(features)[..., None] + weights @ voxels
-        mixed: Tensor = (slopes * voxels).sum(1)
-        return mixed
+        images: Float[Tensor, "M H W D"],
+        scanned: Bool[Tensor, "M H W D"],
+        spacing: Sequence[float],
+    ) -> Float[Tensor, "M S H W D"]:
+        """Return a study's voxels and their smoothed copies: means over what was scanned around.
+
+        Args:
+            images: Z-scores.
+            scanned: Which voxels count: scanned, and brain.
+            spacing: Millimetres between voxels, which decides how many a scale spans.
+        """
+        values, share = (images.float() * scanned)[None], scanned.float()[None]
+        copies = [values]
+        for scale in self.config.scales:
+            factors = [max(1, round(scale / step)) for step in spacing]
+            pooled = (F.avg_pool3d(each, factors, ceil_mode=True, count_include_pad=False) for each in (values, share))
+            size = images.shape[-3:]
+            total, count = (F.interpolate(each, size=size, mode="trilinear", align_corners=False) for each in pooled)
+            copies.append(total / count.clamp(min=1e-6))
+        return torch.cat(copies).transpose(0, 1)
+
+    def predict(
+        self,
+        images: Float[Tensor, "M H W D"],
+        scanned: Bool[Tensor, "M H W D"],
+        where: Bool[Tensor, "H W D"],
+        spacing: Sequence[float],
+        wanted: Sequence[int],
+    ) -> Voxels:
+        """Predict voxels of the modalities wanted.
+
+        Args:
+            images: Z-scores; the modalities wanted are not read.
+            scanned: Which voxels of each modality count.
+            where: Which voxels to predict.
+            spacing: Millimetres between voxels.
+            wanted: Indices of the modalities.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            return self._predict(images, scanned, where, spacing, wanted)
+
+    def _predict(
+        self, images: Tensor, scanned: Tensor, where: Tensor, spacing: Sequence[float], wanted: Sequence[int]
+    ) -> Voxels:
+        readable = scanned.clone()
+        readable[list(wanted)] = False
+        inputs = self.look(images, readable, spacing)[..., where].permute(2, 0, 1)
+        codes = self._codes(readable[:, where].T)
+        made = inputs.new_zeros(len(inputs), len(wanted), 2)
+        for code in set(codes.tolist()):
+            rows = (codes == code).nonzero()[:, 0]
+            coefficients = self.coefficients[code, list(wanted)].flatten(0, 1).T
+            for part in rows.split(CHUNK):
+                made[part] = (self._terms(inputs[part], code) @ coefficients).view(len(part), -1, 2)
+        out = inputs.new_zeros(2, len(wanted), *where.shape)
+        out[..., where] = made.permute(2, 1, 0)
+        known = where.expand(len(wanted), *where.shape).clone()
+        known[:, where] = self.fitted[:, list(wanted)][codes].T
+        return Voxels(out[0], out[1], known)
+
+    def _codes(self, given: Bool[Tensor, "N M"]) -> Int[Tensor, " N"]:
+        return (given * 2 ** torch.arange(self.modalities, device=given.device)).sum(1)
+
+    def _subset(self, code: int) -> list[int]:
+        return [index for index in range(self.modalities) if code >> index & 1]
+
+    def _terms(self, inputs: Float[Tensor, "N M S"], code: int) -> Float[Tensor, "N K"]:
+        """Return everything that a subset's regression is linear in; what belongs to the others is 0."""
+        known = inputs.new_zeros(self.modalities, 1)
+        known[self._subset(code)] = 1
+        inputs = inputs * known
+        flat, (first, second) = inputs.flatten(1), self.pairs
+        # The sum over fewer inputs is as large as that over all.
+        scale = (max(1, len(self._subset(code))) * self.copies) ** -0.5
+        units = F.relu((flat * scale) @ self.units + self.thresholds)
+        return torch.cat([torch.ones_like(flat[:, :1]), flat, inputs[:, first, 0] * inputs[:, second, 0], units], 1)
+
+    @torch.no_grad()
+    def fit(self, examples: Examples) -> None:
+        """Solve for the coefficients of every subset and target; those without enough voxels stay 0.
+
+        Args:
+            examples: Voxels of the training studies. If most of those that have a subset have all modalities, only
+                these are used: one product of the terms then serves all targets.
+        """
+        complete = examples.given.all(1)
+        for code in range(1, 2**self.modalities):
+            subset, places = self._subset(code), self._places(self._subset(code))
+            absent = [index for index in range(self.modalities) if index not in subset]
+            here = examples.given[:, subset].all(1)
+            if 2 * int(complete.sum()) > int(here.sum()) and int(complete.sum()) >= 2 * len(places):
+                self._fit_subset(code, absent, examples, complete)
+                continue
+            for index in absent:
+                known = here & examples.given[:, index]
+                if int(known.sum()) >= 2 * len(places):
+                    self._fit_subset(code, [index], examples, known)
+
+    def _fit_subset(self, code: int, absent: Sequence[int], examples: Examples, rows: Bool[Tensor, " N"]) -> None:
+        """Solve for one subset's coefficients for some targets, on the voxels flagged."""
+        inputs, half = examples.inputs[rows], examples.half[rows]
+        places = self._places(self._subset(code))
+        parts = self._terms(inputs, code)[:, places]
+        sides = [(half == side).nonzero()[:, 0] for side in (False, True)]
+        halves = [parts[side] for side in sides]
+        grams = [(part.T @ part).double() for part in halves]
+        for index in absent:
+            truths = [inputs[side, index, 0] for side in sides]
+            self.coefficients[code, index][:, places] = self._solve(halves, truths, grams).to(self.coefficients)
+            self.fitted[code, index] = True
+
+    def _solve(
+        self,
+        terms: Sequence[Float[Tensor, "_ K"]],
+        truths: Sequence[Float[Tensor, " _"]],
+        grams: Sequence[Float[Tensor, "K K"]],
+    ) -> Float[Tensor, "2 K"]:
+        """Solve for the mean on all voxels, and for the variance on the errors each half's mean makes on the other.
+
+        Args:
+            terms: Of each half of the patients.
+            truths: What to predict.
+            grams: Products of the terms.
+        """
+        penalty, count = self.config.penalty, sum(map(len, truths))
+        products = [(part.T @ truth).double() for part, truth in zip(terms, truths, strict=True)]
+        mean = _ridge(grams[0] + grams[1], products[0] + products[1], count, penalty)
+        logs = []
+        for side in range(2):
+            other = 1 - side
+            enough = len(truths[other]) >= len(mean)
+            unseen = _ridge(grams[other], products[other], len(truths[other]), penalty) if enough else mean
+            error = truths[side] - terms[side] @ unseen.to(terms[side])
+            logs.append((error.square() + SMALLEST_SQUARE).log() + LOG_CHI_SQUARE)
+        product = sum((part.T @ log).double() for part, log in zip(terms, logs, strict=True))
+        spread = _ridge(grams[0] + grams[1], torch.as_tensor(product), count, penalty)
+        left = [log - LOG_CHI_SQUARE - part @ spread.to(part) for part, log in zip(terms, logs, strict=True)]
+        spread[0] += torch.cat(left).quantile(COVERAGE) - NORMAL_SQUARE
+        return torch.stack([mean, spread])
+
+    @torch.no_grad()
+    def grow_from(self, old: VoxelSynthesis, origin: Sequence[int], added: int) -> None:
+        """Take over a fit that knows one modality less; the added one takes the part of the one that it is like.
+
+        Where both are there, or one is asked for beside the other, nothing is known yet.
+
+        Args:
+            old: The fit before.
+            origin: For each modality of the new order, which of the old ones it comes from.
+            added: Which of the new order is the added one.
+        """
+        both = {index for index, source in enumerate(origin) if source == origin[added]}
+        rows = [source * self.copies + copy for source in origin for copy in range(self.copies)]
+        self.units.copy_(old.units[rows])
+        self.thresholds.copy_(old.thresholds)
+        for code in range(1, 2**self.modalities):
+            subset = self._subset(code)
+            for target in set(range(self.modalities)) - set(subset):
+                if len(both & {*subset, target}) == 2:
+                    continue
+                source = sum(1 << origin[index] for index in subset)
+                mine, theirs = self._places(subset), old._places([origin[index] for index in subset])
+                self.coefficients[code, target][:, mine] = old.coefficients[source, origin[target]][:, theirs]
+                self.fitted[code, target] = old.fitted[source, origin[target]]
+
+    def _places(self, subset: Sequence[int]) -> list[int]:
+        """Return where a subset's terms stand, in an order that two fits share."""
+        inputs = [1 + index * self.copies + copy for index in subset for copy in range(self.copies)]
+        pairs = {tuple(pair): number for number, pair in enumerate(self.pairs.T.tolist())}
+        first = 1 + self.modalities * self.copies
+        products = [first + pairs[min(a, b), max(a, b)] for n, a in enumerate(subset) for b in subset[n:]]
+        units = first + len(pairs)
+        return [0, *inputs, *products, *range(units, units + self.units.shape[1])]
+
+
+def _ridge(gram: Float[Tensor, "K K"], product: Float[Tensor, " K"], count: int, penalty: float) -> Float[Tensor, " K"]:
+    """Solve for coefficients, with a penalty in units of the terms' mean squares."""
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    solved: Tensor = torch.linalg.solve(gram / count + penalty * identity, product / count)
+    return solved

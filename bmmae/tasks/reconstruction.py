@@ -2,15 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bmmae.arrays import Int
+from bmmae.data.cohort import Study
+from bmmae.data.preprocess import PreparedStudy, PreprocessConfig, no_finer_than, prepare_study
+from bmmae.data.reading import read_header
 from bmmae.losses import masked_squared_error
 from bmmae.model.config import ModelConfig
-from bmmae.model.mae import Prediction
+from bmmae.model.mae import MAE, Prediction
 from bmmae.model.operations import decoder_operations, encoder_operations
-from bmmae.patches import gather_patches
+from bmmae.model.synthesis import Examples, VoxelSynthesis
+from bmmae.patches import as_triple, gather_patches
 from bmmae.tasks.task import Batch, Mode, StepOutput, tensors
+
+MOST_STUDIES, MOST_VOXELS = 32, 150_000
+"""Studies and voxels that the voxel-wise regression is fitted to: more change its coefficients little."""
+
+
+@torch.no_grad()
+def fit_synthesis(model: MAE, studies: Sequence[Study], preprocess: PreprocessConfig) -> None:
+    """Fit a model's voxel-wise regression, if it has one, to training studies; it takes well under a minute.
+
+    Args:
+        model: Its regression is changed in place.
+        studies: The training studies; of more than `MOST_STUDIES`, evenly spaced ones are taken. Every other one
+            judges the errors of those between.
+        preprocess: How studies become model input, but for the spacing: the regression has one of its own, and is
+            fitted to no finer grid than a study has.
+
+    Raises:
+        ImageError: If a study cannot be read.
+    """
+    if model.synthesis is None:
+        return
+    config = replace(preprocess, spacing=model.config.synthesis.spacing)
+    names = model.config.modalities
+    chosen = np.unique(np.linspace(0, len(studies) - 1, MOST_STUDIES).round().astype(int))
+    found = []
+    for number, index in enumerate(chosen):
+        header = read_header(next(iter(studies[index].images.values())))
+        prepared = prepare_study(
+            studies[index], no_finer_than(config, as_triple(header.shape[:3]), header.affine), names
+        )
+        found.append(_examples(model.synthesis, prepared, names, MOST_VOXELS // len(chosen), half=number % 2 == 0))
+    joined = (torch.cat([getattr(each, name) for each in found]) for name in ("inputs", "given", "half"))
+    model.synthesis.fit(Examples(*joined))
+
+
+def _examples(
+    synthesis: VoxelSynthesis, prepared: PreparedStudy, names: Sequence[str], count: int, *, half: bool
+) -> Examples:
+    """Take evenly spaced brain voxels of a study."""
+    images = torch.zeros(len(names), *prepared.shape)
+    scanned = torch.zeros(len(names), *prepared.shape, dtype=torch.bool)
+    for number, name in enumerate(prepared.names):
+        images[names.index(name)] = torch.from_numpy(prepared.images[number])
+        scanned[names.index(name)] = torch.from_numpy(prepared.valid[number] & prepared.brain)
+    voxels = torch.from_numpy(prepared.brain).flatten().nonzero()[:, 0]
+    voxels = voxels[:: max(1, len(voxels) // count)]
+    looks = synthesis.look(images, scanned, prepared.geometry.spacing).flatten(2)[..., voxels].permute(2, 0, 1)
+    return Examples(looks, scanned.flatten(1)[:, voxels].T, torch.full((len(voxels),), half))
 
 
 class ReconstructionTask:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import DECODERS, flags, tiny_config, tiny_mae, volumes
+from tiny_models import DECODERS, flags, tiny_mae, volumes
 
 from bmmae.errors import ConfigError, ModalityError
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, recipe
@@ -15,7 +14,7 @@ from bmmae.model.mae import MAE
 from bmmae.model.tokens import TokenIndex
 from bmmae.patches import Triple, patchify, unpatchify
 
-each_decoder = pytest.mark.parametrize("decoder", DECODERS, ids=["self", "cross", "cross-mixing", "self-mixing"])
+each_decoder = pytest.mark.parametrize("decoder", DECODERS, ids=["self", "cross", "cross-synthesis", "self-synthesis"])
 
 
 def draw(batch: int = 3, places: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,31 +210,6 @@ def test_bf16_autocast_reconstructs(decoder: dict[str, Any]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         near = model.reconstruct({"t1": data})["t2"]
     assert torch.nn.functional.mse_loss(near.float(), exact) < 0.01 * exact.var()
-
-
-def test_mixing_equals_its_formula() -> None:
-    model, images, (visible, targets) = tiny_mae(mixing=True), volumes(3), draw()
-    wanted = TokenIndex.of(targets)
-    features = torch.randn(len(wanted.sample), 24)
-    assert model.mixing is not None
-    mixed = model.mixing(features, images, visible, wanted, (8, 8, 8))
-    patches = patchify(images, (8, 8, 8))
-    linear = model.mixing.linear(features)
-    quadratic = model.mixing.quadratic(features).reshape(-1, 4, 4)
-    for row, (b, place) in enumerate(zip(wanted.sample, wanted.place, strict=True)):
-        x = patches[b, :, place] * visible[b, :, place, None]
-        expected = linear[row] @ x + torch.einsum("mp,mn,np->p", x, quadratic[row], x)
-        torch.testing.assert_close(mixed[row], expected, atol=1e-4, rtol=1e-4)
-
-
-def test_mixing_starts_at_zero() -> None:
-    config = tiny_config(mixing=True)
-    torch.manual_seed(0)
-    mixing = MAE(config)
-    plain = MAE(replace(config, decoder=replace(config.decoder, mixing=False)))
-    plain.load_state_dict({k: v for k, v in mixing.state_dict().items() if not k.startswith("mixing")})
-    visible, targets = draw()
-    assert torch.equal(mixing(volumes(3), visible, targets).values, plain(volumes(3), visible, targets).values)
 
 
 def test_embeddings_named_as_free_of_weight_decay_exist() -> None:

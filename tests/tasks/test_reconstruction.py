@@ -61,7 +61,7 @@ def test_the_modalities_sum_to_the_loss() -> None:
 
 
 def test_what_is_hidden_and_not_decoded_changes_nothing() -> None:
-    model, data = tiny_mae(kind="cross", colocated=True, mixing=True), batch()
+    model, data = tiny_mae(kind="cross", colocated=True, synthesis=8), batch()
     images, mask, decode = tensors(data, "images", "mask", "decode")
     unseen = unpatchify((mask & ~decode)[..., None].float().expand(-1, -1, -1, 512), (2, 2, 2), (8, 8, 8)) > 0
     assert unseen.any()
@@ -71,7 +71,7 @@ def test_what_is_hidden_and_not_decoded_changes_nothing() -> None:
 
 
 def test_targets_influence_the_loss_and_never_the_prediction() -> None:
-    model, data = tiny_mae(kind="cross", colocated=True, mixing=True), batch()
+    model, data = tiny_mae(kind="cross", colocated=True, synthesis=8), batch()
     seen: list[torch.Tensor] = []
     model.register_forward_hook(lambda _, __, output: seen.append(output.values))
     images, decode = tensors(data, "images", "decode")
