@@ -227,7 +227,7 @@ def _cyclegan(assignment: Assignment) -> Method:
 
 
 def _pretrained(assignment: Assignment) -> Method:
-    """The masked autoencoder, its pretraining counted: by our recipe, or the published one without mixing."""
+    """The masked autoencoder, its pretraining counted: by our recipe, or the published one."""
     source = assignment.source
     if not (assignment.folder / "model.safetensors").exists():
         recipe = cast(Recipe, assignment.method)
@@ -235,14 +235,20 @@ def _pretrained(assignment: Assignment) -> Method:
         model.save_pretrained(assignment.folder)
         _note(assignment, training.steps, training.seconds)
     # Prepared as in training, whatever a model that was never described would say.
-    return Reconstruction(_autoencoder(assignment.folder), source.cache.config)
+    return _reconstruction(_autoencoder(assignment.folder), source.cache.config)
 
 
 def _saved(assignment: Assignment) -> Method:
     if assignment.weights is None:
         raise SystemExit("error: the method `saved` needs --model")
     model = _autoencoder(assignment.weights)
-    return Reconstruction(model, preprocessing_of(model))
+    return _reconstruction(model, preprocessing_of(model))
+
+
+def _reconstruction(model: MAE, preprocess: PreprocessConfig) -> Reconstruction:
+    """A model on the grid that it writes voxels on: finer than the transformer's where voxels are regressed."""
+    regressed = model.synthesis is not None and bool(model.synthesis.fitted.any())
+    return Reconstruction(model, _spaced(model.config.synthesis.spacing[0]) if regressed else preprocess)
 
 
 def unfair(weights: Path, source: Source, parts: Parts) -> str | None:
