@@ -37,8 +37,8 @@ def add_reconstruct(commands: Commands) -> None:
     command.add_argument(
         "--intensity",
         choices=INTENSITIES,
-        help="scale of the results: the training cohort's histograms on the scale of the given images (default, if the "
-        "model knows them), straight on that scale, or z-scores",
+        help="scale of the results: straight on that of the given images (default), the training cohort's histograms "
+        "on it, or z-scores",
     )
     command.add_argument("--uncertainty", action="store_true", help="write a standard deviation a voxel as well")
     command.add_argument("--report", action="store_true", help="write a page with pictures of each study")

@@ -35,7 +35,7 @@ class ReconstructOptions:
     Attributes:
         only: Just these of the absent modalities; empty means all.
         subset: Pretend that only these are available; empty means all that are.
-        intensity: The scale of the results (see `bmmae.inference.scale`); None means `cohort` if the model knows it.
+        intensity: The scale of the results (see `bmmae.inference.scale`); None means `given`.
         uncertainty: Give a standard deviation as well.
         complete: Write the images given as well.
     """
@@ -107,8 +107,8 @@ def reconstruct(
         images: Files by modality name or alias, in any order.
         brain_mask: A mask on the same grid, for images that are not skull-stripped.
         only: Synthesise just these of the absent modalities.
-        intensity: `cohort`, `given` or `zscore`; see `bmmae.inference.scale`. By default `cohort`, or `given` with a
-            model that does not know what its training images looked like. The header says which it is.
+        intensity: `cohort`, `given` or `zscore`; see `bmmae.inference.scale`. By default `given`; a model that
+            does not know what its training images looked like has no other. The header says which it is.
         uncertainty: Return a standard deviation a voxel as well, as `<modality>_std`.
 
     Returns:

@@ -72,13 +72,13 @@ def find_map(
         name: The modality.
         scores: Its z-scores inside the brain.
         study: Whose scale is wanted.
-        wanted: The kind of map; None means `cohort` where the model can do it.
+        wanted: The kind of map; None means `given`.
         population: What the training images look like. Where it lacks the modality, `cohort` becomes `given`.
     """
     if wanted == "zscore":
         return IntensityMap("zscore", np.array([0.0, 1.0]), np.array([0.0, 1.0]))
     mean, deviation = (float(value) for value in np.median(np.asarray(study.prepared.scales), axis=0))
-    if wanted != "given" and population is not None and name in population.quantiles:
+    if wanted == "cohort" and population is not None and name in population.quantiles:
         knots, values = _matched(scores, population.levels, np.asarray(population.quantiles[name]))
         if len(knots) > 1:
             return IntensityMap("cohort", knots, values * deviation + mean)
