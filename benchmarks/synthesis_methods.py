@@ -235,20 +235,20 @@ def _pretrained(assignment: Assignment) -> Method:
         model.save_pretrained(assignment.folder)
         _note(assignment, training.steps, training.seconds)
     # Prepared as in training, whatever a model that was never described would say.
-    return _reconstruction(_autoencoder(assignment.folder), source.cache.config)
+    return _reconstruction(_autoencoder(assignment.folder), source.cache.config, assignment.scale)
 
 
 def _saved(assignment: Assignment) -> Method:
     if assignment.weights is None:
         raise SystemExit("error: the method `saved` needs --model")
     model = _autoencoder(assignment.weights)
-    return _reconstruction(model, preprocessing_of(model))
+    return _reconstruction(model, preprocessing_of(model), assignment.scale)
 
 
-def _reconstruction(model: MAE, preprocess: PreprocessConfig) -> Reconstruction:
-    """A model on the grid that it writes voxels on: finer than the transformer's where voxels are regressed."""
+def _reconstruction(model: MAE, preprocess: PreprocessConfig, scale: Scale) -> Reconstruction:
+    """A model on the grid that it writes voxels on: the images' own where voxels are regressed."""
     regressed = model.synthesis is not None and bool(model.synthesis.fitted.any())
-    return Reconstruction(model, _spaced(model.config.synthesis.spacing[0]) if regressed else preprocess)
+    return Reconstruction(model, _spaced(scale.voxelwise) if regressed else preprocess)
 
 
 def unfair(weights: Path, source: Source, parts: Parts) -> str | None:
