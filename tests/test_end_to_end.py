@@ -22,6 +22,7 @@ def train(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::bmmae.inference.UnlikeTrainingWarning")  # two training studies: all is unlike them
 def test_three_real_studies_end_to_end(real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, run = tmp_path / "cohort.csv", tmp_path / "run"
     folder = tmp_path / "studies"
