@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,6 +23,8 @@ from bmmae.training.devices import uses_bf16
 from bmmae.training.optim import OptimConfig, make_optimizer, set_learning_rate
 
 WARMUP_SHARE = 0.05
+Watch = Callable[[int, float], None]
+"""Called after each step with the steps and the seconds so far, while the clock stands still."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,22 @@ def train(
     optim: OptimConfig,
     batch_size: int,
     seed: int = 0,
+    warmup: float = WARMUP_SHARE,
+    watch: Watch | None = None,
 ) -> Training:
-    """Train `model` in place until the budget is spent; at least one step."""
+    """Train `model` in place until the budget is spent; at least one step.
+
+    Args:
+        model: What is trained.
+        task: How.
+        dataset: Its samples.
+        budget: How long.
+        optim: The optimiser; its schedule is not used.
+        batch_size: Samples a step.
+        seed: Of the order of the samples, and of what is random in the model.
+        warmup: Share of the budget in which the learning rate rises.
+        watch: What looks at the model between steps.
+    """
     where = device()
     model.to(where).train()
     optimizer = make_optimizer(model, optim)
@@ -71,7 +89,7 @@ def train(
     bf16, losses, running = uses_bf16("auto", where), [], budget.start(where)
     torch.manual_seed(seed)
     while not losses or running.share(len(losses)) < 1:
-        set_learning_rate(optimizer.param_groups, optim.lr * _rate(min(1.0, running.share(len(losses)))))
+        set_learning_rate(optimizer.param_groups, optim.lr * _rate(min(1.0, running.share(len(losses))), warmup))
         batch = on_device(default_collate([dataset[address] for address in stream.micro_batch(len(losses))]), where)
         with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
             output = task.step(model, batch)
@@ -81,6 +99,8 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm or math.inf)
         optimizer.step()
         losses.append(float(loss.detach()))
+        if watch is not None:
+            running.leave_out(partial(watch, len(losses), running.spent()))
     model.eval()
     return Training(len(losses), running.spent(), statistics.fmean(losses[-max(1, len(losses) // 10) :]))
 
@@ -90,8 +110,8 @@ def on_device(batch: Batch, where: torch.device) -> Batch:
     return {key: value.to(where) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
-def _rate(share: float) -> float:
+def _rate(share: float, warmup: float) -> float:
     """Return the share of the peak learning rate: a linear rise, then a cosine down to zero."""
-    if share < WARMUP_SHARE:
-        return max(share / WARMUP_SHARE, 0.02)
-    return 0.5 * (1 + math.cos(math.pi * (share - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
+    if share < warmup:
+        return max(share / warmup, 0.02)
+    return 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))

@@ -16,10 +16,12 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import recipe_figures
 import segmentation
 from full_volumes import counter_intuitive_rate
 from learning_data import EDITIONS, OnlyModalities
 from paired import by_patient, differences, figure_by_patient, means
+from recipe_factors import NAMES, OURS, PUBLISHED, variant
 from segmentation_contestants import DEDICATED
 from transfer import some
 
@@ -124,12 +126,45 @@ def test_few_cases_are_drawn_by_the_seed() -> None:
     assert some(studies, 3, 0) == some(studies, 3, 0) != some(studies, 3, 1)
 
 
+def training(name: str, budget: float, errors: tuple[float, ...], ap: float) -> dict[str, Any]:
+    """A cell of the recipe benchmark that took part in the race, judged at equal intervals."""
+    cell = {"part": "race", "variant": name, "seed": 0, "budget": budget, "data": "real", "scored": "test"}
+    curve = [{"seconds": budget * (i + 1) / len(errors), "hidden": e} for i, e in enumerate(errors)]
+    scores = {key: {"a": ap, "b": ap + 0.1} for key in ("ap_all", "ap_t1")} | {"hidden": {"a": errors[-1]}}
+    return {"cell": cell, "curve": curve, "scores": scores, "steps": 9}
+
+
+def test_the_race_says_when_ours_reached_the_best_of_the_published_recipe() -> None:
+    published = training(PUBLISHED, 60.0, (0.9, 0.5, 0.6), 0.4)
+    found = recipe_figures.headline_figures([published, training(OURS, 20.0, (0.8, 0.5, 0.3, 0.4), 0.5)])
+    assert found["time_to_published_loss_share"].value == pytest.approx(10 / 60)
+    assert found["error_over_published"].value == pytest.approx(0.4 / 0.5)
+    assert found["probe_gain_over_published"].value == pytest.approx(0.1)
+    never = recipe_figures.headline_figures([published, training(OURS, 20.0, (0.8, 0.51), 0.5)])
+    assert "time_to_published_loss_share" not in never
+    assert never["error_over_published"].value > 1
+
+
+def test_probes_are_compared_with_random_weights_by_patient() -> None:
+    ours, random = training(OURS, 20.0, (0.5,), 0.5), training(recipe_figures.RANDOM, 0.0, (1.0,), 0.3)
+    found = recipe_figures.headline_figures([ours, random])
+    assert found["probe_gain"].value == pytest.approx(0.2)
+    assert "probe_gain_over_statistics" not in found
+
+
+def test_every_variant_but_the_recipe_changes_something() -> None:
+    plain = variant(OURS, (64, 64, 64))
+    assert plain.config.model.synthesis.units == 0
+    assert all(variant(name, (64, 64, 64)) != plain for name in NAMES if name != OURS)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("name", "figures"),
     [
         ("segmentation", {"any_vs_dedicated", "pretrained_vs_scratch", "best_comparator_gap", "et_without_t1ce"}),
+        ("recipe", {"probe_gain", "probe_gain_t1", "error_over_published"}),
         ("transfer", {"counter_intuitive_rate_synthetic", "probe_gain_all_over_random"}),
         ("patient", {"auc_to_ceiling", "c_index_to_ceiling", "any_vs_dedicated_auc"}),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,12 @@ class RunningBudget:
     def spent(self) -> float:
         """Seconds so far."""
         return computing_seconds(self.device) - self._since
+
+    def leave_out(self, work: Callable[[], object]) -> None:
+        """Do something while the clock stands still, such as judging what has been learned so far."""
+        before = computing_seconds(self.device)
+        work()
+        self._since += computing_seconds(self.device) - before
 
     def share(self, steps: int) -> float:
         """Return which share of the budget is used up after so many steps; 1 and more: stop."""

@@ -20,6 +20,7 @@ class EncoderConfig:
         heads: Attention heads; must divide `dim`.
         mlp_ratio: Hidden width of the MLP over `dim`.
         dropout: Dropout in the blocks' projections.
+        rotary: Turn queries and keys by the place of their patch, beside the fixed position embeddings.
     """
 
     dim: int = 768
@@ -27,10 +28,17 @@ class EncoderConfig:
     heads: int = 12
     mlp_ratio: float = 2.0
     dropout: float = 0.0
+    rotary: bool = False
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ConfigError(f"encoder.dim {self.dim} is not a multiple of encoder.heads {self.heads}")
+        length = self.dim // self.heads
+        if self.rotary and (length < 6 or length % 2):
+            raise ConfigError(
+                f"encoder.rotary needs heads of an even number of values, 6 or more, got {length}: "
+                "change encoder.dim or encoder.heads"
+            )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from bmmae.arrays import Bool, Float, Tensor
 from bmmae.model.config import EncoderConfig
 from bmmae.model.embed import PatchEmbedding
+from bmmae.model.rotary import RotaryBlock, turns
 from bmmae.model.tokens import TokenIndex, attention_mask
-from bmmae.patches import Triple
+from bmmae.patches import Triple, patch_grid
 
 
 def transformer_block(dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0) -> nn.Module:
@@ -52,7 +53,8 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         shape = (config.dim, config.heads, config.mlp_ratio, config.dropout)
-        self.blocks = nn.ModuleList(transformer_block(*shape) for _ in range(config.depth))
+        make = RotaryBlock if config.rotary else transformer_block
+        self.blocks = nn.ModuleList(make(*shape) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=1e-5)
         self.blocks.apply(initialise)
 
@@ -75,13 +77,16 @@ class Encoder(nn.Module):
         sequence = tokens.pad(self.embedding(images, tokens))
         cls_token = self.cls_token.to(sequence.dtype).expand(len(sequence), -1, -1)
         sequence = torch.cat([cls_token, sequence], dim=1)
-        mask = self.attention_mask(tokens)
+        given: dict[str, Any] = {"attn_mask": self.attention_mask(tokens)}
+        if self.config.rotary:
+            grid = patch_grid(images.shape[-3:], self.embedding.patch)
+            given["turn"] = turns(tokens, grid, self.config.dim // self.config.heads)
         yield sequence
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                sequence = cast(Tensor, checkpoint(block, sequence, attn_mask=mask, use_reentrant=False))
+                sequence = cast(Tensor, checkpoint(block, sequence, use_reentrant=False, **given))
             else:
-                sequence = block(sequence, attn_mask=mask)
+                sequence = block(sequence, **given)
             yield sequence
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

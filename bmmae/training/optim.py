@@ -1,9 +1,9 @@
-"""AdamW and its schedule. The schedule counts optimiser steps, whatever the number of processes."""
+"""The optimiser and its schedule. The schedule counts optimiser steps, whatever the number of processes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,9 +15,11 @@ from bmmae.errors import ConfigError
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser (AdamW) and its learning-rate schedule.
+    """The optimiser and its learning-rate schedule.
 
     Attributes:
+        kind: `adamw`, or `muon`, which turns the updates of the blocks' weight matrices into orthogonal ones as large
+            as AdamW's (Jordan 2024, as timm implements it) and leaves the others to AdamW, with Nesterov momentum.
         lr: Peak learning rate, reached at the end of the warm-up.
         weight_decay: Decoupled weight decay; not applied to norms, biases, embeddings and tokens.
         betas: Decay rates of AdamW's running means.
@@ -33,6 +35,7 @@ class OptimConfig:
         frozen_steps: Optimiser steps for which the encoder stays as it is, so that a new head learns first.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
@@ -153,8 +156,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return [group | {"lr_scale": 1.0} for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused where the device has a fused form.
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Return the optimiser over `parameter_groups`, AdamW fused where the device has a fused form.
 
     Raises:
         ConfigError: The model has no trainable parameter.
@@ -164,10 +167,22 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         groups = _encoder_apart(groups, model, config.frozen_steps)
     if not groups:
         raise ConfigError("The model has no trainable parameter: unfreeze some before training.")
+    if config.kind == "muon":
+        return _muon(groups, model, config)
     device = next(model.parameters()).device.type
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in {"cpu", "cuda", "mps"}
     )
+
+
+def _muon(groups: list[dict[str, Any]], model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Muon for the matrices of blocks, AdamW for the rest (timm's `use_fallback`)."""
+    from timm.optim import Muon
+
+    matrices = {id(value) for name, value in model.named_parameters() if "blocks." in name and value.ndim == 2}
+    divided = _divided(groups, matrices, lambda inside: {"use_fallback": not inside})
+    muon: torch.optim.Optimizer = Muon(divided, lr=config.lr, betas=config.betas, eps=config.eps, nesterov=True)
+    return muon
 
 
 def _encoder_apart(groups: list[dict[str, Any]], model: nn.Module, frozen_steps: int) -> list[dict[str, Any]]:
@@ -176,13 +191,26 @@ def _encoder_apart(groups: list[dict[str, Any]], model: nn.Module, frozen_steps:
     if not isinstance(encoder, nn.Module):
         raise ConfigError(f"optim.frozen_steps needs a model with an encoder; {type(model).__name__} has none.")
     ids = {id(parameter) for parameter in encoder.parameters()}
+    return _divided(groups, ids, lambda inside: {"frozen_steps": frozen_steps if inside else 0})
+
+
+def _divided(
+    groups: list[dict[str, Any]], chosen: set[int], more: Callable[[bool], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Divide each group into the parameters whose `id` is among the chosen ones and the others.
+
+    Args:
+        groups: What to divide.
+        chosen: Of parameters.
+        more: What the new groups say in addition, for the chosen ones and for the others.
+    """
     divided = []
     for group in groups:
-        for waiting in (True, False):
-            part = [parameter for parameter in group["params"] if (id(parameter) in ids) == waiting]
+        for inside in (True, False):
+            part = [parameter for parameter in group["params"] if (id(parameter) in chosen) == inside]
             if part:
                 rest = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-                divided.append({**rest, "params": part, "frozen_steps": frozen_steps if waiting else 0})
+                divided.append({**rest, "params": part, **more(inside)})
     return divided
 
 

@@ -127,6 +127,8 @@ def test_a_budget_counts_steps_or_the_seconds_of_this_process() -> None:
     while running.share(0) < 1:
         torch.randn(200, 200) @ torch.randn(200, 200)
     assert running.spent() == pytest.approx(0.2, abs=0.1)
+    running.leave_out(lambda: [torch.randn(200, 200) @ torch.randn(200, 200) for _ in range(400)])
+    assert running.spent() == pytest.approx(0.2, abs=0.1)
     for wrong in ({}, {"seconds": 1.0, "steps": 1}, {"steps": 0}, {"seconds": -1.0}):
         with pytest.raises(ConfigError, match="budget"):
             Budget(**wrong)

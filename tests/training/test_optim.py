@@ -116,3 +116,19 @@ def test_layer_decay_needs_to_know_the_layers() -> None:
 def test_a_frozen_model_cannot_be_optimised() -> None:
     with pytest.raises(ConfigError, match="no trainable parameter"):
         make_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
+
+
+def test_muon_turns_the_matrices_of_blocks_and_leaves_the_rest_to_adamw() -> None:
+    model = nn.ModuleDict({"blocks": nn.Sequential(nn.Linear(4, 6)), "head": nn.Linear(6, 2)})
+    optimizer = make_optimizer(model, OptimConfig(kind="muon", lr=0.1, weight_decay=0.0))
+    matrix, head = model["blocks"][0].weight, model["head"].weight  # type: ignore[index]
+    before = [value.detach().clone() for value in (matrix, head)]
+    torch.manual_seed(0)
+    for value in model.parameters():
+        value.grad = torch.randn_like(value)
+    set_learning_rate(optimizer.param_groups, 0.1)
+    optimizer.step()
+    singular = torch.linalg.svdvals((matrix - before[0]).detach())
+    assert singular.max() / singular.min() < 3
+    first = torch.full_like(head, 0.19)  # with Nesterov momentum: lr * (1 + beta) for any gradient
+    torch.testing.assert_close((head - before[1]).detach().abs(), first, rtol=1e-3, atol=0)
