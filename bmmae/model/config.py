@@ -106,6 +106,8 @@ class ModelConfig:
         decoder: Shape of the decoder.
         synthesis: The regression that writes absent modalities voxel by voxel.
         tissue_only: Leave patches without brain out of tokens and loss.
+        surroundings: Patches along an axis, odd numbers: over each such cube around its place, every visible token also
+            says mean and deviation of all modalities in pretraining; none for masked reconstruction alone.
     """
 
     modalities: tuple[str, ...] = STANDARD
@@ -115,8 +117,12 @@ class ModelConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     tissue_only: bool = True
+    surroundings: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "surroundings", tuple(self.surroundings))
+        if any(width < 1 or width % 2 == 0 for width in self.surroundings):
+            raise ConfigError(f"model.surroundings must be odd numbers of patches, got {self.surroundings}")
         object.__setattr__(self, "modalities", in_table_order(self.modalities))
         object.__setattr__(self, "patch", as_triple(self.patch))
         object.__setattr__(self, "size", as_triple(self.size))

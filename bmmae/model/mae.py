@@ -16,6 +16,7 @@ from bmmae.model.config import ModelConfig
 from bmmae.model.decoder import Decoder
 from bmmae.model.encoder import Encoder, initialise
 from bmmae.model.pretrained import PretrainedModel
+from bmmae.model.surroundings import Surroundings
 from bmmae.model.synthesis import VoxelSynthesis
 from bmmae.model.tokens import TokenIndex
 from bmmae.patches import Triple, any_in_patch, as_triple, patch_grid, spread, unpatchify
@@ -29,11 +30,16 @@ class Prediction:
         values: Float[T, P], z-scored intensities.
         targets: Which token each row is.
         padding_share: Share of the encoder's sequences that was padding.
+        visible: Which tokens the encoder saw.
+        surroundings: Float[N, M, F], moments around each visible token, in the order of `moments_around`; None if the
+            model does not predict them.
     """
 
     values: Float[Tensor, "T P"]
     targets: TokenIndex
     padding_share: float
+    visible: TokenIndex
+    surroundings: Float[Tensor, "N M F"] | None = None
 
 
 class MAE(PretrainedModel):
@@ -54,6 +60,8 @@ class MAE(PretrainedModel):
         self.decoder = Decoder(count, config.encoder.dim, config.decoder)
         self.head = nn.Linear(dim, math.prod(config.patch))
         self.synthesis = VoxelSynthesis(count, config.synthesis) if config.synthesis.units else None
+        widths = config.surroundings
+        self.surroundings = Surroundings(count, config.encoder.dim, widths) if widths else None
         initialise(self.head)
 
     def forward(
@@ -71,8 +79,10 @@ class MAE(PretrainedModel):
         """
         grid = patch_grid(images.shape[-3:], self.config.patch)
         shown, wanted = TokenIndex.of(visible), TokenIndex.of(targets)
-        features = self.decoder(self.encoder(images, shown), shown, wanted, grid)
-        return Prediction(self.head(features), wanted, shown.padding_share)
+        encoded = self.encoder(images, shown)
+        features = self.decoder(encoded, shown, wanted, grid)
+        around = None if self.surroundings is None else self.surroundings(shown.flatten(encoded[:, 1:]))
+        return Prediction(self.head(features), wanted, shown.padding_share, shown, around)
 
     def stack(
         self, images: Mapping[str, Float[Tensor, "B 1 H W D"]]
@@ -192,7 +202,8 @@ class MAE(PretrainedModel):
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that are embeddings and tokens rather than weights."""
-        return {
+        own = set() if self.surroundings is None else {"surroundings.bias"}
+        return own | {
             "encoder.cls_token",
             "encoder.embedding.modality",
             "encoder.embedding.bias",

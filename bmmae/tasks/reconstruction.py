@@ -1,7 +1,8 @@
-"""Pretraining: predict the hidden voxels of the available modalities."""
+"""Pretraining: predict the hidden voxels of the available modalities, and perhaps what lies around visible patches."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,10 +18,13 @@ from bmmae.losses import masked_squared_error
 from bmmae.model.config import ModelConfig
 from bmmae.model.mae import MAE, Prediction
 from bmmae.model.operations import decoder_operations, encoder_operations
+from bmmae.model.surroundings import moments_around
 from bmmae.model.synthesis import Examples, VoxelSynthesis
+from bmmae.model.tokens import TokenIndex
 from bmmae.patches import as_triple, gather_patches
 from bmmae.tasks.task import Batch, Mode, StepOutput, tensors
 
+SURROUNDINGS_WEIGHT = 2
 MOST_STUDIES, MOST_VOXELS = 32, 150_000
 """Studies and voxels that the voxel-wise regression is fitted to: more change its coefficients little."""
 
@@ -73,7 +77,10 @@ def _examples(
 class ReconstructionTask:
     """Masked reconstruction. Loss: mean squared error, in z-units, over the scanned hidden voxels that are decoded.
 
-    Metrics, all lower is better: `mse_<modality>`, and `padding_share` of the encoder's sequences.
+    If the model predicts surroundings, their squared errors are averaged along with those of the voxels: the
+    surroundings of a visible token count as much as the voxels of `SURROUNDINGS_WEIGHT` patches.
+
+    Metrics, all lower is better: `mse_<modality>`, `mse_surroundings`, and `padding_share` of the encoder's sequences.
 
     Args:
         config: The model's config; where `tissue_only`, only voxels inside the brain count.
@@ -95,6 +102,12 @@ class ReconstructionTask:
         loss_sum, loss_count = masked_squared_error(prediction.values, target, counted)
         shown, asked = (~mask).sum((1, 2)), prediction.targets.counts
         metrics = self._by_modality(prediction, target, counted) | {"padding_share": _padding(shown)}
+        if prediction.surroundings is not None:
+            counts = valid & brain[:, None] if self.config.tissue_only else valid
+            error, count = self._surroundings(prediction.surroundings, prediction.visible, images, counts)
+            metrics["mse_surroundings"] = (error.detach(), count)
+            weight = SURROUNDINGS_WEIGHT * math.prod(self.config.patch)
+            loss_sum, loss_count = loss_sum + weight * error, loss_count + weight * count
         return StepOutput(loss_sum, loss_count, metrics, self._operations(shown.tolist(), asked.tolist()))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> StepOutput:
@@ -104,6 +117,15 @@ class ReconstructionTask:
     def _gather(self, volumes: Tensor, prediction: Prediction) -> Tensor:
         tokens = prediction.targets
         return gather_patches(volumes, self.config.patch, tokens.sample, tokens.modality, tokens.place)
+
+    def _surroundings(
+        self, predicted: Tensor, tokens: TokenIndex, images: Tensor, counted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The mean squared error of each visible token's surroundings, summed over tokens, and their number."""
+        around, known = moments_around(images, counted, self.config.patch, self.config.surroundings)
+        truth, there = (each.transpose(1, 2)[tokens.sample, tokens.place] for each in (around, known))
+        errors = ((predicted.float() - truth) ** 2 * there).sum((1, 2)) / there.sum((1, 2)).clamp(min=1)
+        return errors.sum(), errors.new_tensor(len(errors))
 
     def _operations(self, visible: list[int], asked: list[int]) -> float:
         return encoder_operations(self.config, visible) + decoder_operations(self.config, visible, asked)
