@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from budgeted import WARMUP_SHARE
@@ -70,16 +71,26 @@ def _augment(**values: Any) -> Change:
     return lambda config: replace(config, augment=replace(config.augment, **values))
 
 
+def _all(*changes: Change) -> Change:
+    return lambda config: reduce(lambda found, change: change(found), changes, config)
+
+
+AROUND = _model(surroundings=(1, 3, 5))
+"""Means and deviations over the patch itself and over cubes of three and five patches."""
+
 CHANGES: dict[str, Change] = {
+    "rotary + surroundings": _all(_encoder(rotary=True), AROUND),
     "visible 12.5 %": _masking(visible_share=0.125),
+    "all three": _all(_encoder(rotary=True), AROUND, _masking(visible_share=0.125)),
+    "rotary": _encoder(rotary=True),
+    "surroundings": AROUND,
     "visible 15 %": _masking(visible_share=0.15),
+    "standardised patches": _model(targets="patches"),
     "visible 50 %": _masking(visible_share=0.5),
     "no drops": _masking(drop_share=0.0),
     "drops always": _masking(drop_share=1.0),
     "not co-located": _decoder(colocated=False),
     "batch 2": _batch(2),
-    "batch 2, visible 12.5 %": lambda config: _batch(2)(_masking(visible_share=0.125)(config)),
-    "rotary": _encoder(rotary=True),
     "muon": _optim(kind="muon"),
     "batch 4": _batch(4),
     "lr 0.0003": _optim(lr=3e-4),

@@ -25,8 +25,7 @@ from bmmae.metrics import psnr
 from bmmae.modalities import STANDARD
 from bmmae.model.config import ModelConfig
 from bmmae.model.mae import MAE
-from bmmae.patches import any_in_patch, as_triple
-from bmmae.tasks.reconstruction import ReconstructionTask
+from bmmae.patches import any_in_patch, as_triple, patch_grid, spread
 from bmmae.tasks.task import tensors
 
 MASKS = MaskingConfig(visible_share=0.25, alpha=1.0, drop_share=0.0, decode_share=1.0)
@@ -82,9 +81,10 @@ def _hidden(config: ModelConfig, batch: Batch) -> tuple[torch.Tensor, torch.Tens
 @torch.inference_mode()
 def _error(model: MAE, batch: Batch, visible: torch.Tensor, targets: torch.Tensor) -> float:
     """Return the mean squared error over the tissue of the target patches."""
-    task = ReconstructionTask(replace(model.config, tissue_only=True))
-    output = task.step(model, {**batch, "mask": ~visible, "decode": targets})
-    return float(output.loss_sum / output.loss_count)
+    images, valid, brain = tensors(batch, "images", "valid", "brain")
+    made = model.place(model(images, visible, targets).values.float(), targets, as_triple(images.shape[-3:]))
+    asked = spread(targets, patch_grid(images.shape[-3:], model.config.patch), model.config.patch)
+    return float((made - images)[asked & valid & brain[:, None]].square().mean())
 
 
 @torch.inference_mode()

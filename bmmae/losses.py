@@ -7,6 +7,9 @@ from torch.nn import functional as F
 
 from bmmae.arrays import Bool, Float, Int, Tensor
 
+FLAT_VARIANCE = 0.05
+"""Of z-scores in a patch of hardly any contrast: mostly noise."""
+
 
 def masked_squared_error(
     predicted: Float[Tensor, "T P"], target: Float[Tensor, "T P"], counted: Bool[Tensor, "T P"]
@@ -20,6 +23,29 @@ def masked_squared_error(
     """
     weights = counted.to(torch.float32)
     error = (predicted.float() - target.float()).square() * weights
+    return error.sum(), weights.sum()
+
+
+def standardised_squared_error(
+    predicted: Float[Tensor, "T P"], target: Float[Tensor, "T P"], counted: Bool[Tensor, "T P"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the same sum with each patch's deviations from its mean in units of their own spread, and how many count.
+
+    The mean of a patch stays in z-units, so that predictions are voxels all the same: per-patch normalised targets
+    (MAE, arXiv 2111.06377) that can still be pictured. Flat patches are not blown up beyond `FLAT_VARIANCE`.
+
+    Args:
+        predicted: Voxels of the decoded patches.
+        target: Their true values.
+        counted: True = the voxel was scanned (and is tissue, if only tissue counts).
+    """
+    weights, truth = counted.to(torch.float32), target.float()
+    number = weights.sum(1, keepdim=True).clamp(min=1)
+    difference = predicted.float() - truth
+    offset = (difference * weights).sum(1, keepdim=True) / number
+    centre = (truth * weights).sum(1, keepdim=True) / number
+    variance = ((truth - centre).square() * weights).sum(1, keepdim=True) / number
+    error = (offset.square() + (difference - offset).square() / (variance + FLAT_VARIANCE)) * weights
     return error.sum(), weights.sum()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import flags, volumes
 
-from bmmae.losses import dice_and_cross_entropy, masked_squared_error
+from bmmae.losses import FLAT_VARIANCE, dice_and_cross_entropy, masked_squared_error, standardised_squared_error
 
 
 def test_squared_error_counts_only_what_is_counted() -> None:
@@ -24,6 +24,28 @@ def test_squared_error_of_nothing_is_zero_with_a_gradient() -> None:
     total.backward()
     assert (float(total.detach()), float(count)) == (0.0, 0.0)
     assert predicted.grad is not None
+
+
+def test_standardised_error_equals_its_formula() -> None:
+    predicted, target = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)) * 2
+    counted = flags(3, 8, seed=1)
+    counted[2] = False
+    total, count = standardised_squared_error(predicted, target, counted)
+    expected = 0.0
+    for row in range(2):
+        y, t = predicted[row][counted[row]], target[row][counted[row]]
+        shape = ((y - y.mean()) - (t - t.mean())).square().sum() / (t.var(correction=0) + FLAT_VARIANCE)
+        expected += float(len(t) * (y.mean() - t.mean()) ** 2 + shape)
+    assert float(total) == pytest.approx(expected, rel=1e-4)
+    assert float(count) == float(counted.sum())
+
+
+def test_scaling_contrast_within_patches_leaves_the_standardised_error() -> None:
+    target, counted = 10 * torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), flags(4, 64)
+    mean = (target * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True)
+    weak = standardised_squared_error(mean.expand_as(target), target, counted)[0]
+    strong = standardised_squared_error(mean.expand_as(target), mean + 10 * (target - mean), counted)[0]
+    torch.testing.assert_close(weak, strong, rtol=1e-2, atol=0)
 
 
 def test_dice_and_cross_entropy_equal_their_formulas() -> None:

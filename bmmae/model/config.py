@@ -106,6 +106,8 @@ class ModelConfig:
         decoder: Shape of the decoder.
         synthesis: The regression that writes absent modalities voxel by voxel.
         tissue_only: Leave patches without brain out of tokens and loss.
+        targets: What training compares: `voxels` in z-units, or `patches`, whose deviations from their mean count in
+            units of their own spread; predictions are voxels in z-units either way.
         surroundings: Patches along an axis, odd numbers: over each such cube around its place, every visible token also
             says mean and deviation of all modalities in pretraining; none for masked reconstruction alone.
     """
@@ -117,6 +119,7 @@ class ModelConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     tissue_only: bool = True
+    targets: Literal["voxels", "patches"] = "voxels"
     surroundings: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

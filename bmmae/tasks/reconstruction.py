@@ -14,7 +14,7 @@ from bmmae.arrays import Int
 from bmmae.data.cohort import Study
 from bmmae.data.preprocess import PreparedStudy, PreprocessConfig, no_finer_than, prepare_study
 from bmmae.data.reading import read_header
-from bmmae.losses import masked_squared_error
+from bmmae.losses import masked_squared_error, standardised_squared_error
 from bmmae.model.config import ModelConfig
 from bmmae.model.mae import MAE, Prediction
 from bmmae.model.operations import decoder_operations, encoder_operations
@@ -75,7 +75,9 @@ def _examples(
 
 
 class ReconstructionTask:
-    """Masked reconstruction. Loss: mean squared error, in z-units, over the scanned hidden voxels that are decoded.
+    """Masked reconstruction. Loss: mean squared error over the scanned hidden voxels that are decoded.
+
+    It is in z-units, or standardised by patch if the model's config says so.
 
     If the model predicts surroundings, their squared errors are averaged along with those of the voxels: the
     surroundings of a visible token count as much as the voxels of `SURROUNDINGS_WEIGHT` patches.
@@ -99,7 +101,8 @@ class ReconstructionTask:
         counted = self._gather(valid, prediction)
         if self.config.tissue_only:
             counted &= self._gather(brain[:, None].expand_as(valid), prediction)
-        loss_sum, loss_count = masked_squared_error(prediction.values, target, counted)
+        error_of = masked_squared_error if self.config.targets == "voxels" else standardised_squared_error
+        loss_sum, loss_count = error_of(prediction.values, target, counted)
         shown, asked = (~mask).sum((1, 2)), prediction.targets.counts
         metrics = self._by_modality(prediction, target, counted) | {"padding_share": _padding(shown)}
         if prediction.surroundings is not None:
