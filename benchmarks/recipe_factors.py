@@ -77,11 +77,13 @@ def _all(*changes: Change) -> Change:
 
 AROUND = _model(surroundings=(1, 3, 5))
 """Means and deviations over the patch itself and over cubes of three and five patches."""
+ALL_THREE = _all(_encoder(rotary=True), AROUND, _masking(visible_share=0.125))
 
 CHANGES: dict[str, Change] = {
     "rotary + surroundings": _all(_encoder(rotary=True), AROUND),
     "visible 12.5 %": _masking(visible_share=0.125),
-    "all three": _all(_encoder(rotary=True), AROUND, _masking(visible_share=0.125)),
+    "all three": ALL_THREE,
+    "all three, drops always": _all(ALL_THREE, _masking(drop_share=1.0)),
     "rotary": _encoder(rotary=True),
     "surroundings": AROUND,
     "visible 15 %": _masking(visible_share=0.15),
@@ -92,6 +94,7 @@ CHANGES: dict[str, Change] = {
     "not co-located": _decoder(colocated=False),
     "batch 2": _batch(2),
     "muon": _optim(kind="muon"),
+    "all three, muon": _all(ALL_THREE, _optim(kind="muon")),
     "batch 4": _batch(4),
     "lr 0.0003": _optim(lr=3e-4),
     "lr 0.002": _optim(lr=2e-3),
