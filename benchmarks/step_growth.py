@@ -98,6 +98,7 @@ def _measure(model: MAE, batch: Batch) -> dict[str, float]:
 def plot_growth(rows: list[dict[str, Any]], path: Path) -> Path:
     """Draw time and memory per visible token over the number of visible tokens."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
     canvas = Figure(figsize=(9, 3.6), layout="constrained")
     axes = canvas.subplots(1, 2)
@@ -109,8 +110,11 @@ def plot_growth(rows: list[dict[str, Any]], path: Path) -> Path:
         tokens = [row["visible_tokens"] for row in line]
         for axis, key in zip(axes, ("milliseconds_a_token", "megabytes_kept_a_token"), strict=True):
             axis.plot(tokens, [row[key] for row in line], marker="o", label=f"more {name}".replace("side", "voxels"))
-    for axis, text in zip(axes, ("milliseconds", "megabytes kept for the backward pass"), strict=True):
+    for axis, text in zip(axes, ("milliseconds", "megabytes kept for backward"), strict=True):
         axis.set(xscale="log", xlabel="visible tokens in the batch", title=f"{text} a visible token", ylim=(0, None))
+        axis.xaxis.set_major_locator(FixedLocator([250, 500, 1000, 2000, 4000]))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].legend()
     canvas.savefig(path, dpi=110)
