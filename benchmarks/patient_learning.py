@@ -66,7 +66,7 @@ def dataset_of(
 ) -> PatientDataset:
     """Return windows that hold a whole brain, with what the table says."""
     view = replace(View.of(config.model), size=source.window)
-    columns = Columns(config.targets, config.clinical, lesions=config.lesion != "none")
+    columns = Columns(config.targets, config.clinical, lesions=config.lesion)
     return PatientDataset(studies, view, source.cache, columns, seed=seed, augment=augment)
 
 

@@ -25,6 +25,8 @@ class ClinicalVariable:
         categories: Seen in the training fold, sorted; any other value counts as missing.
         imputed: Encoded value that stands in for a missing one (the median or the most frequent category), if asked
             for; the missing flag stays.
+        modality: Of a measure, whose image it was taken from (empty: the segmentation's alone): it is missing where
+            that modality is. None for what only the table knows.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ClinicalVariable:
     deviation: float = 1.0
     categories: tuple[str, ...] = ()
     imputed: float | None = None
+    modality: str | None = None
 
     @property
     def width(self) -> int:
@@ -80,8 +83,10 @@ class VectorInput:
         return [float(value) for value in scaled], True
 
 
-def fit_clinical(name: str, cells: Sequence[Cell], *, impute: bool = False) -> ClinicalVariable:
-    """Fit a variable on the training fold's cells.
+def fit_clinical(
+    name: str, cells: Sequence[Cell], *, impute: bool = False, modality: str | None = None
+) -> ClinicalVariable:
+    """Fit a variable on the training fold's cells; `modality` as in `ClinicalVariable`.
 
     Raises:
         CohortError: If all are blank.
@@ -93,7 +98,7 @@ def fit_clinical(name: str, cells: Sequence[Cell], *, impute: bool = False) -> C
         values = np.array(known, float)
         mean, deviation = float(values.mean()), float(values.std()) or 1.0
         middle = (float(np.median(values)) - mean) / deviation
-        return ClinicalVariable(name, "numeric", mean, deviation, imputed=middle if impute else None)
+        return ClinicalVariable(name, "numeric", mean, deviation, (), middle if impute else None, modality)
     counts = Counter(str(as_label(cell)) for cell in known)
     categories = tuple(sorted(counts))
     commonest = max(categories, key=lambda label: counts[label])

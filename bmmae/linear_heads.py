@@ -6,6 +6,7 @@ any other: the coefficients become the weights of its heads.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,21 @@ from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.data.cohort import Study
 from bmmae.data.loaders import collate
 from bmmae.data.patients import Columns
-from bmmae.losses import cox_partial_likelihood
+from bmmae.losses import partial_likelihood, risk_sets
 from bmmae.model.patient import PatientModel
 from bmmae.targets import UNKNOWN, Target, censoring_weights, survival_classes
 from bmmae.tasks.patient import PatientTask, label_columns
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))
 """Inverse strengths of the ridge penalty that validation chooses from."""
+COMPONENTS = (32,)
+"""Principal components of the images' features that validation chooses from, beside all and none."""
+FOLDS = 5
+PATIENCE = 1
+"""Weaker penalties are tried until the loss has been above the lowest more often than this in a row."""
+SMALLEST = 1e-8
+ABSENT = -8.0
+"""Log-odds of a class that no patient has, against one without slopes."""
 INTERVAL_SCALE = 10.0
 """Intercepts of the hazard's intervals are penalised a hundredth as much as coefficients."""
 
@@ -36,33 +45,62 @@ class Rows:
         studies: One a row.
         features: Of the images.
         design: Of what is known beside them.
-        whole: Rows that show all that their study has; each study has one.
+        subsets: Which modalities each row shows.
     """
 
     studies: tuple[Study, ...]
     features: Float[np.ndarray, "N F"]
     design: Float[np.ndarray, "N W"]
-    whole: Bool[np.ndarray, " N"]
+    subsets: tuple[tuple[str, ...], ...]
 
     @property
     def weights(self) -> Float[np.ndarray, " N"]:
         """One a study, shared by its rows."""
         keys = [study.key for study in self.studies]
-        counts = {key: keys.count(key) for key in set(keys)}
+        counts = Counter(keys)
         return np.array([1 / counts[key] for key in keys])
 
     def taken(self, chosen: Bool[np.ndarray, " N"]) -> Rows:
         """Return the rows that are flagged."""
-        studies = tuple(study for study, keep in zip(self.studies, chosen, strict=True) if keep)
-        return Rows(studies, self.features[chosen], self.design[chosen], self.whole[chosen])
+        places = np.flatnonzero(chosen)
+        studies, subsets = (tuple(own[place] for place in places) for own in (self.studies, self.subsets))
+        return Rows(studies, self.features[chosen], self.design[chosen], subsets)
+
+    def strata(self) -> list[Bool[np.ndarray, " N"]]:
+        """Return which rows are from each subset: they hold a study once."""
+        places = {subset: place for place, subset in enumerate(dict.fromkeys(self.subsets))}
+        numbers = np.array([places[subset] for subset in self.subsets])
+        return [numbers == number for number in range(len(places))]
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """Coefficients on standardised columns, Float[K, X], and intercepts, Float[K]."""
+    """Coefficients, Float[K, X], and intercepts, Float[K]."""
 
     slopes: Array
     intercepts: Array
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """How raw columns become what is fitted: `(raw - mean) @ matrix`.
+
+    Attributes:
+        mean: Float[X].
+        matrix: Float[X, C].
+    """
+
+    mean: Array
+    matrix: Array
+
+    def apply(self, raw: Array) -> Array:
+        """Return Float[N, C]."""
+        return np.asarray((raw - self.mean) @ self.matrix)
+
+    def undo(self, fit: _Fit) -> _Fit:
+        """Return the same fit in terms of the raw columns."""
+        slopes = fit.slopes @ self.matrix.T
+        return _Fit(slopes, fit.intercepts - slopes @ self.mean)
 
 
 @dataclass(frozen=True)
@@ -77,32 +115,113 @@ class _Outcome:
 
 @torch.no_grad()
 def fit_linear_heads(
-    model: PatientModel, train: Rows, validation: Rows, columns: Columns, *, images: bool = True
-) -> None:
+    model: PatientModel, train: Rows, validation: Rows | None, columns: Columns, *, images: bool = True
+) -> dict[str, str]:
     """Fit every head of a model, in place.
 
-    The penalty is the one with the lowest loss on the validation rows; nothing else is taken from them. Cox targets,
-    whose risk sets must hold each patient once, are fitted on whole studies only.
+    The penalty and the number of principal components of the images' features (all; or none of them, where there is
+    something beside the images) are those with the lowest loss on the validation rows, or in a cross-validation by
+    patient within the training rows; nothing else is taken from them. Risk sets of Cox targets are those of rows from
+    the same subset, so that each holds a patient once: a stratified partial likelihood.
 
     Args:
         model: Whose features the rows hold; without fusion.
         train: Training studies.
-        validation: Of the inner validation fold.
+        validation: Of the inner validation fold; None chooses by cross-validation, and then fits to all of `train`.
         columns: How the studies' rows become labels.
         images: Use the images; else only what is known beside them.
+
+    Returns:
+        What was chosen for each target, in words.
     """
+    chosen = {}
     for index, target in enumerate(model.config.targets):
-        own, held = (rows.taken(rows.whole) if target.kind == "cox" else rows for rows in (train, validation))
-        inputs = _inputs(own, images=images)
-        mean, scale = inputs.mean(0), inputs.std(0)
-        scale = np.where(scale > 1e-8, scale, 1.0)
-        standard, check = (inputs - mean) / scale, (_inputs(held, images=images) - mean) / scale
-        outcome, truth = _outcome(own, columns, target), _outcome(held, columns, target)
-        task = PatientTask(model.config)
-        fits = [_fit(target, standard, outcome, own.weights, strength) for strength in STRENGTHS]
-        best = min(fits, key=lambda fit: _loss(task, target, check @ fit.slopes.T + fit.intercepts, truth))
-        slopes = best.slopes / scale
-        _set(model, index, slopes, best.intercepts - slopes @ mean, images=images)
+        parts = _inner_folds(train) if validation is None else [(train, validation)]
+        search = _Search(PatientTask(model.config), target, columns, images)
+        count, strength = search.best(parts)
+        fit = search.fit(train, search.basis(train, count), strength)
+        _set(model, index, fit.slopes, fit.intercepts, images=images)
+        taken = "all features" if count is None else f"{count} components"
+        chosen[target.name] = f"{taken} of the images, inverse penalty {strength:g}"
+    return chosen
+
+
+def _inner_folds(rows: Rows) -> list[tuple[Rows, Rows]]:
+    """Divide rows by patient."""
+    groups = [study.group for study in rows.studies]
+    names = sorted(set(groups))
+    place = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % FOLDS, strict=True))
+    folds = np.array([place[group] for group in groups])
+    return [(rows.taken(folds != fold), rows.taken(folds == fold)) for fold in range(FOLDS)]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One target's fits, and which of them is best."""
+
+    task: PatientTask
+    target: Target
+    columns: Columns
+    images: bool
+
+    def best(self, parts: Sequence[tuple[Rows, Rows]]) -> tuple[int | None, float]:
+        """Return the components and the inverse penalty of the lowest loss over pairs of training and held-out rows."""
+        rows = parts[0][0]
+        counts: list[int | None] = [n for n in COMPONENTS if n < rows.features.shape[1]] if self.images else []
+        counts += [None] if self.images else []
+        counts += [0] if rows.design.shape[1] else []
+        losses: dict[tuple[int | None, float], float] = {}
+        for count in counts:
+            bases = [self.basis(own, count) for own, _ in parts]
+            worse, lowest = 0, float("inf")
+            for strength in STRENGTHS:
+                pairs = zip(parts, bases, strict=True)
+                loss = sum(self.loss(held, self.fit(own, basis, strength)) for (own, held), basis in pairs)
+                losses[count, strength] = loss
+                worse, lowest = (worse + 1, lowest) if loss > lowest else (0, loss)
+                if worse > PATIENCE:
+                    break
+        return min(losses, key=lambda setting: losses[setting])
+
+    def basis(self, rows: Rows, count: int | None) -> _Basis:
+        """Standardise columns; features are turned to so many principal components, the first of deviation one."""
+        raw = _inputs(rows, images=self.images)
+        width = rows.features.shape[1] if self.images else 0
+        mean, scale = raw.mean(0), raw.std(0)
+        scale = np.where(scale > SMALLEST, scale, 1.0)
+        block = np.eye(width)
+        if count is not None and width:
+            standard = (raw[:, :width] - mean[:width]) / scale[:width]
+            values, vectors = np.linalg.eigh(standard.T @ standard / len(raw))
+            block = vectors[:, ::-1][:, :count] / max(float(values[-1]), SMALLEST) ** 0.5
+        matrix = np.zeros((len(scale), block.shape[1] + len(scale) - width))
+        matrix[:width, : block.shape[1]] = block
+        matrix[width:, block.shape[1] :] = np.eye(len(scale) - width)
+        return _Basis(mean, matrix / scale[:, None])
+
+    def fit(self, rows: Rows, basis: _Basis, strength: float) -> _Fit:
+        """Fit on rows; the result is in terms of the raw columns."""
+        if self.target.kind == "cox":
+            strata = [(rows.taken(chosen), float(rows.weights[chosen].mean())) for chosen in rows.strata()]
+            parts = [(self._inputs_of(part, basis), self._outcome(part), weight) for part, weight in strata]
+            return basis.undo(_cox(parts, strength))
+        return basis.undo(_fit(self.target, self._inputs_of(rows, basis), self._outcome(rows), rows.weights, strength))
+
+    def loss(self, rows: Rows, fit: _Fit) -> float:
+        """Return the loss on rows."""
+        cox = self.target.kind == "cox"
+        parts = [rows.taken(chosen) for chosen in rows.strata()] if cox else [rows]
+        return sum(self._loss(part, fit) for part in parts) / len(parts)
+
+    def _loss(self, rows: Rows, fit: _Fit) -> float:
+        logits = _inputs(rows, images=self.images) @ fit.slopes.T + fit.intercepts
+        return _loss(self.task, self.target, logits, self._outcome(rows))
+
+    def _inputs_of(self, rows: Rows, basis: _Basis) -> Array:
+        return basis.apply(_inputs(rows, images=self.images))
+
+    def _outcome(self, rows: Rows) -> _Outcome:
+        return _outcome(rows, self.columns, self.target)
 
 
 def _inputs(rows: Rows, *, images: bool) -> Array:
@@ -140,29 +259,39 @@ def _set(model: PatientModel, index: int, slopes: Array, intercepts: Array, *, i
 
 
 def _fit(target: Target, inputs: Array, outcome: _Outcome, weights: Array, strength: float) -> _Fit:
-    if target.kind == "cox":
-        return _cox(inputs, outcome, strength)
     if target.kind == "hazard":
         return _hazard(target, inputs, outcome, weights, strength)
     if target.kind == "survival_classes":
         label = survival_classes(outcome.time, outcome.event, target.edges)
-        return _logistic(inputs, label, weights * censoring_weights(target, outcome.time, outcome.event), strength)
+        weights = weights * censoring_weights(target, outcome.time, outcome.event)
+        return _logistic(inputs, label, weights, strength, len(target.classes))
     labels = outcome.label
     factors = np.array(target.weights).reshape(labels.shape[1], -1) if target.weights else None
+    classes = len(target.classes) if target.kind == "multiclass" else 2
+    shares = [1 if factors is None else factors[place][np.maximum(label, 0)] for place, label in enumerate(labels.T)]
     fits = [
-        _logistic(inputs, label, weights * (1 if factors is None else factors[place][np.maximum(label, 0)]), strength)
-        for place, label in enumerate(labels.T)
+        _logistic(inputs, label, weights * share, strength, classes)
+        for label, share in zip(labels.T, shares, strict=True)
     ]
     return _Fit(np.concatenate([f.slopes for f in fits]), np.concatenate([f.intercepts for f in fits]))
 
 
-def _logistic(inputs: Array, label: Array, weights: Array, strength: float) -> _Fit:
+def _logistic(inputs: Array, label: Array, weights: Array, strength: float, classes: int = 2) -> _Fit:
+    """Multinomial logistic regression; two classes have one output. A class without patients gets a low level."""
     from sklearn.linear_model import LogisticRegression
 
     known = (label != UNKNOWN) & (weights > 0)
-    model = LogisticRegression(C=strength, max_iter=5000)
-    model.fit(inputs[known], label[known], sample_weight=weights[known])
-    return _Fit(np.asarray(model.coef_), np.asarray(model.intercept_))
+    present = np.unique(label[known])
+    slopes, levels = np.zeros((classes, inputs.shape[1])), np.full(classes, ABSENT)
+    levels[present] = 0.0
+    if len(present) > 1:
+        model = LogisticRegression(C=strength, max_iter=5000)
+        model.fit(inputs[known], label[known], sample_weight=weights[known])
+        pair = np.array([[-0.5], [0.5]]) if len(present) == 2 else 1.0
+        slopes[present], levels[present] = pair * model.coef_, (pair * model.intercept_[:, None])[..., 0]
+    if classes > 2:
+        return _Fit(slopes, levels)
+    return _Fit(slopes[1:] - slopes[:1], levels[1:] - levels[:1])
 
 
 def _hazard(target: Target, inputs: Array, outcome: _Outcome, weights: Array, strength: float) -> _Fit:
@@ -183,16 +312,22 @@ def _hazard(target: Target, inputs: Array, outcome: _Outcome, weights: Array, st
 
 
 @torch.enable_grad()
-def _cox(inputs: Array, outcome: _Outcome, strength: float) -> _Fit:
-    """Ridge-penalised partial likelihood, by L-BFGS."""
-    design, time = torch.from_numpy(inputs).float(), torch.from_numpy(outcome.time)
-    event = torch.from_numpy(outcome.event)
-    slopes = torch.zeros(design.shape[1], requires_grad=True)
+def _cox(strata: Sequence[tuple[Array, _Outcome, float]], strength: float) -> _Fit:
+    """Ridge-penalised partial likelihood of strata with a weight each, by L-BFGS."""
+    parts = [
+        (
+            torch.from_numpy(inputs).float(),
+            risk_sets(torch.from_numpy(o.time).float(), torch.from_numpy(o.event)),
+            weight,
+        )
+        for inputs, o, weight in strata
+    ]
+    slopes = torch.zeros(parts[0][0].shape[1], requires_grad=True)
     optimiser = torch.optim.LBFGS([slopes], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimiser.zero_grad()
-        loss, _ = cox_partial_likelihood(design @ slopes, time.float(), event)
+        loss = sum(weight * partial_likelihood(own @ slopes, *sets) for own, sets, weight in parts)
         total = strength * loss + slopes.square().sum() / 2
         total.backward()  # type: ignore[no-untyped-call]
         return float(total.detach())
@@ -202,9 +337,5 @@ def _cox(inputs: Array, outcome: _Outcome, strength: float) -> _Fit:
 
 
 def collect(studies: Sequence[Study], subsets: Sequence[tuple[str, ...]], features: Array, design: Array) -> Rows:
-    """Return rows, those flagged whole that show the largest subset of their study."""
-    sizes: dict[tuple[str, str], int] = {}
-    for study, subset in zip(studies, subsets, strict=True):
-        sizes[study.key] = max(sizes.get(study.key, 0), len(subset))
-    whole = np.array([len(subset) == sizes[study.key] for study, subset in zip(studies, subsets, strict=True)])
-    return Rows(tuple(studies), features, design, whole)
+    """Return rows."""
+    return Rows(tuple(studies), features, design, tuple(subsets))

@@ -164,16 +164,27 @@ def cox_partial_likelihood(
         time: Months; NaN = not known, in no risk set.
         event: True = died then.
     """
+    died, weights = risk_sets(time, event)
+    return partial_likelihood(log_risk, died, weights), died.sum().to(torch.float32)
+
+
+def risk_sets(time: Float[Tensor, " B"], event: Bool[Tensor, " B"]) -> tuple[Bool[Tensor, " B"], Float[Tensor, "B B"]]:
+    """Return who died, and with which weight each patient is in the risk set of each death (a row); see above."""
     known = ~time.isnan()
-    scores = log_risk.float()
     died = event & known
     tied = died[:, None] & died[None, :] & (time[:, None] == time[None, :])
     # Whoever comes later among the deaths of one month faces a risk set with a share of them gone.
     rank = tied.tril(-1).sum(1)
     share = rank / tied.sum(1).clamp(min=1)
     exists = known[None, :] & (time[None, :] >= time[:, None])
-    weights = exists.float() - tied.float() * share[:, None]
+    return died, exists.float() - tied.float() * share[:, None]
+
+
+def partial_likelihood(
+    log_risk: Float[Tensor, " B"], died: Bool[Tensor, " B"], weights: Float[Tensor, "B B"]
+) -> Float[Tensor, ""]:
+    """Return the negative log partial likelihood for given risk sets."""
+    scores = log_risk.float()
     peak = scores.detach().max() if len(scores) else scores.sum()
     total = (weights * (scores - peak).exp()[None, :]).sum(1).clamp(min=1e-30)
-    loss = (total.log() + peak - scores) * died
-    return loss.sum(), died.sum().to(torch.float32)
+    return ((total.log() + peak - scores) * died).sum()

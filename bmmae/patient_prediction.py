@@ -84,7 +84,7 @@ def given_subset(names: Sequence[str] | None, model: PretrainedModel) -> tuple[s
 def columns_of(model: PatientModel) -> Columns:
     """Return how rows of a table become a model's numbers: as fitted on its training fold."""
     config = model.config
-    return Columns(config.targets, config.clinical, config.vector, config.lesion != "none")
+    return Columns(config.targets, config.clinical, config.vector, config.lesion)
 
 
 def predict(

@@ -229,7 +229,8 @@ def _fit_features(config: PatientConfig, model: PatientModel, parts: Parts, cach
         collect_features(model, part, cache, progress=config.train.progress) for part in (parts.train, parts.validation)
     ]
     columns = columns_of(model)
-    fit_linear_heads(model, rows[0], rows[1], columns)
+    for name, told in fit_linear_heads(model, rows[0], rows[1], columns).items():
+        print(f"{name}: {told}", flush=True)  # noqa: T201 - a program's output
     config.out.mkdir(parents=True, exist_ok=True)
     folder = write_checkpoint(config.out, 0, model, {}, _save)
     write_index(config.out, {"status": "finished", "step": 0, "steps": 0, "last": folder.name, "best": folder.name})
@@ -253,7 +254,7 @@ def collect_features(
     def look(batch: Batch) -> dict[str, torch.Tensor]:
         images, available, valid, brain = tensors(batch, "images", "available", "valid", "brain")
         tissue = brain[:, None] if model.config.model.tissue_only else None
-        beside = beside_of(batch)
+        beside = beside_of(batch, model.config)
         features = model.features(images, available, tissue, valid, beside=beside)[:, 0]
         return {"features": features, "design": model.design(beside, len(images), images.device)}
 
@@ -273,7 +274,7 @@ def finish(config: PatientConfig, parts: Parts, cache: StudyCache, columns: Colu
     newest = checkpoint_step(list_checkpoints(config.out)[0])
     remove_old_checkpoints(config.out, newest, step, config.train.keep)
     models = {"": model}
-    if model.config.design_width:
+    if model.config.vector or any(variable.modality is None for variable in model.config.clinical):
         models["clinical-only"] = _clinical_only(model, parts, cache, columns)
         models["clinical-only"].save_pretrained(config.out / "clinical-only")
     for name, each in models.items():
@@ -302,7 +303,11 @@ def _calibrate(model: PatientModel, train: Sequence[Study], cache: StudyCache) -
 
 def _clinical_only(model: PatientModel, parts: Parts, cache: StudyCache, columns: Columns) -> PatientModel:
     """Return a model of the same targets that sees the clinical variables alone."""
-    config = replace(model.config, fusion=False, lesion="none")
+    known = tuple(variable for variable in model.config.clinical if variable.modality is None)
+    config, columns = (
+        replace(model.config, clinical=known, fusion=False, lesion="none"),
+        replace(columns, clinical=known),
+    )
     plain = PatientModel(config).eval().to(_device())
     plain.metadata = model.metadata
     plain.encoder = model.encoder
@@ -314,7 +319,7 @@ def _clinical_only(model: PatientModel, parts: Parts, cache: StudyCache, columns
 
 def _design_rows(model: PatientModel, studies: Sequence[Study], columns: Columns) -> Rows:
     batch: Batch = collate([columns.encode(study) for study in studies])
-    design = model.design(beside_of(batch), len(studies), torch.device("cpu")).double().numpy()
+    design = model.design(beside_of(batch, model.config), len(studies), torch.device("cpu")).double().numpy()
     return collect(studies, [()] * len(studies), design[:, :0], design)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bmmae._version import __version__
 from bmmae.arrays import Array
-from bmmae.data.cohort import Cohort, Study
+from bmmae.data.cohort import LESION, Cohort, Study
 from bmmae.data.labels import Coding, find_coding, region_masks
 from bmmae.data.location import fingerprint
 from bmmae.data.preprocess import read_on_grid
@@ -38,8 +38,6 @@ TABLE = "cohort.csv"
 METRICS = "metrics.csv"
 SUBSETS = "subsets"
 Status: TypeAlias = Literal["made", "kept", "failed"]
-LESION = "lesion_probability"
-"""The map of any region, as a file and as a column of the table that is written."""
 
 
 @dataclass(frozen=True)
@@ -276,10 +274,8 @@ def _from_row(row: Mapping[str, Any], study: Study) -> RegionScore:
 def _completed(result: StudyResult, folder: Path, options: CohortOptions) -> Study:
     """The study with what was predicted where the patient-level models look for it."""
     study, own = result.study, folder / result.study.name
-    values = {**study.values, "seg_origin": "predicted"}
-    if options.probabilities:
-        values[LESION] = f"{study.name}/{LESION}.nii.gz"
-    return replace(study, seg=own / "seg.nii.gz", values=values)
+    chances = own / f"{LESION}.nii.gz" if options.probabilities else None
+    return replace(study, seg=own / "seg.nii.gz", lesion=chances, values={**study.values, "seg_origin": "predicted"})
 
 
 def write_scores(scores: Sequence[RegionScore], path: Path) -> Path:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_models import tiny_config
 
+from bmmae import linear_heads
 from bmmae.clinical import ClinicalVariable
 from bmmae.data.cohort import Study
 from bmmae.data.patients import Columns
@@ -66,11 +67,12 @@ def fitted(
     return model, test, logits.double().numpy()
 
 
-def test_a_binary_head_is_scikit_learns_classifier() -> None:
+def test_a_binary_head_is_scikit_learns_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    monkeypatch.setattr(linear_heads, "COMPONENTS", ())
     _, test, logits = fitted(SUBTYPE)
     train, label = patients(150, 0), np.array([s.values["subtype"] == "b" for s in patients(150, 0).studies])
     inputs = np.concatenate([train.features, train.design], axis=1)
@@ -114,6 +116,46 @@ def test_the_hazards_coefficients_maximise_its_likelihood() -> None:
     assert float(level.grad.abs().max()) < 2e-3
 
 
+def test_every_risk_set_holds_a_patient_once() -> None:
+    rows = patients(6, 0, per_study=2)
+    strata = [rows.taken(chosen) for chosen in rows.strata()]
+    assert [set(part.subsets) for part in strata] == [{("t1",)}, {("t1", "t2")}]
+    assert all(len({study.subject for study in part.studies}) == len(part.studies) == 6 for part in strata)
+    _, _, once = fitted(COX)
+    _, _, twice = fitted(COX, per_study=2)
+    assert np.corrcoef(once[:, 0], twice[:, 0])[0, 1] > 0.999
+    np.testing.assert_allclose(once - once.mean(), twice - twice.mean(), atol=0.2)
+
+
+def test_settings_chosen_by_cross_validation_come_from_the_training_rows_alone() -> None:
+    heads = []
+    for _ in range(2):
+        columns = Columns((SUBTYPE, SITE), (AGE,))
+        model = PatientModel(PatientModelConfig(tiny_config(), (SUBTYPE, SITE), (AGE,), fusion=False)).eval()
+        told = fit_linear_heads(model, patients(120, 0), None, columns)
+        assert told.keys() == {"subtype", "site"}
+        heads.append(model)
+    test = patients(80, 2)
+    features, design = torch.from_numpy(test.features).float(), torch.from_numpy(test.design).float()
+    logits = [(model.heads[0](features) + model.direct[0](design)).detach() for model in heads]
+    assert torch.equal(*logits)
+    truth = np.array([s.values["subtype"] == "b" for s in test.studies])
+    assert ((logits[0][:, 0].numpy() > 0) == truth).mean() > 0.7
+
+
+@pytest.mark.parametrize("labels", [(0, 2), (1,), (0, 1, 2)])
+def test_a_class_that_a_fold_lacks_is_unlikely_and_no_error(labels: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    label = np.resize(labels, 30)
+    inputs = rng.normal(size=(30, 2)) + label[:, None]
+    fit = linear_heads._logistic(inputs, label, np.ones(30), 1.0, classes=3)
+    chances = np.exp(inputs @ fit.slopes.T + fit.intercepts)
+    chances /= chances.sum(1, keepdims=True)
+    assert chances.shape == (30, 3)
+    assert chances[:, [c for c in range(3) if c not in labels]].max(initial=0) < 0.02
+    assert (chances.argmax(1) == label).mean() > 0.7
+
+
 def test_without_images_only_the_clinical_variables_count() -> None:
     model, _, _ = fitted(HAZARD, images=False)
     head: Any = model.heads[0]
@@ -125,7 +167,7 @@ def test_without_images_only_the_clinical_variables_count() -> None:
 def test_a_studys_rows_share_one_weight() -> None:
     rows = patients(4, 0, per_study=3)
     np.testing.assert_allclose(rows.weights, 1 / 3)
-    assert rows.taken(rows.whole).weights.sum() == pytest.approx(4)
+    assert rows.taken(np.arange(12) % 3 == 1).weights.sum() == pytest.approx(4)
     _, _, once = fitted(SUBTYPE)
     _, _, thrice = fitted(SUBTYPE, per_study=3)
     np.testing.assert_allclose(once, thrice, atol=1e-2)

@@ -63,7 +63,7 @@ def test_a_cohort_leaves_files_tables_and_metrics(model: SegmentationModel, tmp_
 
     again = read_cohort(out / "cohort.csv")
     assert [str(study.seg) for study in again] == [str(out / name / "seg.nii.gz") for name in "ab"]
-    assert again[1].values["lesion_probability"] == "b/lesion_probability.nii.gz"
+    assert again[1].lesion == out / "b" / "lesion_probability.nii.gz"
     parts = [np.asarray(nib.load(out / "a" / name).dataobj) for name in sorted(maps)]
     assert np.allclose(parts[0], np.max(parts[1:], axis=0))
     assert np.array_equal(parts[3] > 0.5, labels > 0) or (parts[3] > 0.5).sum() <= (labels > 0).sum()

@@ -1,4 +1,4 @@
-"""Commands on patients: predict, embed, evaluate."""
+"""Commands on patients: measure, predict, embed, evaluate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmmae.cli.command import Commands, add_command, require_writable
+from bmmae.cli.command import Commands, add_command, add_modalities, given_modalities, require_writable
 from bmmae.errors import CheckpointError, OutputError
 from bmmae.notice import NOTICE
 
@@ -19,8 +19,35 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Commands) -> None:
     """Add this module's commands."""
-    for add in (_predict, _embed, _evaluate):
+    for add in (_measure, _predict, _embed, _evaluate):
         add(commands)
+
+
+def _measure(commands: Commands) -> None:
+    summary = "Add what can be measured of lesions in each image to a cohort table, for models of patients."
+    command = add_command(commands, "measure", summary, _run_measure)
+    command.add_argument("cohort", type=Path)
+    command.add_argument("--out", type=Path, required=True, help="the table to write (.csv or .parquet)")
+    command.add_argument("--labels", metavar="CODING", help="label coding, where names and values leave it open")
+    command.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar="MM", help="of the grid")
+    command.add_argument("--cache", type=Path, help="folder of prepared studies, see `bmmae cache`")
+    add_modalities(command)
+
+
+def _run_measure(given: argparse.Namespace) -> int:
+    from bmmae.data.cache import StudyCache
+    from bmmae.data.cohort import read_cohort
+    from bmmae.data.labels import find_coding
+    from bmmae.data.measures import PREFIX, measure_cohort
+    from bmmae.data.preprocess import PreprocessConfig
+
+    _require_table(given.out)
+    cohort = read_cohort(given.cohort, given_modalities(given))
+    cache = StudyCache(given.cache, PreprocessConfig(spacing=tuple(given.spacing)), cohort.modalities)
+    found = measure_cohort(cohort, cache, find_coding(given.labels) if given.labels else None, progress=True)
+    columns = {name for study in found for name in study.values if name.startswith(PREFIX)}
+    print(f"{len(columns)} measures of {len(found)} studies in {found.write(given.out)}")
+    return 0
 
 
 def _add_cohort(command: argparse.ArgumentParser) -> None:

@@ -156,7 +156,7 @@ def augment_sample(
 
     Args:
         sample: `images` Float[M, H, W, D], `available` Bool[M], `valid` Bool[M, H, W, D], `brain` Bool[H, W, D],
-            perhaps `label` Bool[R, H, W, D]; not changed.
+            perhaps `label` Bool[R, H, W, D], perhaps `lesion` Float32[1, H, W, D]; not changed.
         config: What may happen.
         rng: The sample's generator.
         turn: As drawn by `draw_turn`; the sample then is the window that `Turn.source` asks for.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from bmmae.arrays import Array
-from bmmae.data.cohort import Study
+from bmmae.data.cohort import LESION, Study
 from bmmae.data.location import File, fingerprint
 from bmmae.data.packing import PackedStudy, pack_study
 from bmmae.data.preprocess import VERSION, PreprocessConfig, Window, prepare_study
@@ -46,6 +46,7 @@ class CachedStudy:
         names: The available modalities, in table order.
         shape: Voxels of the arrays.
         labelled: Whether there is a segmentation.
+        soft: Whether there is a map of the chance of lesion.
         content: Modality to the hash of its image's voxels.
     """
 
@@ -54,12 +55,15 @@ class CachedStudy:
     shape: Triple
     labelled: bool
     content: dict[str, str] = field(default_factory=dict, hash=False)
+    soft: bool = False
 
     def open(self) -> PackedStudy:
         """Map the arrays into memory; nothing is read yet."""
         label = self._map("label") if self.labelled else None
         numbers = np.asarray(np.load(self.folder / "lesion_numbers.npy"))
-        return PackedStudy(self.names, self._map("images"), self._map("flags"), label, self.lesion_voxels(), numbers)
+        chance = self._map("chance") if self.soft else None
+        arrays = (self._map("images"), self._map("flags"), label, self.lesion_voxels(), numbers, chance)
+        return PackedStudy(self.names, *arrays)
 
     def window(self, start: Triple, size: Triple) -> Window:
         """Read a window; it may reach beyond the arrays."""
@@ -168,7 +172,7 @@ class StudyCache:
         """The files that an entry is made of, by what they are used as."""
         names = [name for name in self.modalities if name in study.images]
         masks = {f"brain_mask_{name}": study.brain_mask_of(name) for name in names}
-        optional = {"seg": study.seg, **masks}
+        optional = {"seg": study.seg, LESION: study.lesion, **masks}
         return {name: study.images[name] for name in names} | {k: v for k, v in optional.items() if v is not None}
 
 
@@ -202,7 +206,14 @@ def _open_entry(folder: Path) -> CachedStudy | None:
         return None
     if not whole:
         return None
-    return CachedStudy(folder, tuple(meta["names"]), as_triple(meta["shape"]), meta["labelled"], meta["content"])
+    return CachedStudy(
+        folder,
+        tuple(meta["names"]),
+        as_triple(meta["shape"]),
+        meta["labelled"],
+        meta["content"],
+        meta.get("soft", False),
+    )
 
 
 def write_entry(packed: PackedStudy, notes: dict[str, Any], folder: Path) -> None:
@@ -230,10 +241,13 @@ def _write(packed: PackedStudy, notes: dict[str, Any], folder: Path) -> None:
     arrays |= {"lesion_voxels": packed.lesions, "lesion_numbers": packed.lesion_numbers}
     if packed.label is not None:
         arrays["label"] = packed.label
+    if packed.chance is not None:
+        arrays["chance"] = packed.chance
     meta = {
         "names": packed.names,
         "shape": packed.shape,
         "labelled": packed.label is not None,
+        "soft": packed.chance is not None,
         "bytes": {f"{name}.npy": _save(folder / f"{name}.npy", array) for name, array in arrays.items()},
         **notes,
     }

@@ -117,6 +117,7 @@ def _study_size(cache: StudyCache, study: Study) -> int:
     whole = Geometry.of(as_triple(header.shape), header.affine, spacing).resampled_shape
     voxels = np.prod([min(n, mm / step) for n, mm, step in zip(whole, BRAIN_MM, spacing, strict=True)])
     each = 2 * len(names) + np.dtype(flag_type(len(names))).itemsize + (2 if study.seg is not None else 0)
+    each += study.lesion is not None
     return int(voxels * each)
 
 

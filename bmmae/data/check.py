@@ -17,7 +17,7 @@ from bmmae.arrays import Array, Bool, Float
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.labels import Coding, check_values, fitting, names_an_edition, propose_coding, values_of
 from bmmae.data.location import File
-from bmmae.data.reading import read_labels
+from bmmae.data.reading import read_chances, read_labels
 from bmmae.data.scans import Grid, Scan, on_one_grid, read_scan
 from bmmae.data.swaps import likely_swaps
 from bmmae.errors import BmmaeError, LabelError
@@ -221,6 +221,8 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
         look.add("warning", "swapped", path, f"{names} may be swapped: {reason}; look at both")
     if study.seg is not None:
         _check_segmentation(look, study.seg, coding)
+    if study.lesion is not None:
+        _check_lesion_map(look, study.lesion)
     return look.findings, {str(scan.path): scan.digest for scan in look.scans.values()}, look.glance(pictures)
 
 
@@ -291,6 +293,21 @@ def _check_coverage(look: _Look) -> None:
                     f"counts as not scanned in {table.title(name)}"
                 )
                 look.add("warning", "coverage", scans[name].path, message)
+
+
+def _check_lesion_map(look: _Look, path: File) -> None:
+    try:
+        chances = read_chances(path)
+    except BmmaeError as error:
+        look.add("error", "file", path, str(error))
+        return
+    grid, scans = Grid(chances.array.shape, chances.affine), list(look.scans.values())
+    if scans and not any(grid.same(scan.grid) for scan in scans):
+        message = (
+            f"lesion map {path.name} is on another grid than the images: expected {scans[0].grid}, got {grid}; "
+            "write it anew with `bmmae segment --probabilities`"
+        )
+        look.add("error", "grid", path, message)
 
 
 def _check_segmentation(look: _Look, path: File, coding: Coding | None) -> None:

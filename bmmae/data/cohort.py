@@ -1,9 +1,9 @@
 """The cohort table: one row a study, read as text so that no identifier is ever changed.
 
 Columns: `subject` (required), `session`, `group` (the patient; default: the subject), one column of paths a
-modality, `seg`, `brain_mask`, `brain_mask_<modality>`, `split`, `time` (months), `event` (1 = died). Any other
-column is kept in `Study.values`. Paths are relative to the table's folder, or addresses that fsspec can read
-(`https://`, `s3://` ...); a blank cell means absent.
+modality, `seg`, `lesion_probability`, `brain_mask`, `brain_mask_<modality>`, `split`, `time` (months), `event` (1 =
+died). Any other column is kept in `Study.values`. Paths are relative to the table's folder, or addresses that fsspec
+can read (`https://`, `s3://` ...); a blank cell means absent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from bmmae.errors import CohortError
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 MASK_PREFIX = "brain_mask_"
-RESERVED = ("subject", "session", "group", "seg", "brain_mask", "split", "time", "event")
+LESION = "lesion_probability"
+RESERVED = ("subject", "session", "group", "seg", LESION, "brain_mask", "split", "time", "event")
 
 Row = Mapping[str, str]
 
@@ -40,6 +41,7 @@ class Study:
         session: Identifier of the visit, `""` where there is only one.
         group: The patient, whose studies must stay in one split; by default the subject.
         seg: Segmentation file.
+        lesion: File of the chance that a voxel is lesion, 0 to 1 (`bmmae segment --probabilities` writes one).
         brain_mask: One brain mask for all modalities.
         brain_masks: Modality to its own brain mask.
         split: `train`, `validation`, `test` or None.
@@ -53,6 +55,7 @@ class Study:
     session: str = ""
     group: str = ""
     seg: File | None = None
+    lesion: File | None = None
     brain_mask: File | None = None
     brain_masks: Mapping[str, File] = field(default_factory=dict)
     split: str | None = None
@@ -80,8 +83,8 @@ class Study:
         return self.brain_masks.get(modality, self.brain_mask)
 
     def files(self) -> tuple[File, ...]:
-        """Return every file of the study: images, segmentation, brain masks."""
-        rest = [path for path in (self.seg, self.brain_mask) if path is not None]
+        """Return every file of the study: images, segmentation, lesion map, brain masks."""
+        rest = [path for path in (self.seg, self.lesion, self.brain_mask) if path is not None]
         return (*self.images.values(), *rest, *self.brain_masks.values())
 
 
@@ -157,7 +160,7 @@ class Cohort:
         path = Path(path)
         rows = [_as_row(study, path.parent) for study in self.studies]
         used = dict.fromkeys(name for row in rows for name, cell in row.items() if cell not in (None, ""))
-        images = (*self.modalities, "seg", "brain_mask", *(MASK_PREFIX + name for name in self.modalities))
+        images = (*self.modalities, "seg", LESION, "brain_mask", *(MASK_PREFIX + name for name in self.modalities))
         first = [name for name in ("subject", "session", "group", *images, "split", "time", "event") if name in used]
         write_rows(path, rows, [*first, *(name for name in used if name not in first)])
         return path
@@ -238,7 +241,7 @@ def _canonical_column(column: str, modalities: tuple[str, ...]) -> str | None:
 def _as_study(row: Row, modalities: tuple[str, ...], numeric: set[str], path: Path, line: int) -> Study:
     where = f"{path}, line {line}"
     masks = {name: MASK_PREFIX + name for name in modalities}
-    paths = ("seg", "brain_mask", *modalities, *masks.values())
+    paths = ("seg", LESION, "brain_mask", *modalities, *masks.values())
     if not row["subject"]:
         raise CohortError(f"{where}: the subject is blank; expected an identifier")
     file = {name: locate(row[name], path.parent) for name in paths if not is_blank(row.get(name, ""))}
@@ -248,6 +251,7 @@ def _as_study(row: Row, modalities: tuple[str, ...], numeric: set[str], path: Pa
         group=row.get("group", ""),
         images={name: file[name] for name in modalities if name in file},
         seg=file.get("seg"),
+        lesion=file.get(LESION),
         brain_mask=file.get("brain_mask"),
         brain_masks={name: file[mask] for name, mask in masks.items() if mask in file},
         split=_split(row.get("split", ""), where),
@@ -335,7 +339,7 @@ def _few(names: Iterable[str], most: int = 5) -> str:
 def _as_row(study: Study, folder: Path) -> dict[str, Cell]:
     """One row; a group that is the subject is left out."""
     masks = {MASK_PREFIX + name: path for name, path in study.brain_masks.items()}
-    files = {**study.images, "seg": study.seg, "brain_mask": study.brain_mask, **masks}
+    files = {**study.images, "seg": study.seg, LESION: study.lesion, "brain_mask": study.brain_mask, **masks}
     return {
         "subject": study.subject,
         "session": study.session,

@@ -114,6 +114,7 @@ class StudyDataset:
         self.masking = masking
         self.coding = coding
         self.augment = augment
+        self.soft = False
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -139,7 +140,12 @@ class StudyDataset:
         start, size = turn.source(start, self.view.size) if turn else (start, self.view.size)
         changed = training and self.augment.changes_something
         sample = source.sample(
-            start, size, self.view.modalities, labelled=self.coding is not None, place=anywhere if changed else place
+            start,
+            size,
+            self.view.modalities,
+            labelled=self.coding is not None,
+            soft=self.soft,
+            place=anywhere if changed else place,
         )
         self._label(sample, study)
         if changed:

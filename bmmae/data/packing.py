@@ -23,6 +23,8 @@ from bmmae.data.preprocess import Part, PreparedStudy, Slices, Window, overlap, 
 from bmmae.patches import Triple, patch_grid
 
 BRAIN = 1
+CERTAIN = 255
+"""What a chance of one is stored as."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class PackedStudy:
         label: Int16[H, W, D] in the source's coding, or None.
         lesions: A sample of the labelled voxels, Int[n, 3].
         lesion_numbers: Which lesion each of them belongs to, Int[n].
+        chance: Uint8[H, W, D], the chance that a voxel is lesion in 255ths, or None.
     """
 
     names: tuple[str, ...]
@@ -44,6 +47,7 @@ class PackedStudy:
     label: Array | None
     lesions: Array
     lesion_numbers: Array = field(default_factory=lambda: np.zeros(0, np.int16))
+    chance: Array | None = None
 
     @property
     def shape(self) -> Triple:
@@ -53,7 +57,8 @@ class PackedStudy:
     @property
     def nbytes(self) -> int:
         """Size of the arrays."""
-        return sum(array.nbytes for array in (self.images, self.flags, self.label, self.lesions) if array is not None)
+        arrays = (self.images, self.flags, self.label, self.lesions, self.chance)
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def window(self, start: Triple, size: Triple) -> Window:
         """Cut a window out; it may reach beyond the arrays."""
@@ -70,6 +75,7 @@ class PackedStudy:
         modalities: Sequence[str],
         *,
         labelled: bool = True,
+        soft: bool = False,
         place: Place = anywhere,
     ) -> dict[str, Array]:
         """Cut a window out as a packed sample: each array is copied once, in the type it is stored in.
@@ -79,11 +85,12 @@ class PackedStudy:
             size: Voxels of the window.
             modalities: The slots of the sample's axis M.
             labelled: Whether the label is wanted, if there is one.
+            soft: Whether the map of the chance of lesion is wanted, if there is one.
             place: Where the images and flags go.
 
         Returns:
             `images` Float16[M, h, w, d], `flags` Int[h, w, d], `available` Bool[M] and, where the study has one,
-            `label` Int16[h, w, d].
+            `label` Int16[h, w, d] and `lesion` Uint8[h, w, d].
         """
         there, here = overlap(start, size, self.shape)
         slots = [modalities.index(name) for name in self.names]
@@ -99,6 +106,9 @@ class PackedStudy:
         if labelled and self.label is not None:
             sample["label"] = np.empty(size, np.int16)
             _lay(self.label[there], sample["label"], here, 0)
+        if soft and self.chance is not None:
+            sample["lesion"] = np.empty(size, np.uint8)
+            _lay(self.chance[there], sample["lesion"], here, 0)
         return sample
 
 
@@ -118,6 +128,7 @@ def pack_study(prepared: PreparedStudy) -> PackedStudy:
         label=prepared.label,
         lesions=prepared.lesion_voxels(),
         lesion_numbers=prepared.lesion_numbers(),
+        chance=None if prepared.lesion is None else np.rint(prepared.lesion * CERTAIN).astype(np.uint8),
     )
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from bmmae.clinical import fit_clinical, fit_vector
-from bmmae.data.cohort import Study
-from bmmae.data.patients import Columns, cells_of
+from bmmae.clinical import ClinicalVariable, fit_clinical, fit_vector
+from bmmae.data.cohort import LESION, Study
+from bmmae.data.measures import measure_columns
+from bmmae.data.patients import Columns, LesionMap, cells_of
 from bmmae.errors import CohortError, ConfigError
-from bmmae.targets import MONTHS, UNKNOWN, Target, fit_label, fit_multilabel, fit_survival, survival_classes
+from bmmae.targets import MONTHS, UNKNOWN, Cell, Target, fit_label, fit_multilabel, fit_survival, survival_classes
 
 SurvivalForm: TypeAlias = Literal["hazard", "cox", "survival_classes"]
 
@@ -60,16 +61,19 @@ class BesideConfig:
 
     Attributes:
         clinical: Columns of clinical variables: numbers are standardised, others are categories.
+        measures: Give the columns `measure_...` that `bmmae measure` writes, each hidden where its modality is.
         impute: Put the training fold's median or most frequent category where a value is missing; the flag stays.
         vector: Columns of another model's embedding or of radiomics, used whole.
-        lesion: `attention` lets lesions weigh more, where a study has a segmentation; `none` leaves it out.
+        lesion: Lets lesions weigh more: `attention` where a study has a segmentation (`seg`), `probability` where it
+            has a map of chances (`lesion_probability`, as `bmmae segment --probabilities` writes it); or `none`.
         fusion: What is beside the images meets them in a transformer block, instead of adding to the outputs alone.
     """
 
     clinical: tuple[str, ...] = ()
+    measures: bool = False
     impute: bool = False
     vector: tuple[str, ...] = ()
-    lesion: Literal["none", "attention"] = "none"
+    lesion: LesionMap = "none"
     fusion: bool = True
 
 
@@ -77,16 +81,18 @@ def fit_columns(train: Sequence[Study], targets: TargetsConfig, beside: BesideCo
     """Fit targets and clinical variables on the training fold: nothing else may be passed.
 
     Raises:
-        CohortError: If a column is unknown, blank or has one class only, a target is also given, or nobody died.
+        CohortError: If a column is unknown, blank or has one class only, a target is also given, nobody died, or no
+            study has the lesion map that is wanted.
     """
     _refuse_givens_that_are_targets(targets, beside)
+    _require_maps(train, beside.lesion)
     given = {name: cells_of(train, name) for name in (*beside.clinical, *beside.vector)}
     rows: list[Mapping[str, str | float | None]] = [study.values for study in train]
     return Columns(
         targets=tuple(_fit_targets(train, targets)),
-        clinical=tuple(fit_clinical(name, given[name], impute=beside.impute) for name in beside.clinical),
+        clinical=tuple(_fit_variables(train, given, beside)),
         vector=fit_vector(beside.vector, rows) if beside.vector else None,
-        lesions=beside.lesion != "none",
+        lesions=beside.lesion,
     )
 
 
@@ -115,6 +121,25 @@ def _fit_targets(train: Sequence[Study], config: TargetsConfig) -> list[Target]:
             )
         )
     return targets
+
+
+def _fit_variables(
+    train: Sequence[Study], given: Mapping[str, Sequence[Cell]], beside: BesideConfig
+) -> Iterator[ClinicalVariable]:
+    for name in beside.clinical:
+        yield fit_clinical(name, given[name], impute=beside.impute)
+    for name, modality in measure_columns(train).items() if beside.measures else ():
+        yield fit_clinical(name, cells_of(train, name), impute=beside.impute, modality=modality)
+
+
+def _require_maps(train: Sequence[Study], lesion: LesionMap) -> None:
+    column = {"attention": "seg", "probability": LESION}.get(lesion)
+    files = [study.seg if lesion == "attention" else study.lesion for study in train]
+    if column and not any(files):
+        raise CohortError(
+            f"beside.lesion is '{lesion}', but no training study has a file in column '{column}': write maps with "
+            "`bmmae segment --cohort ... --probabilities`, or set beside.lesion to none"
+        )
 
 
 def _refuse_givens_that_are_targets(targets: TargetsConfig, beside: BesideConfig) -> None:

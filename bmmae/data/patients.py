@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -18,9 +19,13 @@ from bmmae.data.cohort import Study
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.labels import BINARY
 from bmmae.data.loaders import EVALUATION_EPOCH, Address, Sample, sample_generator
+from bmmae.data.location import File
+from bmmae.data.packing import CERTAIN
 from bmmae.errors import CohortError, ConfigError
 from bmmae.patches import Triple
 from bmmae.targets import Cell, Target, as_label
+
+LesionMap: TypeAlias = Literal["none", "attention", "probability"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,14 @@ class Columns:
         targets: What is predicted.
         clinical: Clinical variables.
         vector: Numbers from elsewhere.
-        lesions: Whether the segmentation goes into the sample, as one map of all that it labels.
+        lesions: What goes into the sample as the lesion map: `attention`, all that the segmentation labels;
+            `probability`, the table's map of chances; or `none`.
     """
 
     targets: tuple[Target, ...] = ()
     clinical: tuple[ClinicalVariable, ...] = ()
     vector: VectorInput | None = None
-    lesions: bool = False
+    lesions: LesionMap = "none"
 
     def encode(self, study: Study) -> Sample:
         """Return what a study's row says.
@@ -109,22 +115,24 @@ class PatientDataset(StudyDataset):
     ) -> None:
         super().__init__(studies, view, cache, seed=seed, augment=augment)
         self.columns = columns
-        if columns.lesions:
+        if columns.lesions == "attention":
             self.coding = BINARY  # the label is wanted, whatever its coding: see `_label`
+        self.soft = columns.lesions == "probability"
         self.quotas = _quotas(self.studies, shares) if shares else ()
 
     def packed(self, address: Address, place: Place = anywhere) -> Sample:
         """Return the sample at (epoch, index) in the form it travels in.
 
         Beside the images: `subject`, `key` (subject and session), what `Columns.encode` returns and, if lesions are
-        wanted, `lesion` Bool[1, H, W, D] and `lesion_available`.
+        wanted, `lesion` Bool[1, H, W, D] (Float32 if they are chances) and `lesion_available`.
         """
         address = self.address(address)
         study = self.studies[address[1]]
         sample = super().packed(address, place)
-        if self.columns.lesions:
+        if self.coding is not None:
             sample["lesion"] = sample.pop("label")
-            sample["lesion_available"] = torch.tensor(study.seg is not None)
+        if self.columns.lesions != "none":
+            sample["lesion_available"] = torch.tensor(self._map_of(study) is not None)
         return {**sample, "key": study.key, **self.columns.encode(study)}
 
     def address(self, address: Address) -> Address:
@@ -147,11 +155,17 @@ class PatientDataset(StudyDataset):
         return drawn
 
     def _label(self, sample: dict[str, Array], study: Study) -> None:
-        """Replace a sample's label values by one map of all that is labelled, if lesions are wanted."""
-        values = sample.pop("label", None)
-        if self.columns.lesions:
-            empty = np.zeros(sample["flags"].shape, bool)
-            sample["label"] = (empty if values is None or study.seg is None else values > 0)[None]
+        """Replace a sample's label values by one map of all that is labelled, or chances in 255ths by chances."""
+        values, chances = sample.pop("label", None), sample.pop("lesion", None)
+        empty = np.zeros(sample["flags"].shape, np.float32)
+        if self.soft:
+            known = chances is not None and study.lesion is not None
+            sample["lesion"] = (chances.astype(np.float32) / CERTAIN if known and chances is not None else empty)[None]
+        elif self.coding is not None:
+            sample["label"] = (empty > 0 if values is None or study.seg is None else values > 0)[None]
+
+    def _map_of(self, study: Study) -> File | None:
+        return study.lesion if self.soft else study.seg
 
 
 def _quotas(studies: Sequence[Study], shares: Shares) -> tuple[tuple[list[int], int], ...]:

@@ -16,7 +16,7 @@ from bmmae.data.brain import Brain, Source, find_brain
 from bmmae.data.cohort import Study
 from bmmae.data.geometry import Geometry
 from bmmae.data.location import File, locate
-from bmmae.data.reading import Image, array_hash, read_image, read_labels
+from bmmae.data.reading import Image, array_hash, read_chances, read_image, read_labels
 from bmmae.errors import ConfigError, GeometryError, ImageError
 from bmmae.patches import Triple
 
@@ -56,6 +56,7 @@ class PreparedStudy:
         valid: Bool[K, H, W, D], inside each modality's coverage (background counts as scanned).
         brain: Bool[H, W, D], the union over the modalities.
         label: Int16[H, W, D] in the source's coding, or None.
+        lesion: Float32[H, W, D], the chance that a voxel is lesion, or None.
         geometry: How to go back to the native grid.
         scales: Mean and deviation of each modality inside its brain, in the source's intensity units.
         brain_source: Where the brain mask comes from.
@@ -72,6 +73,7 @@ class PreparedStudy:
     scales: tuple[tuple[float, float], ...]
     brain_source: Source
     native_brain: Bool[np.ndarray, "X Y Z"] | None = None
+    lesion: Float[np.ndarray, "H W D"] | None = None
     content: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -192,6 +194,8 @@ def prepare_study(study: Study, config: PreprocessConfig, modalities: tuple[str,
     check_same_grid(images)
     masks = [_read_mask(study, name, images[0]) for name in names]
     prepared = prepare_images(names, images, config, masks=masks, label=_read_label(study, images[0]))
+    if study.lesion is not None:
+        prepared = replace(prepared, lesion=_read_lesion(study.lesion, images[0], prepared.geometry))
     content = {name: array_hash(image.array) for name, image in zip(names, images, strict=True)}
     return replace(prepared, content=content)
 
@@ -268,11 +272,13 @@ def read_on_grid(path: str | File, like: Image, subject: str = "") -> Int[np.nda
     """
     path = locate(path)
     array, affine = read_labels(path)
-    if array.shape != like.array.shape or not np.allclose(affine, like.affine, atol=GRID_TOLERANCE):
-        raise GeometryError(
-            f"{subject}{path.name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}"
-        )
+    _require_grid(f"{subject}{path.name}", array, affine, like)
     return array
+
+
+def _require_grid(name: str, array: Array, affine: Array, like: Image) -> None:
+    if array.shape != like.array.shape or not np.allclose(affine, like.affine, atol=GRID_TOLERANCE):
+        raise GeometryError(f"{name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}")
 
 
 def bounding_box(mask: Bool[np.ndarray, "H W D"]) -> tuple[Triple, Triple]:
@@ -347,3 +353,10 @@ def _read_mask(study: Study, name: str, like: Image) -> Array | None:
 
 def _read_label(study: Study, like: Image) -> Array | None:
     return None if study.seg is None else read_on_grid(study.seg, like)
+
+
+def _read_lesion(file: File, like: Image, geometry: Geometry) -> Float[np.ndarray, "H W D"]:
+    """Resample a map of chances linearly: what is soft stays soft."""
+    chances = read_chances(file)
+    _require_grid(f"the lesion map {chances.path.name}", chances.array, chances.affine, like)
+    return np.clip(geometry.to_model(geometry.to_canonical(chances.array)), 0, 1).astype(np.float32)

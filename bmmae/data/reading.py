@@ -27,6 +27,7 @@ from bmmae.errors import ImageError, LabelError, OutputError
 
 GZIP_MAGIC = b"\x1f\x8b"
 NIFTI2_MAGIC = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
+CHANCE_TOLERANCE = 1e-3
 INTEGRAL_TOLERANCE = 1e-3
 """Labels stored with a scale factor come back a rounding error away from whole numbers."""
 
@@ -99,6 +100,22 @@ def read_image(path: str | File) -> Image:
     if not array.any():
         raise ImageError(f"{path} holds only zeros: expected an image; export it again or leave its cell blank")
     return Image(array, affine, path)
+
+
+def read_chances(path: str | File) -> Image:
+    """Return a map of chances, 0 to 1; it may be empty.
+
+    Raises:
+        ImageError: As `read_image`, except that all zeros are accepted; if a value lies outside 0 to 1.
+    """
+    path = locate(path)
+    array, affine = _read(path)
+    if array.min() < -CHANCE_TOLERANCE or array.max() > 1 + CHANCE_TOLERANCE:
+        raise ImageError(
+            f"{path} is no map of probabilities: expected values from 0 to 1, got {array.min():g} to {array.max():g}; "
+            "is it an image or a segmentation?"
+        )
+    return Image(np.clip(array, 0, 1), affine, path)
 
 
 def read_labels(path: str | File) -> tuple[Int[Array, "H W D"], Float[Array, "4 4"]]:

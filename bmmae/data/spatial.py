@@ -55,11 +55,12 @@ def turn_matrix(
 def turn_sample(sample: dict[str, Array], turn: Turn, size: Triple) -> dict[str, Array]:
     """Return the turned window at the centre of a larger one.
 
-    Images are interpolated linearly over their tissue alone, so that background never bleeds into it; coverage, brain
-    and labels take the nearest voxel's.
+    Images are interpolated linearly over their tissue alone, so that background never bleeds into it, chances of
+    lesion over everything; coverage, brain and labels take the nearest voxel's.
 
     Args:
-        sample: Of the extent that `turn.source` says; `images`, `available`, `valid`, `brain`, perhaps `label`.
+        sample: Of the extent that `turn.source` says; `images`, `available`, `valid`, `brain`, perhaps `label`,
+            perhaps `lesion`.
         turn: The rotation and the zoom.
         size: Voxels of the window that is wanted.
     """
@@ -70,6 +71,8 @@ def turn_sample(sample: dict[str, Array], turn: Turn, size: Triple) -> dict[str,
     out = {**sample, "brain": flags[0], "valid": flags[1 : 1 + count]}
     if "label" in sample:
         out["label"] = flags[1 + count :]
+    if "lesion" in sample:
+        out["lesion"] = _sample(sample["lesion"], grid, "bilinear")
     out["images"] = np.zeros((count, *size), np.float32)
     slots = np.flatnonzero(sample["available"])
     inside = sample["valid"][slots] & sample["brain"]

@@ -105,8 +105,24 @@ def clinical_of(
     """Return the clinical values of a batch and which are known; without any, what stands in for missing ones."""
     if batch.clinical is not None and batch.clinical_available is not None:
         return batch.clinical, batch.clinical_available
-    stand_in = torch.tensor([v.imputed or 0.0 for v in variables], device=device)
-    return stand_in.expand(rows, -1), torch.zeros(rows, len(variables), dtype=torch.bool, device=device)
+    return unknown_values(variables, device).expand(rows, -1), torch.zeros(
+        rows, len(variables), dtype=torch.bool, device=device
+    )
+
+
+def unknown_values(variables: Sequence[ClinicalVariable], device: torch.device) -> Float[Tensor, " V"]:
+    """Return what stands in for values that are not known: imputed ones, else 0."""
+    return torch.tensor([variable.imputed or 0.0 for variable in variables], device=device)
+
+
+def shown_variables(
+    variables: Sequence[ClinicalVariable], modalities: Sequence[str], available: Bool[Tensor, "B M"]
+) -> Bool[Tensor, "B V"]:
+    """Return which variables may be seen: a measure of an image only where its modality may."""
+    always = torch.ones_like(available[:, :1])
+    columns = torch.cat([available, always], dim=1)
+    places = [modalities.index(v.modality) if v.modality else len(modalities) for v in variables]
+    return columns[:, places]
 
 
 def vector_of(

@@ -38,8 +38,8 @@ class PatientModelConfig:
         targets: What is predicted, one head each.
         clinical: Clinical variables, one token each.
         vector: Numbers from elsewhere, one token.
-        lesion: `attention` lets tokens weigh more where a lesion map says lesion, where one is given; `none` takes no
-            map.
+        lesion: Tokens weigh more where a lesion map says lesion, where one is given: a segmentation (`attention`) or a
+            map of chances (`probability`); `none` takes no map.
         fusion: What is beside the images meets them in a transformer block; else it adds to the outputs, linearly.
         pool_heads: Parts of the embedding that attention weighs apart.
         dropout: Before the heads.
@@ -50,7 +50,7 @@ class PatientModelConfig:
     targets: tuple[Target, ...] = ()
     clinical: tuple[ClinicalVariable, ...] = ()
     vector: VectorInput | None = None
-    lesion: Literal["none", "attention"] = "none"
+    lesion: Literal["none", "attention", "probability"] = "none"
     fusion: bool = True
     pool_heads: int = 8
     dropout: float = 0.1

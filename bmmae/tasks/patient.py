@@ -9,7 +9,7 @@ from torch import nn
 
 from bmmae.arrays import Bool, Float, Int, Tensor
 from bmmae.losses import class_loss, cox_partial_likelihood, logistic_hazard
-from bmmae.model.beside import Beside
+from bmmae.model.beside import Beside, shown_variables, unknown_values
 from bmmae.model.patient import PatientModelConfig
 from bmmae.targets import UNKNOWN, Target, censoring_weights, survival_classes
 from bmmae.tasks.task import Batch, Mode, StepOutput, tensors
@@ -145,16 +145,20 @@ def run_model(
     """Call a patient model on a batch of `bmmae.data.patients.PatientDataset`."""
     images, available, valid, brain = tensors(batch, "images", "available", "valid", "brain")
     tissue = brain[:, None] if config.model.tissue_only else None
-    outputs: dict[str, Tensor] = model(images, available, tissue, valid, beside=beside_of(batch), kept=kept)
+    outputs: dict[str, Tensor] = model(images, available, tissue, valid, beside=beside_of(batch, config), kept=kept)
     return outputs
 
 
-def beside_of(batch: Batch) -> Beside:
-    """Return what a batch knows beside the images."""
+def beside_of(batch: Batch, config: PatientModelConfig) -> Beside:
+    """Return what a batch knows beside the images; measures of modalities that are not shown are not known."""
     names = ("clinical", "clinical_available", "vector", "vector_available", "lesion", "lesion_available")
     found = {name: tensors(batch, name)[0] for name in names if name in batch}
     if "lesion" in found:
         found["lesion"] = found["lesion"].float()
+    if "clinical" in found and "available" in batch:
+        shown = shown_variables(config.clinical, config.model.modalities, tensors(batch, "available")[0])
+        found["clinical"] = torch.where(shown, found["clinical"], unknown_values(config.clinical, shown.device))
+        found["clinical_available"] = found["clinical_available"] & shown
     return Beside(**found)
 
 

@@ -7,20 +7,24 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_config
 from tiny_patients import BESIDE, PREPROCESS, SITES, TARGETS, row, write_patients
+from tiny_studies import positions
 
-from bmmae.data.augment import AugmentConfig, keep_random_subset
+from bmmae.arrays import Array
+from bmmae.data.augment import AugmentConfig, Draw, keep_random_subset
 from bmmae.data.cache import StudyCache
-from bmmae.data.cohort import Study
+from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.dataset import View
 from bmmae.data.loaders import EVALUATION_EPOCH, collate, sample_generator
 from bmmae.data.patient_columns import BesideConfig, TargetsConfig, fit_columns, format_targets, is_labelled
-from bmmae.data.patients import Columns, PatientDataset, Shares, cut_by, whole_brain
+from bmmae.data.patients import Columns, LesionMap, PatientDataset, Shares, cut_by, whole_brain
 from bmmae.data.subset_shares import subset_shares
-from bmmae.errors import CohortError, ConfigError
+from bmmae.errors import BmmaeError, CohortError, ConfigError
 from bmmae.modalities import STANDARD, subset_label
 from bmmae.targets import UNKNOWN
 
@@ -58,7 +62,7 @@ def test_a_sample_says_what_its_row_says(patients: list[Study], cache: StudyCach
 
 
 def test_lesions_come_where_there_is_a_segmentation(patients: list[Study], cache: StudyCache) -> None:
-    columns = replace(fit_columns(patients, TARGETS, BESIDE), lesions=True)
+    columns = replace(fit_columns(patients, TARGETS, BESIDE), lesions="attention")
     dataset = PatientDataset(patients, VIEW, cache, columns, augment=AugmentConfig())
     for epoch in (EVALUATION_EPOCH, 0):
         without, with_map = dataset[(epoch, 0)], dataset[(epoch, 1)]
@@ -66,6 +70,88 @@ def test_lesions_come_where_there_is_a_segmentation(patients: list[Study], cache
         assert with_map["lesion"].shape == without["lesion"].shape == (1, 16, 16, 16)
         assert not without["lesion"].any()
         assert (with_map["lesion"][0] & with_map["brain"]).any()
+
+
+def with_map(study: Study, chances: Array, path: Path) -> Study:
+    """Give a study a map of chances on its own grid."""
+    image = nib.Nifti1Image(chances.astype(np.float32), nib.load(str(study.images["t1"])).affine)
+    nib.save(image, path)
+    return replace(study, lesion=path)
+
+
+def ramp() -> Array:
+    return np.clip((positions()[0] + 1) / 2, 0, 1)
+
+
+SOFT = Columns(lesions="probability")
+
+
+def test_chances_of_lesion_stay_soft_and_are_resampled_linearly(patients: list[Study], tmp_path: Path) -> None:
+    study = with_map(patients[1], ramp(), tmp_path / "soft.nii.gz")
+    assert study.seg is not None
+    samples = []
+    for folder in (None, tmp_path / "cache"):
+        cache = StudyCache(folder, PREPROCESS, STANDARD)
+        if folder:
+            cache.store(study)
+        dataset = PatientDataset([study, patients[2]], VIEW, cache, SOFT)
+        samples.append(dataset[(EVALUATION_EPOCH, 0)])
+        assert bool(samples[-1]["lesion_available"])
+        without = dataset[(EVALUATION_EPOCH, 1)]
+        assert not bool(without["lesion_available"])
+        assert not without["lesion"].any()
+    assert torch.equal(samples[0]["lesion"], samples[1]["lesion"])
+    found = samples[0]["lesion"]
+    assert (found.shape, found.dtype) == ((1, 16, 16, 16), torch.float32)
+    # Along the first axis 20 voxels of 1 mm become voxels of 1.5 mm: the ramp's step grows by a half.
+    inside = found[0][samples[0]["brain"].any(2).any(1)][:, 8, 8]
+    steps = inside.diff()[1:-1]
+    assert torch.allclose(steps, torch.full_like(steps, 1.5 / 19), atol=1.5 / 255)
+
+
+def test_chances_of_lesion_move_with_the_images(patients: list[Study], tmp_path: Path) -> None:
+    study = with_map(patients[1], ramp(), tmp_path / "soft.nii.gz")
+    cache = StudyCache(None, PREPROCESS, STANDARD)
+    still, flipped, turned = (
+        PatientDataset([study], replace(VIEW, size=(32, 32, 32)), cache, SOFT, augment=augment)[(0, 0)]
+        for augment in (
+            AugmentConfig(flip=0.0),
+            AugmentConfig(flip=1.0),
+            AugmentConfig(flip=0.0, rotation=Draw(1.0, 90.0, 90.0)),
+        )
+    )
+    assert torch.equal(still["lesion"].flip(1), flipped["lesion"])
+    assert torch.equal(still["brain"].flip(0), flipped["brain"])
+    assert 0 <= float(turned["lesion"].min()) <= float(turned["lesion"].max()) <= 1
+    assert len(turned["lesion"].unique()) > 5
+
+
+@pytest.mark.parametrize(
+    ("chances", "message"),
+    [
+        (ramp() * 3, "no map of probabilities: expected values from 0 to 1, got 0 to 3"),
+        (ramp()[:-1], "the lesion map soft.nii.gz .* is not on the grid of"),
+    ],
+)
+def test_a_map_that_is_none_is_refused(patients: list[Study], tmp_path: Path, chances: Array, message: str) -> None:
+    study = with_map(patients[1], chances, tmp_path / "soft.nii.gz")
+    with pytest.raises(BmmaeError, match=message):
+        PatientDataset([study], VIEW, StudyCache(None, PREPROCESS, STANDARD), SOFT)[(EVALUATION_EPOCH, 0)]
+
+
+@pytest.mark.parametrize(("lesion", "column"), [("attention", "seg"), ("probability", "lesion_probability")])
+def test_maps_that_no_training_study_has_are_refused(lesion: LesionMap, column: str) -> None:
+    with pytest.raises(CohortError, match=f"no training study has a file in column '{column}'"):
+        fit_columns(on_paper(12), TARGETS, replace(BESIDE, lesion=lesion))
+
+
+def test_the_table_keeps_the_map(patients: list[Study], tmp_path: Path) -> None:
+    study = with_map(patients[1], ramp(), tmp_path / "soft.nii.gz")
+    Cohort((study,)).write(tmp_path / "cohort.csv")
+    assert "lesion_probability" in (tmp_path / "cohort.csv").read_text().splitlines()[0].split(",")
+    (again,) = read_cohort(tmp_path / "cohort.csv")
+    assert again.lesion == study.lesion
+    assert "lesion_probability" not in again.values
 
 
 def test_what_is_fitted_knows_no_other_patient() -> None:

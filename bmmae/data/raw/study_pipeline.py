@@ -114,6 +114,8 @@ def prepare_study(study: Study, folder: Path, config: PipelineConfig, atlas: Atl
     """
     _clear(study, folder)
     raw, remarks = _read(study)
+    if study.lesion is not None:
+        remarks += (f"the lesion map {study.lesion.name} is not on the new grid and is left out: make it anew",)
     to_atlas = _to_atlas(raw, config, atlas)
     if atlas is not None:
         grid = atlas.volume.grid.at_spacing(config.spacing)
@@ -129,7 +131,7 @@ def prepare_study(study: Study, folder: Path, config: PipelineConfig, atlas: Atl
     seg = _write_segmentation(study, registration, folder)
     # Last: its presence says that the study is complete.
     registration.write(folder)
-    return Prepared(replace(study, images=images, seg=seg, brain_mask=mask, brain_masks={}), remarks)
+    return Prepared(replace(study, images=images, seg=seg, lesion=None, brain_mask=mask, brain_masks={}), remarks)
 
 
 def prepared_before(study: Study, folder: Path, registration: Registration) -> Study:
@@ -140,6 +142,7 @@ def prepared_before(study: Study, folder: Path, registration: Registration) -> S
         study,
         images=images,
         seg=seg if study.seg else None,
+        lesion=None,
         brain_mask=mask if mask.is_file() else None,
         brain_masks={},
     )

@@ -34,6 +34,8 @@ foci. `count`: number of lesions. `infratentorial`: whether one lies in the cere
 """
 
 FINDINGS = tuple(VISIBLE_ON)
+SEGMENTED = ("rim", "oedema", "count", "infratentorial")
+"""Findings that a segmentation tells on its own, whichever modalities there are."""
 SUBTYPES = ("NSCLC", "SCLC")
 SITES = ("lung", "breast", "melanoma", "kidney", "colorectal")
 
@@ -169,11 +171,19 @@ def draw_survival(rng: np.random.Generator, hazard: Array) -> tuple[Array, Array
     return np.maximum(np.minimum(death, end), 0.1), death <= end
 
 
-def best_scores(patients: int = 4000, draws: int = 200, seed: int = 0) -> dict[str, dict[str, float]]:
+def best_scores(
+    patients: int = 4000, draws: int = 200, seed: int = 0, *, given: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
     """Compute the best scores that any method could reach, for every subset of modalities.
 
     What a subset does not show is integrated over its known distribution; age is always known to the
     survival score. Monte Carlo, with a standard error of about 0.005.
+
+    Args:
+        patients: How many are drawn.
+        draws: Of what a subset does not show, for each patient.
+        seed: Of the draws.
+        given: Findings that are known whatever the subset shows: `SEGMENTED`, where a segmentation is given.
 
     Returns:
         For each subset `subtype` (AUC), `primary_site` (macro one-vs-rest AUC) and `survival` (Harrell's C).
@@ -186,7 +196,7 @@ def best_scores(patients: int = 4000, draws: int = 200, seed: int = 0) -> dict[s
     imagined = draw_findings(rng, draws)
     found = {}
     for subset in all_subsets(STANDARD):
-        known = {name for name in FINDINGS if set(VISIBLE_ON[name]) & set(subset)}
+        known = {name for name in FINDINGS if name in given or set(VISIBLE_ON[name]) & set(subset)}
         mixed = {name: values[name][:, None] if name in known else imagined[name][None, :] for name in FINDINGS}
         full = {name: np.broadcast_to(value, (patients, draws)) for name, value in mixed.items()}
         probability = site_probabilities(full).mean(axis=1)
