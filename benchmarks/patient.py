@@ -25,7 +25,7 @@ import torch
 from cells import CellStore
 from harness import RESULTS, ROOT, Figure, arguments, parse, write_result
 from learning_data import Source, synthetic_source
-from patient_features import answers, encode, fit, measured_parts, model_of
+from patient_features import answers, beside_alone, encode, fit, measured_parts, model_of
 from patient_figures import CEILING, CLINICAL_ALONE, FULL, GIVEN, LABELS, MEASURES, headline_figures, table_rows
 from patient_learning import (
     AUGMENT,
@@ -140,7 +140,10 @@ def _fit(given: argparse.Namespace, method: str, source: Source) -> dict[str, An
     train, test = measured_parts(source)
     torch.manual_seed(0)
     model = model_of(pretrained, pretrained.model_config, train, BESIDE)
-    encoded = [encode(model, studies, source, digest(given.model)) for studies in (train, test)]
+    if method == MEASURES:
+        encoded = [beside_alone(model, studies) for studies in (train, test)]
+    else:
+        encoded = [encode(model, studies, source, digest(given.model)) for studies in (train, test)]
     label = method.removeprefix(DEDICATED) if method.startswith(DEDICATED) else None
     cost = fit(model, encoded[0].of(label), columns_of(model), images=method != MEASURES)
     return _scored(dict(answers(model, encoded[1].of(label))), cost)

@@ -24,6 +24,7 @@ from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.measures import measured
 from bmmae.data.patient_columns import BesideConfig, fit_columns
 from bmmae.data.patients import Columns
+from bmmae.data.subset_shares import subsets_of
 from bmmae.linear_heads import Rows, collect, fit_linear_heads
 from bmmae.modalities import subset_label
 from bmmae.model.config import ModelConfig
@@ -93,6 +94,15 @@ def encode(model: PatientModel, studies: Sequence[Study], source: Source, name: 
     design = _design(model, owners, subsets)
     rows = collect(owners, subsets, held["features"].astype(float), design)
     return Encoded(rows, tuple(map(str, held["subsets"])), float(held["seconds"]))
+
+
+def beside_alone(model: PatientModel, studies: Sequence[Study]) -> Encoded:
+    """Return rows from every subset whose features are zeros: only what is known beside the images."""
+    pairs = [(study, subset) for study in studies for subset in subsets_of(tuple(study.images))]
+    owners, subsets = [study for study, _ in pairs], [subset for _, subset in pairs]
+    features = np.zeros((len(pairs), model.feature_width))
+    rows = collect(owners, subsets, features, _design(model, owners, subsets))
+    return Encoded(rows, tuple(map(subset_label, subsets)), 0.0)
 
 
 def _look(model: PatientModel):  # type: ignore[no-untyped-def]
