@@ -26,3 +26,17 @@ def test_a_result_says_what_was_run_where_and_how_often(path: Path) -> None:
     figures = result["headline"].values()
     assert all(set(figure) == {"value", "low", "high", "floor", "asked", "unit"} for figure in figures)
     assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_one_study_is_timed_in_a_process_of_its_own() -> None:
+    path = ROOT / "benchmarks" / "results" / "quick" / "study_time.json"
+    path.unlink(missing_ok=True)
+    words = [sys.executable, str(ROOT / "benchmarks" / "study_time.py"), "--quick", "--runs", "1", "--threads", "1"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(path.read_text())
+    assert set(found["headline"]) == {"seconds_a_study", "memory_a_study"}
+    assert [set(row) for row in found["rows"]] == [{"wall_seconds", "memory_gb"}]
+    assert found["rows"][0]["memory_gb"] > 0.1
