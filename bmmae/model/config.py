@@ -74,23 +74,28 @@ class SynthesisConfig:
 
     Attributes:
         units: Rectified units with random weights; 0 leaves the regression out, and patches are all there is.
-        scales: Millimetres over which the smoothed copies of the images that it reads are averaged.
+        scales: Millimetres of the cubes whose means it reads.
+        deviations: Millimetres of the cubes whose standard deviations it reads.
+        depth: It reads how deep a voxel lies in the brain.
         spacing: Millimetres between the voxels that it is fitted to and used on.
         penalty: Ridge penalty, in units of the terms' mean squares.
     """
 
     units: int = 0
     scales: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
+    deviations: tuple[float, ...] = ()
+    depth: bool = False
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     penalty: float = 0.01
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
+        object.__setattr__(self, "deviations", tuple(float(scale) for scale in self.deviations))
         object.__setattr__(self, "spacing", tuple(float(step) for step in self.spacing))
-        if self.units < 0 or self.penalty <= 0 or min((*self.scales, *self.spacing)) <= 0:
+        if self.units < 0 or self.penalty <= 0 or min((*self.scales, *self.deviations, *self.spacing)) <= 0:
             raise ConfigError(
-                "synthesis needs 0 or more units, and scales, spacing and penalty above 0, got "
-                f"{self.units}, {self.scales}, {self.spacing} and {self.penalty}"
+                "synthesis needs 0 or more units, and scales, deviations, spacing and penalty above 0, got "
+                f"{self.units}, {self.scales}, {self.deviations}, {self.spacing} and {self.penalty}"
             )
 
 
@@ -134,27 +139,34 @@ class ModelConfig:
         patch_grid(self.size, self.patch)
 
 
+VOXELWISE = SynthesisConfig(units=512, deviations=(4.0, 8.0), depth=True)
+AROUND = (1, 3, 5)
 RECIPES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         patch=(8, 8, 8),
         size=(64, 64, 64),
-        encoder=EncoderConfig(dim=192, depth=6, heads=6, mlp_ratio=2.0),
+        encoder=EncoderConfig(dim=192, depth=6, heads=6, mlp_ratio=2.0, rotary=True),
         decoder=DecoderConfig(kind="cross", dim=192, depth=2, heads=6, mlp_ratio=2.0, colocated=True),
-        synthesis=SynthesisConfig(units=512),
+        synthesis=VOXELWISE,
+        surroundings=AROUND,
     ),
     "small": ModelConfig(
-        encoder=EncoderConfig(dim=384, depth=12, heads=6, mlp_ratio=4.0),
+        encoder=EncoderConfig(dim=384, depth=12, heads=6, mlp_ratio=4.0, rotary=True),
         decoder=DecoderConfig(kind="cross", dim=192, depth=2, heads=6, colocated=True),
-        synthesis=SynthesisConfig(units=512),
+        synthesis=VOXELWISE,
+        surroundings=AROUND,
     ),
     "base": ModelConfig(
+        encoder=EncoderConfig(rotary=True),
         decoder=DecoderConfig(kind="cross", colocated=True),
-        synthesis=SynthesisConfig(units=512),
+        synthesis=VOXELWISE,
+        surroundings=AROUND,
     ),
     "large": ModelConfig(
-        encoder=EncoderConfig(dim=1024, depth=24, heads=16, mlp_ratio=4.0),
+        encoder=EncoderConfig(dim=1024, depth=24, heads=16, mlp_ratio=4.0, rotary=True),
         decoder=DecoderConfig(kind="cross", dim=512, depth=4, heads=16, colocated=True),
-        synthesis=SynthesisConfig(units=512),
+        synthesis=VOXELWISE,
+        surroundings=AROUND,
     ),
     "published": ModelConfig(tissue_only=False),
 }

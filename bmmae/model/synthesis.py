@@ -1,10 +1,11 @@
 """Voxels of absent modalities from those of the modalities that were scanned at the same place.
 
 A regression with a closed-form solution, fitted to the training studies before the transformer is trained. It sees the
-voxel in every given modality and smoothed copies of it on coarser scales, as they are, multiplied with one another, and
-through a layer of rectified units with random weights, of which only the output is solved for (Huang et al., Extreme
-learning machine, Neurocomputing 2006; Rahimi and Recht, Random features, NeurIPS 2007). Per-voxel quadratic regression
-is the special case without copies and units. Every subset of the modalities has coefficients of its own.
+voxel in every given modality, means and deviations over cubes around it, and how deep it lies in the brain: as they
+are, the voxels multiplied with one another, and all through a layer of rectified units with random weights, of which
+only the output is solved for (Huang et al., Extreme learning machine, Neurocomputing 2006; Rahimi and Recht, Random
+features, NeurIPS 2007). Per-voxel quadratic regression is the special case of voxels and products alone. Every subset
+of the modalities has coefficients of its own.
 
 A second output is the logarithm of the variance, fitted to errors on patients that the coefficients were not fitted on.
 """
@@ -14,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from torch import nn
 
 from bmmae.arrays import Bool, Float, Int, Tensor
@@ -27,6 +30,8 @@ MOST_MODALITIES = 6
 CHUNK = 65536
 """Voxels predicted at a time, which bounds the memory."""
 SMALLEST_SQUARE = 1e-4
+CORTEX, HEMISPHERE = 5.0, 20.0
+"""Millimetres on which depth below the brain's surface is told: e-fold near the surface, and linear further in."""
 COVERAGE, NORMAL_SQUARE = 0.9, 0.9952
 """Variances are scaled so that this share of the errors lies within normal intervals; the logarithm of their square."""
 LOG_CHI_SQUARE = 1.2703628454614782
@@ -38,7 +43,7 @@ class Examples:
     """Voxels to learn from.
 
     Attributes:
-        inputs: Float[N, M, S], each modality's voxel and its smoothed copies; 0 where not scanned.
+        inputs: Float[N, M, S], what `VoxelSynthesis.look` returns of each modality; 0 where not scanned.
         given: Bool[N, M], which modalities were scanned at the voxel.
         half: Bool[N], which half of the patients it comes from.
     """
@@ -88,8 +93,8 @@ class VoxelSynthesis(nn.Module):
             )
         self.modalities = modalities
         self.config = config
-        self.copies = 1 + len(config.scales)
-        inputs = modalities * self.copies
+        self.looks = 1 + len(config.scales) + len(config.deviations) + 2 * config.depth
+        inputs = modalities * self.looks
         self.pairs = torch.triu_indices(modalities, modalities)
         terms = 1 + inputs + self.pairs.shape[1] + config.units
         draw = torch.Generator().manual_seed(0)
@@ -104,22 +109,26 @@ class VoxelSynthesis(nn.Module):
         scanned: Bool[Tensor, "M H W D"],
         spacing: Sequence[float],
     ) -> Float[Tensor, "M S H W D"]:
-        """Return a study's voxels and their smoothed copies: means over what was scanned around.
+        """Return what a study shows at each voxel: for every modality, what the module's first lines name, in order.
 
         Args:
             images: Z-scores.
             scanned: Which voxels count: scanned, and brain.
-            spacing: Millimetres between voxels, which decides how many a scale spans.
+            spacing: Millimetres between voxels, which decides how many a cube spans.
         """
         values, share = (images.float() * scanned)[None], scanned.float()[None]
-        copies = [values]
-        for scale in self.config.scales:
-            factors = [max(1, round(scale / step)) for step in spacing]
-            pooled = (F.avg_pool3d(each, factors, ceil_mode=True, count_include_pad=False) for each in (values, share))
-            size = images.shape[-3:]
-            total, count = (F.interpolate(each, size=size, mode="trilinear", align_corners=False) for each in pooled)
-            copies.append(total / count.clamp(min=1e-6))
-        return torch.cat(copies).transpose(0, 1)
+        found = [values]
+        for scale in sorted({*self.config.scales, *self.config.deviations}):
+            count = _around(share, scale, spacing).clamp(min=1e-6)
+            mean = _around(values, scale, spacing) / count
+            if scale in self.config.scales:
+                found.append(mean)
+            if scale in self.config.deviations:
+                square = _around(values.square(), scale, spacing) / count
+                found.append((square - mean.square()).clamp(min=0).sqrt())
+        if self.config.depth:
+            found += [depth[None] for depth in _depths(scanned, spacing)]
+        return torch.cat(found).transpose(0, 1)
 
     def predict(
         self,
@@ -173,7 +182,7 @@ class VoxelSynthesis(nn.Module):
         inputs = inputs * known
         flat, (first, second) = inputs.flatten(1), self.pairs
         # The sum over fewer inputs is as large as that over all.
-        scale = (max(1, len(self._subset(code))) * self.copies) ** -0.5
+        scale = (max(1, len(self._subset(code))) * self.looks) ** -0.5
         units = F.relu((flat * scale) @ self.units + self.thresholds)
         return torch.cat([torch.ones_like(flat[:, :1]), flat, inputs[:, first, 0] * inputs[:, second, 0], units], 1)
 
@@ -252,7 +261,7 @@ class VoxelSynthesis(nn.Module):
             added: Which of the new order is the added one.
         """
         both = {index for index, source in enumerate(origin) if source == origin[added]}
-        rows = [source * self.copies + copy for source in origin for copy in range(self.copies)]
+        rows = [source * self.looks + look for source in origin for look in range(self.looks)]
         self.units.copy_(old.units[rows])
         self.thresholds.copy_(old.thresholds)
         for code in range(1, 2**self.modalities):
@@ -267,12 +276,32 @@ class VoxelSynthesis(nn.Module):
 
     def _places(self, subset: Sequence[int]) -> list[int]:
         """Return where a subset's terms stand, in an order that two fits share."""
-        inputs = [1 + index * self.copies + copy for index in subset for copy in range(self.copies)]
+        inputs = [1 + index * self.looks + look for index in subset for look in range(self.looks)]
         pairs = {tuple(pair): number for number, pair in enumerate(self.pairs.T.tolist())}
-        first = 1 + self.modalities * self.copies
+        first = 1 + self.modalities * self.looks
         products = [first + pairs[min(a, b), max(a, b)] for n, a in enumerate(subset) for b in subset[n:]]
         units = first + len(pairs)
         return [0, *inputs, *products, *range(units, units + self.units.shape[1])]
+
+
+def _around(volumes: Float[Tensor, "1 M H W D"], scale: float, spacing: Sequence[float]) -> Float[Tensor, "1 M H W D"]:
+    """Return means over cubes, interpolated between their centres."""
+    factors = [max(1, round(scale / step)) for step in spacing]
+    pooled = F.avg_pool3d(volumes, factors, ceil_mode=True, count_include_pad=False)
+    return F.interpolate(pooled, size=volumes.shape[-3:], mode="trilinear", align_corners=False)
+
+
+def _depths(scanned: Bool[Tensor, "M H W D"], spacing: Sequence[float]) -> list[Float[Tensor, "M H W D"]]:
+    """Return how deep each voxel lies in what was scanned of each modality, on two scales."""
+    masks = scanned.cpu().numpy()
+    kept: dict[bytes, np.ndarray] = {}
+    for mask in masks:  # most often all are the same
+        key = np.packbits(mask).tobytes()
+        if key not in kept:
+            kept[key] = distance_transform_edt(mask, sampling=tuple(spacing)).astype(np.float32)
+    millimetres = np.stack([kept[np.packbits(mask).tobytes()] for mask in masks])
+    depth = torch.from_numpy(millimetres).to(scanned.device)
+    return [depth / HEMISPHERE, torch.exp(-depth / CORTEX) * scanned]
 
 
 def _ridge(gram: Float[Tensor, "K K"], product: Float[Tensor, " K"], count: int, penalty: float) -> Float[Tensor, " K"]:

@@ -128,7 +128,7 @@ def test_each_voxel_has_the_regression_of_what_is_there() -> None:
         torch.testing.assert_close(made.values[0, half].flatten(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_copies_are_means_over_what_was_scanned_in_millimetres() -> None:
+def test_means_are_those_over_what_was_scanned_in_millimetres() -> None:
     synthesis = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(2.0,)))
     images, scanned = study()
     constant = torch.full_like(images, 3.0)
@@ -138,6 +138,27 @@ def test_copies_are_means_over_what_was_scanned_in_millimetres() -> None:
     coarse = synthesis.look(images, scanned, (4.0, 4.0, 4.0))[T1, 1]
     assert torch.allclose(coarse, images[T1])  # two millimetres are less than a voxel
     assert fine.std() < 0.6 * images[T1].std()
+
+
+def test_deviations_are_those_of_what_was_scanned_in_the_cube() -> None:
+    synthesis = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(), deviations=(8.0,)))
+    images, scanned = study()
+    looks = synthesis.look(images, scanned, ONE_MM)
+    for modality in (T1, T2):  # T2 was scanned in one half; the cube is the whole volume
+        expected = images[modality][scanned[modality]].std(correction=0)
+        torch.testing.assert_close(looks[modality, 1], expected.expand(8, 8, 8))
+
+
+def test_depth_is_the_distance_to_the_edge_of_what_was_scanned() -> None:
+    synthesis = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(), depth=True))
+    images, scanned = study()
+    scanned[:, 0] = False
+    far, near = synthesis.look(images, scanned, (2.0, 1.0, 1.0))[T1, 1:]
+    torch.testing.assert_close(far[:, 4, 4], 2 * torch.arange(8.0) / 20)
+    torch.testing.assert_close(near[1:, 4, 4], torch.exp(-2 * torch.arange(1.0, 8) / 5))
+    assert not near[0].any()
+    scanned[T2] = False
+    assert not synthesis.look(images, scanned, ONE_MM)[T2].any()
 
 
 def test_elsewhere_nothing_is_predicted() -> None:
