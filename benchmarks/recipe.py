@@ -1,6 +1,6 @@
 """Which pretraining recipe learns fastest? One change at a time, equal computing seconds, judged on unseen patients.
 
-python benchmarks/recipe.py [--data real synthetic] [--only recipe "visible 12.5 %"] [--seconds 150] [--seeds 2]
+python benchmarks/recipe.py [--data real synthetic] [--only recipe "visible 25 %"] [--seconds 150] [--seeds 2]
 
 Real cases: the fixed split. `--race SECONDS` adds the published recipe with that budget and ours with a third of it,
 and draws both over time. Finished cells are skipped; `recipe_factors.py` lists the changes.
@@ -20,7 +20,7 @@ from harness import RESULTS, arguments, parse, write_result
 from learning_data import WORK, Source, real_source, synthetic_source
 from probe import frozen_features, patch_statistics
 from real import Parts, fixed_split, real_cohort
-from recipe_factors import NAMES, OURS, PUBLISHED, variant
+from recipe_factors import NAMES, OURS, PUBLISHED, settings, variant
 from recipe_figures import RANDOM, STATISTICS, headline_figures, plot, short_table, table_rows
 from recipe_yardsticks import means, probe_scores, reconstruction_scores
 
@@ -68,7 +68,7 @@ def _parse() -> argparse.Namespace:
     given = parse(parser)
     if given.quick:
         given.data, given.seeds, given.seconds, given.race = ["synthetic"], 1, 1.0, 2.0
-        given.only = [*UNTRAINED, OURS, "rotary", "muon", "small normal weights", PUBLISHED]
+        given.only = [*UNTRAINED, OURS, "plain", "muon", "small normal weights", PUBLISHED]
     return given
 
 
@@ -91,13 +91,15 @@ def cells(given: argparse.Namespace, data: str) -> Iterator[Cell]:
         for name in given.only:
             if name in UNTRAINED:
                 if name == RANDOM or seed == 0:
-                    yield {"part": "untrained", "variant": name, "seed": seed, **shared}
+                    yield {"part": "untrained", "variant": name, "seed": seed, "settings": settings(OURS), **shared}
             else:
-                yield {"part": "equal", "variant": name, "seed": seed, "budget": given.seconds, **shared}
+                more = {"seed": seed, "budget": given.seconds, "settings": settings(name)}
+                yield {"part": "equal", "variant": name, **more, **shared}
         if given.race is not None:
             for name, share in ((PUBLISHED, 1.0), (OURS, 1 / 3)):
                 budget = round(share * given.race, 1)
-                yield {"part": "race", "variant": name, "seed": seed, "budget": budget, **shared}
+                more = {"seed": seed, "budget": budget, "settings": settings(name)}
+                yield {"part": "race", "variant": name, **more, **shared}
 
 
 def run_cell(cell: Mapping[str, Any], source: Source, parts: Parts) -> dict[str, Any]:

@@ -6,12 +6,15 @@ learned in steps, and the yardsticks judge the decoder's patches.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any
 
 from budgeted import WARMUP_SHARE
+from learning_data import WINDOW
 from pretrained_weights import configuration
 from torch import nn
 
@@ -75,26 +78,19 @@ def _all(*changes: Change) -> Change:
     return lambda config: reduce(lambda found, change: change(found), changes, config)
 
 
-AROUND = _model(surroundings=(1, 3, 5))
-"""Means and deviations over the patch itself and over cubes of three and five patches."""
-ALL_THREE = _all(_encoder(rotary=True), AROUND, _masking(visible_share=0.125))
-
 CHANGES: dict[str, Change] = {
-    "rotary + surroundings": _all(_encoder(rotary=True), AROUND),
-    "visible 12.5 %": _masking(visible_share=0.125),
-    "all three": ALL_THREE,
-    "all three, drops always": _all(ALL_THREE, _masking(drop_share=1.0)),
-    "rotary": _encoder(rotary=True),
-    "surroundings": AROUND,
+    "visible 25 %": _masking(visible_share=0.25),
+    "no surroundings": _model(surroundings=()),
+    "fixed positions": _encoder(rotary=False),
+    "plain": _all(_encoder(rotary=False), _model(surroundings=()), _masking(visible_share=0.25)),
+    "drops always": _masking(drop_share=1.0),
     "visible 15 %": _masking(visible_share=0.15),
     "standardised patches": _model(targets="patches"),
     "visible 50 %": _masking(visible_share=0.5),
     "no drops": _masking(drop_share=0.0),
-    "drops always": _masking(drop_share=1.0),
     "not co-located": _decoder(colocated=False),
     "batch 2": _batch(2),
     "muon": _optim(kind="muon"),
-    "all three, muon": _all(ALL_THREE, _optim(kind="muon")),
     "batch 4": _batch(4),
     "lr 0.0003": _optim(lr=3e-4),
     "lr 0.002": _optim(lr=2e-3),
@@ -130,3 +126,13 @@ def variant(name: str, window: Triple) -> Variant:
     if name in STARTS:
         return Variant(plain, **STARTS[name])
     return Variant(plain if name in (OURS, PUBLISHED) else CHANGES[name](plain))
+
+
+def settings(name: str) -> str:
+    """Return what tells a variant's settings from those that it had before, or will have: a part of its cells."""
+    chosen = variant(name, WINDOW)
+    config = chosen.config
+    parts = [asdict(part) for part in (config.model, config.masking, config.augment, config.optim)]
+    del parts[0]["synthesis"]
+    words = json.dumps([*parts, config.train.batch_size, chosen.warmup, chosen.small_start], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:8]

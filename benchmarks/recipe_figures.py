@@ -12,6 +12,9 @@ from paired import figure_by_patient
 from recipe_factors import OURS, PUBLISHED
 
 RANDOM, STATISTICS = "random weights", "patch statistics"
+RACERS = (OURS, PUBLISHED)
+COLOURS = {OURS: "tab:blue", PUBLISHED: "tab:orange"}
+"""Of lines in the plot; all other changes are grey."""
 SCORED = ("hidden", "absent", "absent_psnr", "ap_all", "ap_t1")
 Row = Mapping[str, Any]
 
@@ -83,15 +86,12 @@ def _race(rows: Sequence[Row]) -> dict[str, Figure]:
     return found
 
 
-RACERS = (OURS, PUBLISHED)
-
-
 def _spread(values: Sequence[float], asked: float, unit: str) -> Figure:
     return Figure(statistics.fmean(values), min(values), max(values), None, asked, unit)
 
 
 def _probe(rows: Sequence[Row]) -> dict[str, Figure]:
-    """AP of the longest training of ours minus that of random weights and of patch statistics, by patient."""
+    """AP of our longest training minus that of random weights and of patch statistics, by patient."""
     ours = _of(rows, OURS)
     longest = max((row["cell"]["budget"] for row in ours), default=None)
     ours = [row for row in ours if row["cell"]["budget"] == longest]
@@ -132,14 +132,14 @@ def short_table(rows: Sequence[Row]) -> str:
 
 
 def plot(cells: Sequence[Row], path: Path) -> None:
-    """Draw the errors over time, one line a training: ours and the published recipe in colour, the changes in grey."""
+    """Draw the errors over time, one line a training: ours and the published recipe in colour."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(9, 3.6), layout="constrained")
     axes = canvas.subplots(1, 2)
     for row in cells:
         name, points = row["cell"]["variant"], row.get("curve", ())
-        known = name in RACERS
+        known = name in COLOURS
         style = {"color": COLOURS.get(name, "0.8"), "zorder": 2 if known else 1}
         label = name if known and name not in axes[0].get_legend_handles_labels()[1] else None
         for axis, score in zip(axes, ("hidden", "absent"), strict=True):
@@ -149,6 +149,3 @@ def plot(cells: Sequence[Row], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     canvas.savefig(path, dpi=110)
-
-
-COLOURS = {OURS: "tab:blue", PUBLISHED: "tab:orange"}

@@ -21,12 +21,14 @@ import segmentation
 from full_volumes import counter_intuitive_rate
 from learning_data import EDITIONS, OnlyModalities
 from paired import by_patient, differences, figure_by_patient, means
-from recipe_factors import NAMES, OURS, PUBLISHED, variant
+from recipe_factors import NAMES, OURS, PUBLISHED, settings, variant
 from segmentation_contestants import DEDICATED
 from transfer import some
 
+from bmmae.data.dataset import View
 from bmmae.data.labels import BRATS2017, BRATS2023, region_masks
 from bmmae.data.loaders import EVALUATION_EPOCH
+from bmmae.masking import MaskingConfig
 from bmmae.modalities import STANDARD
 
 PEOPLE = ("a", "b", "c")
@@ -96,8 +98,12 @@ def test_one_coding_reads_the_regions_of_both_editions(coding: Any) -> None:
 class OneStudy:
     """A dataset of a single sample."""
 
-    view = type("View", (), {"modalities": STANDARD})
+    view = View(STANDARD, (2, 2, 2), (1, 1, 1))
     studies: tuple[Any, ...] = ()
+    seed = 0
+
+    def __init__(self, masking: MaskingConfig | None = None) -> None:
+        self.masking = masking
 
     def __len__(self) -> int:
         return 1
@@ -107,6 +113,7 @@ class OneStudy:
             "images": torch.ones(4, 2, 2, 2),
             "available": torch.tensor([True, True, False, True]),
             "valid": torch.ones(4, 2, 2, 2, dtype=torch.bool),
+            "brain": torch.ones(2, 2, 2, dtype=torch.bool),
         }
 
 
@@ -115,6 +122,15 @@ def test_a_dedicated_model_sees_its_modalities_alone() -> None:
     assert sample["available"].tolist() == [False, True, False, False]
     assert sample["images"].sum((1, 2, 3)).tolist() == [0, 8, 8, 0]
     assert sample["valid"].flatten(1).any(1).tolist() == [False, True, True, False]
+    assert "mask" not in sample
+
+
+def test_a_dedicated_model_sees_its_share_of_what_it_is_shown() -> None:
+    shown = OnlyModalities(OneStudy(MaskingConfig(0.25)), ("t1ce",))  # type: ignore[arg-type]
+    masks = [shown[(epoch, 0)]["mask"] for epoch in (0, 0, 1, 2)]
+    assert all((~mask).sum(1).tolist() == [0, 2, 0, 0] for mask in masks)
+    assert torch.equal(masks[0], masks[1])
+    assert any(not torch.equal(masks[0], mask) for mask in masks)
 
 
 def test_few_cases_are_drawn_by_the_seed() -> None:
@@ -156,6 +172,7 @@ def test_every_variant_but_the_recipe_changes_something() -> None:
     plain = variant(OURS, (64, 64, 64))
     assert plain.config.model.synthesis.units == 0
     assert all(variant(name, (64, 64, 64)) != plain for name in NAMES if name != OURS)
+    assert len({settings(name) for name in NAMES}) == len(NAMES)
 
 
 @pytest.mark.slow

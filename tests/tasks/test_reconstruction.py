@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import flags, tiny_mae, volumes
 
+from bmmae.config import PretrainConfig, parse
 from bmmae.data.loaders import Batch
 from bmmae.model.mae import MAE
 from bmmae.patches import patchify, unpatchify
@@ -122,3 +125,27 @@ def test_the_padding_of_mixed_subsets_is_reported() -> None:
     padding, positions = ReconstructionTask(model.config).step(model, data).metrics["padding_share"]
     assert float(positions) == 3 * int(counts.max())
     assert float(padding) == 3 * int(counts.max()) - int(counts.sum())
+
+
+def test_the_options_of_the_pretraining_page_are_read() -> None:
+    root = Path(__file__).parents[2]
+    block = (root / "pretrain" / "README.md").read_text().partition("## What can be varied")[2].split("```")[1]
+    words = [word for line in block.splitlines()[1:] for word in shlex.split(line, comments=True)]
+    tiny = ["--config", str(root / "configs" / "pretrain" / "tiny.yaml"), "--data.cohort", "none.csv"]
+    plain, changed = parse(PretrainConfig, tiny), parse(PretrainConfig, [*tiny, *words])
+    assert changed.model == replace(
+        plain.model,
+        encoder=replace(plain.model.encoder, rotary=True),
+        surroundings=(1, 3, 5),
+        targets="patches",
+    )
+    assert changed.optim == replace(plain.optim, kind="muon")
+
+
+def test_standardised_patches_change_the_loss_and_no_metric() -> None:
+    model, data = tiny_mae(kind="cross"), batch()
+    with torch.no_grad():
+        voxels = ReconstructionTask(model.config).step(model, data)
+        patches = ReconstructionTask(replace(model.config, targets="patches")).step(model, data)
+    assert float(patches.loss_sum) != pytest.approx(float(voxels.loss_sum), rel=1e-3)
+    assert patches.metrics == voxels.metrics
