@@ -15,11 +15,12 @@ from real import Parts, folds, real_cohort
 from bmmae.data.augment import NO_AUGMENTATION, AugmentConfig
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study, read_cohort
-from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.dataset import StudyDataset, View, token_flags
 from bmmae.data.labels import Coding, own_coding
-from bmmae.data.loaders import Address, Sample
+from bmmae.data.loaders import Address, Sample, sample_generator
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.data.synthetic.cohort import GENERATOR_VERSION, SyntheticConfig, make_cohort
+from bmmae.masking import MaskingConfig, draw_tokens
 from bmmae.modalities import STANDARD
 from bmmae.model.config import ModelConfig
 from bmmae.patches import Triple
@@ -142,8 +143,17 @@ class OnlyModalities:
         """Return the sample without the other modalities."""
         sample = self.dataset[address]
         kept = self.keep[:, None, None, None]
-        return sample | {
+        shown = sample | {
             "available": sample["available"] & self.keep,
             "images": sample["images"] * kept,
             "valid": sample["valid"] & kept,
         }
+        return shown if self.dataset.masking is None else shown | self._masked(shown, self.dataset.masking, address)
+
+    def _masked(self, shown: Sample, masking: MaskingConfig, address: Address) -> Sample:
+        """Draw the mask again: the share that is visible is a share of what is shown."""
+        rng = sample_generator(self.dataset.seed, *address, purpose="mask of the shown modalities")
+        arrays = {key: shown[key].numpy() for key in ("available", "valid", "brain")}
+        exists = token_flags(arrays, self.dataset.view)
+        mask = draw_tokens(rng, exists, masking).mask if exists.any() else ~exists
+        return {"mask": torch.from_numpy(mask)}

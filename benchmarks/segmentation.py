@@ -31,6 +31,8 @@ from segmentation_contestants import (
     digest,
     fine_tune,
     fit_network,
+    keep,
+    kept_weights,
     methods,
 )
 from study_time import time_study
@@ -125,6 +127,8 @@ def run_cell(cell: Mapping[str, Any], source: Source, start: Start, store: CellS
         model, training = fit_network(method, start.shape, source, studies, budget, seed=seed)
     elif method == "ours":
         model, training = tune(start, budget=Budget(seconds=cell["seconds"]))
+        if seed == 0:
+            keep(model, source, kept_weights(source, cell["fold"]))
     elif method == "scratch":
         model, training = tune(start.scratch(), budget=_same_steps(cell, store))
     else:

@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from budgeted import Training, train
-from learning_data import OnlyModalities, Source
+from learning_data import WORK, OnlyModalities, Source
 from torch import nn
 
 from bmmae.baselines.budget import Budget
 from bmmae.baselines.segmentation_networks import SEGMENTATION_NETWORKS, NetworkConfig, ZeroFilledNetwork
-from bmmae.checkpoint import load_encoder, load_model
+from bmmae.checkpoint import describe, load_encoder, load_model
+from bmmae.config import SegmentConfig
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.cohort import Study
+from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig, recipe
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+from bmmae.provenance import Provenance
 from bmmae.tasks.segmentation import SegmentationTask
 from bmmae.training.optim import OptimConfig
 
@@ -28,6 +31,8 @@ AUGMENT = AugmentConfig(modality_dropout=0.5, lesion_share=0.5)
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.01)
 LAYER_DECAY = 0.75
 BATCH = 2
+MASKING = MaskingConfig(visible_share=SegmentConfig.visible_share)
+"""What our encoder sees in training: the library's default."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Start:
 
     Attributes:
         shape: Of the encoder.
-        weights: A model folder, or None for random weights.
+        weights: A model folder, or None for random weights; of a segmentation model the decoder is taken too.
         width: Channels of the decoder at full resolution.
     """
 
@@ -56,7 +61,10 @@ class Start:
         coding = source.coding
         model = SegmentationModel(SegmentationConfig(self.shape, tuple(coding.regions), coding.name, self.width))
         if self.weights is not None:
-            load_encoder(model, load_model(self.weights))
+            donor = load_model(self.weights)
+            load_encoder(model, donor)
+            if isinstance(donor, SegmentationModel):
+                model.take_decoder(donor)
         return model
 
     def scratch(self) -> Start:
@@ -91,6 +99,7 @@ def fine_tune(
     model = start.model(source, seed)
     augment = AUGMENT if only is None else replace(AUGMENT, modality_dropout=0.0)
     dataset = source.dataset(studies, start.shape, seed=seed, augment=augment)
+    dataset.masking = MASKING
     shown = dataset if only is None else OnlyModalities(dataset, only)
     optim = OPTIM if start.weights is None else replace(OPTIM, layer_decay=LAYER_DECAY)
     task = SegmentationTask(model.config)
@@ -107,6 +116,18 @@ def fit_network(
     task = SegmentationTask(SegmentationConfig(shape, regions, source.coding.name))
     dataset = source.dataset(studies, shape, seed=seed, augment=AUGMENT)
     return model, train(model, task, dataset, budget, optim=OPTIM, batch_size=BATCH, seed=seed)
+
+
+def kept_weights(source: Source, fold: int) -> Path:
+    """Return where the model that `ours` became in a fold is kept, for pictures (git-ignored)."""
+    return WORK / "segmentation" / f"{source.name}-fold{fold}"
+
+
+def keep(model: nn.Module, source: Source, folder: Path) -> None:
+    """Save a trained model of the library's own."""
+    if isinstance(model, SegmentationModel):
+        describe(model, source.cache.config, Provenance())
+        model.save_pretrained(folder)
 
 
 def methods(subsets: Sequence[str]) -> list[str]:

@@ -96,6 +96,8 @@ class SegmentConfig:
         decoder: `light`, or `unetr` with skips from the encoder's intermediate layers.
         fusion: How features of the available modalities become one: `mean_max`, `mean_variance` or `attention`.
         supervision: How many of the coarser resolutions predict the regions too.
+        visible_share: Share of a sample's tokens that the encoder sees in training, drawn as in pretraining; in use it
+            sees all. The convolutions see everything.
         classes: Class name to label value, for segmentations of the user's own; instead of `data.labels`.
         regions: Region name to the label values that it unites; by default each of `classes` is a region.
         frozen: Leave the pretrained encoder as it is; `optim.frozen_steps` does so for a while.
@@ -113,6 +115,7 @@ class SegmentConfig:
     decoder: Literal["light", "unetr"] = "light"
     fusion: FusionKind = "mean_max"
     supervision: int = 0
+    visible_share: float = 0.25
     classes: dict[str, int] = field(default_factory=dict)
     regions: dict[str, list[int]] = field(default_factory=dict)
     frozen: bool = False
@@ -122,6 +125,8 @@ class SegmentConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        if not 0 < self.visible_share <= 1:
+            raise ConfigError(f"visible_share must lie in (0, 1], got {self.visible_share}")
         if self.distill.weight and self.augment.modality_dropout:
             raise ConfigError(
                 "distill.weight and augment.modality_dropout do not go together: the teacher has to see every "

@@ -20,6 +20,7 @@ from bmmae.data.labels import labels_from_regions, own_coding
 from bmmae.data.origin import training_provenance
 from bmmae.data.splits import train_and_validation
 from bmmae.evaluation.overlap import warn_of_overlap
+from bmmae.masking import MaskingConfig
 from bmmae.model.config import recipe
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 from bmmae.tasks.segmentation import SegmentationTask
@@ -51,7 +52,8 @@ def main() -> int:
     coding = coding_of([*train, *validation], own or config.data.labels)
     labels_from_regions(np.zeros((len(coding.regions), 1, 1, 1), bool), coding)  # refuses what could not be written
     view = View.of(shape)
-    training_data = StudyDataset(train, view, cache, seed=seed, coding=coding, augment=config.augment)
+    masking = MaskingConfig(config.visible_share) if config.visible_share < 1 else None
+    training_data = StudyDataset(train, view, cache, seed=seed, coding=coding, augment=config.augment, masking=masking)
     validation_data = StudyDataset(validation, view, cache, seed=seed, coding=coding)
 
     torch.manual_seed(seed)
@@ -70,6 +72,8 @@ def main() -> int:
     )
     if pretrained:
         load_encoder(model, pretrained)
+    if isinstance(pretrained, SegmentationModel):
+        model.take_decoder(pretrained)
     model.encoder.requires_grad_(not config.frozen)
     parent = None if from_scratch else config.model
     inherited = provenance_of(pretrained) if pretrained else None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,12 +14,12 @@ from torch import nn
 from bmmae.arrays import Bool, Float, Tensor
 from bmmae.errors import ConfigError
 from bmmae.model.config import ModelConfig
-from bmmae.model.convolution import AnySubsetStem, ConvBlock, Fusion, FusionKind
+from bmmae.model.convolution import AnySubsetStem, ConvBlock, ConvLayer, Fusion, FusionKind
 from bmmae.model.encoder import Encoder
 from bmmae.model.mae import stack_modalities
 from bmmae.model.pretrained import PretrainedModel
-from bmmae.model.tokens import TokenIndex
-from bmmae.patches import Triple, any_in_patch, patch_grid
+from bmmae.model.tokens import TokenIndex, existing_tokens
+from bmmae.patches import Triple, patch_grid
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,9 @@ class SegmentationModel(PretrainedModel):
         )
         levels = tuple(reversed(range(steps)))
         joined = [3 if level in self.skip_layers else 2 for level in levels]
-        self.merge = nn.ModuleList(ConvBlock(n * o, o) for n, o in zip(joined, outs, strict=True))
+        # One convolution at full resolution, where it costs most, two below it.
+        kinds = [ConvBlock] * (steps - 1) + [ConvLayer]
+        self.merge = nn.ModuleList(k(n * o, o) for k, n, o in zip(kinds, joined, outs, strict=True))
         heads = [nn.Conv3d(widths[level], len(config.regions), 1) for level in range(config.supervision + 1)]
         for head in heads:
             if head.bias is not None:  # lesions are rare: start from "no region anywhere"
@@ -151,6 +152,7 @@ class SegmentationModel(PretrainedModel):
         tissue: Bool[Tensor, "B 1 H W D"] | None = None,
         valid: Bool[Tensor, "B M H W D"] | None = None,
         *,
+        visible: Bool[Tensor, "B M L"] | None = None,
         every_scale: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Return a logit a region and voxel, Float[B, R, H, W, D].
@@ -160,15 +162,13 @@ class SegmentationModel(PretrainedModel):
             available: Which modalities each sample has; at least one.
             tissue: Patches without any of it are left out of the tokens; default: all patches are tokens.
             valid: Where each modality was scanned: elsewhere it counts as absent; default: everywhere.
+            visible: The tokens that the encoder sees of those; default: all. What is hidden from it, the stem sees.
             every_scale: Return the logits of each supervised resolution, full resolution first.
         """
         patch = self.config.model.patch
         grid = patch_grid(images.shape[-3:], patch)
-        exists = available[:, :, None].expand(-1, -1, math.prod(grid))
-        within = [flags for flags in (valid, tissue) if flags is not None]
-        if within:
-            exists = exists & any_in_patch(functools.reduce(torch.logical_and, within), patch)
-        tokens = TokenIndex.of(exists)
+        exists = existing_tokens(available, images.shape[-3:], patch, valid, tissue)
+        tokens = TokenIndex.of(exists if visible is None else exists & visible)
         x, skips = self._encode(images, tokens, grid)
         details = self.stem(images, available, valid)
         logits: list[Tensor] = []
@@ -190,6 +190,23 @@ class SegmentationModel(PretrainedModel):
                 level = levels[layer]
                 skips[level] = (self.skips[str(level)](sequence, tokens, grid),)
         return self.bottom(self.encoder.norm(sequence), tokens, grid), skips
+
+    def take_decoder(self, donor: SegmentationModel) -> bool:
+        """Copy what stands around another segmentation model's encoder: stem and decoder, and heads of equal regions.
+
+        Args:
+            donor: Trained for the same modalities.
+
+        Returns:
+            Whether it was copied: only between decoders of one shape.
+        """
+        one, other = self.config, donor.config
+        if replace(other, regions=one.regions, coding=one.coding, classes=one.classes, united=one.united) != one:
+            return False
+        left = ("encoder.",) if one.regions == other.regions else ("encoder.", "heads.")
+        state = {key: value for key, value in donor.state_dict().items() if not key.startswith(left)}
+        self.load_state_dict(state, strict=False)
+        return True
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that are embeddings, scales and shifts rather than weights."""

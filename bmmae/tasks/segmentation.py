@@ -93,9 +93,10 @@ class SegmentationTask:
     def _scales(self, model: nn.Module, batch: Batch, available: Tensor) -> tuple[Tensor, ...]:
         """Logits of each supervised resolution, full resolution first."""
         inputs = self._inputs(batch, available)
+        more: dict[str, object] = {"visible": ~tensors(batch, "mask")[0]} if "mask" in batch else {}
         if self.config.supervision:
-            return cast(tuple[Tensor, ...], model(*inputs, every_scale=True))
-        return (cast(Tensor, model(*inputs)),)
+            return cast(tuple[Tensor, ...], model(*inputs, every_scale=True, **more))
+        return (cast(Tensor, model(*inputs, **more)),)
 
     def _supervised(self, scales: tuple[Tensor, ...], label: Tensor) -> Float[Tensor, " B"]:
         weights = [0.5**scale for scale in range(len(scales))]

@@ -131,6 +131,40 @@ def test_each_supervised_scale_is_half_the_one_before() -> None:
     assert torch.equal(scales[0], model(volumes(), everything))
 
 
+def test_hidden_tokens_are_not_read_by_the_encoder_alone() -> None:
+    model, images, everything = tiny_segmentation(), volumes(1), torch.ones(1, 4, dtype=torch.bool)
+    visible = torch.zeros(1, 4, 8, dtype=torch.bool)
+    visible[:, 0, :4] = True
+    plain = model(images, everything)
+    hidden = model(images, everything, visible=visible)
+    assert torch.equal(model(images, everything, visible=torch.ones_like(visible)), plain)
+    assert not torch.allclose(hidden, plain, atol=1e-4)
+    model.encoder.embedding.weight.data[1:] = 0  # of modalities whose tokens are all hidden
+    assert torch.equal(model(images, everything, visible=visible), hidden)
+    more = images.clone()
+    more[:, 3] += 1  # hidden from the encoder, seen by the stem
+    assert not torch.allclose(model(more, everything, visible=visible), hidden, atol=1e-4)
+
+
+def test_a_decoder_of_the_same_shape_is_taken_over() -> None:
+    donor, other = tiny_segmentation(), tiny_segmentation()
+    wider = SegmentationModel(replace(donor.config, width=8))
+    fewer = SegmentationModel(replace(donor.config, regions=("lesion",), coding="binary"))
+    for parameter in donor.parameters():
+        parameter.data.add_(0.01)
+    other.encoder.load_state_dict(donor.encoder.state_dict())
+    assert other.take_decoder(donor)
+    everything = torch.ones(1, 4, dtype=torch.bool)
+    assert torch.equal(other(volumes(), everything), donor(volumes(), everything))
+    before = wider.stem.entry.weight.clone()
+    assert not wider.take_decoder(donor)
+    assert torch.equal(wider.stem.entry.weight, before)
+    head = fewer.heads[0].weight.clone()
+    assert fewer.take_decoder(donor)
+    assert torch.equal(fewer.heads[0].weight, head)
+    assert torch.equal(fewer.stem.entry.weight, donor.stem.entry.weight)
+
+
 def test_the_unetr_decoder_reads_intermediate_layers() -> None:
     deep = replace(tiny_config(), encoder=replace(tiny_config().encoder, depth=6))
     model = SegmentationModel(SegmentationConfig(deep, width=4, decoder="unetr"))

@@ -94,6 +94,21 @@ def test_tissue_decides_about_tokens_only_where_the_model_says_so(model: Segment
     assert tissue.step(model, data).loss_sum != tissue.step(model, {**data, "brain": empty}).loss_sum
 
 
+def test_the_encoder_sees_the_visible_tokens_in_training_and_all_in_evaluation(model: SegmentationModel) -> None:
+    data, task = batch(), SegmentationTask(model.config)
+    masked = data | {"mask": flags(3, 4, 8, share=0.5)}
+    seen: list[torch.Tensor | None] = []
+    hook = model.register_forward_pre_hook(lambda _, __, words: seen.append(words.get("visible")), with_kwargs=True)
+    try:
+        for use, given in ((task.step, masked), (task.evaluate, masked), (task.step, data)):
+            use(model, given)
+    finally:
+        hook.remove()
+    assert seen[0] is not None
+    assert torch.equal(seen[0], ~masked["mask"])
+    assert seen[1:] == [None, None]
+
+
 def test_it_is_a_task(model: SegmentationModel) -> None:
     assert isinstance(SegmentationTask(model.config), Task)
 
