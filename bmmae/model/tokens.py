@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bmmae.arrays import Bool, Float, Int, Tensor
+from bmmae.patches import Triple, any_in_patch, patch_grid
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,28 @@ class TokenIndex:
         if not self.padded:
             return sequences.reshape(-1, sequences.shape[-1])
         return sequences[self.sample, self.slot]
+
+
+def existing_tokens(
+    available: Bool[Tensor, "B M"],
+    size: Sequence[int],
+    patch: Triple,
+    *within: Bool[Tensor, "B _ H W D"] | None,
+) -> Bool[Tensor, "B M L"]:
+    """Return which tokens exist: the patches of available modalities that hold a voxel which all of `within` flag.
+
+    Args:
+        available: Which modalities each sample has.
+        size: Voxels of the volumes.
+        patch: Voxels of a patch.
+        *within: Where there is tissue, where a modality was scanned; None for everywhere.
+
+    Raises:
+        ConfigError: If the size is not a multiple of the patch.
+    """
+    exists = available[:, :, None].expand(-1, -1, math.prod(patch_grid(size, patch)))
+    given = [flags for flags in within if flags is not None]
+    return exists & any_in_patch(functools.reduce(torch.logical_and, given), patch) if given else exists
 
 
 def attention_mask(*keeps: Bool[Tensor, "B _"] | None) -> Bool[Tensor, "B 1 1 N"] | None:
