@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from bmmae.arrays import Float, Tensor
 from bmmae.data.cache import StudyCache
-from bmmae.data.cohort import Study
+from bmmae.data.cohort import LESION, Study
 from bmmae.data.dataset import View
 from bmmae.data.loaders import EVALUATION_EPOCH, Batch, collate
 from bmmae.data.packing import unpack
@@ -30,6 +30,9 @@ from bmmae.tasks.task import tensors
 
 RARE = 0.01
 """Subsets that came with fewer than one in a hundred training samples are warned of."""
+
+FEW = 5
+"""So many names are listed."""
 
 
 class RareSubsetWarning(UserWarning):
@@ -201,6 +204,22 @@ def warn_of_rare_subsets(model: PatientModel, outputs: Outputs) -> None:
 def is_rare(model: PatientModel, subset: str) -> bool:
     """Tell whether training hardly showed a subset; never where the model does not say what it was shown."""
     return bool(model.config.subsets) and model.config.subsets.get(subset, 0.0) < RARE
+
+
+def warn_of_lacking_inputs(model: PatientModel, studies: Sequence[Study]) -> None:
+    """Warn where no study at all has what a model was trained with beside the images: columns of another name, say."""
+    config = model.config
+    lacking = [v.name for v in config.clinical if all(study.values.get(v.name) is None for study in studies)]
+    column = {"attention": "seg", "probability": LESION}.get(config.lesion)
+    files = [study.seg if config.lesion == "attention" else study.lesion for study in studies]
+    lacking += [column] if column and not any(files) else []
+    if lacking:
+        rest = f" and {len(lacking) - FEW} more" if len(lacking) > FEW else ""
+        warnings.warn(
+            f"the model was trained with columns that no study of this cohort has: {', '.join(lacking[:FEW])}{rest}; "
+            "they count as missing",
+            stacklevel=2,
+        )
 
 
 def warn_of_cut_brains(model: PretrainedModel, studies: Sequence[Study], cache: StudyCache) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_models import tiny_config
+from tiny_models import tiny_config, tiny_segmentation
 from tiny_patients import PREPROCESS, write_table
 
 from bmmae.checkpoint import load_model, save_model
@@ -139,6 +139,39 @@ def test_folds_shares_and_a_modality_less(world: Path, tmp_path: Path) -> None:
     held = json.loads(folds.read_text())["folds"][2]["test"]
     assert {key.subject for key in classes.keys} == {subject for subject, _ in held}
     assert {key.fold for key in classes.keys} == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["features", "head"])
+def test_a_segmentations_probabilities_and_measures_feed_a_model(world: Path, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "segmented"
+    save_model(tiny_segmentation(), tmp_path / "segmenter", preprocessing=PREPROCESS)
+    words = ["--model", str(tmp_path / "segmenter"), "--cohort", str(world / "cohort.csv"), "--out", str(out)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["segment", *words, "--probabilities"]) == 0
+        coding = ["--labels", "brats2017", "--spacing", "1.5", "1.5", "1.5"]
+        assert main(["measure", str(out / "cohort.csv"), "--out", str(out / "measured.csv"), *coding]) == 0
+    given = ("--beside.lesion", "probability", "--beside.measures", "true", "--data.cohort", str(out / "measured.csv"))
+    config = configured(world, tmp_path / "run", "survival", *SURVIVAL, *CLINICAL, *given, "--mode", mode)
+    assert fine_tune(config) == 0
+    model = load_model(tmp_path / "run", kind="patient")
+    assert isinstance(model, PatientModel)
+    assert model.config.lesion == "probability"
+    assert {variable.modality for variable in model.config.clinical} >= {None, ""}
+    plain = load_model(tmp_path / "run" / "clinical-only", kind="patient")
+    assert isinstance(plain, PatientModel)
+    assert [variable.name for variable in plain.config.clinical] == ["age", "sex"]
+    told = []
+    for table in (out / "measured.csv", world / "cohort.csv"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            words = ["--model", str(tmp_path / "run"), "--cohort", str(table), "--out", str(tmp_path / "p.csv")]
+            assert main(["predict", *words]) == 0
+        told.append([str(w.message) for w in caught if "no study of this cohort has" in str(w.message)])
+    assert not told[0]
+    assert len(told[1]) == 1
+    assert "measure_" in told[1][0]
 
 
 @pytest.mark.slow

@@ -102,13 +102,14 @@ def _predict(commands: Commands) -> None:
 
 
 def _run_predict(given: argparse.Namespace) -> int:
-    from bmmae.patient_prediction import given_subset, predict, warn_of_rare_subsets
+    from bmmae.patient_prediction import given_subset, predict, warn_of_lacking_inputs, warn_of_rare_subsets
     from bmmae.patient_tables import prediction_rows, write_table
 
     _require_table(given.out)
     model = _patient_model(given.model)
     only = given_subset(given.subset, model)
     cohort, cache = _opened(given, model)
+    warn_of_lacking_inputs(model, cohort.studies)
     outputs = predict(
         model,
         cohort.studies,
@@ -173,7 +174,7 @@ def _evaluate(commands: Commands) -> None:
 
 def _run_evaluate(given: argparse.Namespace) -> int:
     from bmmae.patient_evaluation import evaluate_cohort, model_names
-    from bmmae.patient_prediction import given_subset, predict, warn_of_rare_subsets
+    from bmmae.patient_prediction import given_subset, predict, warn_of_lacking_inputs, warn_of_rare_subsets
 
     require_writable(given.out)
     sources = [given.model, *given.beside]
@@ -182,6 +183,7 @@ def _run_evaluate(given: argparse.Namespace) -> int:
     found = {}
     for name, model in zip(model_names(sources), models, strict=True):
         cohort, cache = _opened(given, model)
+        warn_of_lacking_inputs(model, cohort.studies)
         outputs = predict(
             model,
             cohort.studies,
