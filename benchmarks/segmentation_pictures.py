@@ -92,10 +92,11 @@ def draw(rows: Sequence[Drawn], regions: Sequence[str]) -> None:
     axes = figure.subplots(len(rows), 1 + len(SUBSETS), squeeze=False)
     for row, places in zip(rows, axes, strict=True):
         truth = row.sample["label"].numpy()
-        level = best_slice(row.sample["brain"].numpy(), truth)
+        brain = row.sample["brain"].numpy()
+        level = best_slice(brain, truth)
         for axis, name, masks in zip(places, (FLAIR, *UNDER), (truth, *row.predicted), strict=True):
-            image = row.sample["images"][STANDARD.index(name), :, :, level].numpy()
-            axis.imshow(np.rot90(image), cmap="gray", vmin=CONTRAST[0], vmax=CONTRAST[1])
+            image = np.where(brain, row.sample["images"][STANDARD.index(name)].numpy(), CONTRAST[0])
+            axis.imshow(np.rot90(image[:, :, level]), cmap="gray", vmin=CONTRAST[0], vmax=CONTRAST[1])
             for mask, colour in zip(masks, REGION_COLOURS, strict=False):
                 if mask[:, :, level].any():
                     outline = np.rot90(mask[:, :, level].astype(float))
