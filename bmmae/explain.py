@@ -7,7 +7,7 @@ tells what the model used, not what the disease did.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 
 import numpy as np
@@ -124,13 +124,3 @@ def fill_hidden(
     filled = volume.copy()
     filled[hidden & inside] = np.median(volume[inside]) if inside.any() else 0
     return filled
-
-
-def mean_magnitudes(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean size of patients' Shapley values, whatever their sign, of each input; largest first.
-
-    Inputs that a patient lacks are left out of that input's mean.
-    """
-    names = dict.fromkeys(name for row in rows for name in row)
-    means = {name: float(np.mean([abs(row[name]) for row in rows if name in row])) for name in names}
-    return dict(sorted(means.items(), key=lambda item: -item[1]))

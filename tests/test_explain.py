@@ -11,7 +11,7 @@ import pytest
 
 from bmmae.arrays import Array
 from bmmae.errors import ConfigError
-from bmmae.explain import fill_hidden, mean_magnitudes, modality_shares, occlusion_map, shapley_values
+from bmmae.explain import fill_hidden, modality_shares, occlusion_map, shapley_values
 
 PLAYERS = ("t1", "t1ce", "flair", "age")
 
@@ -93,8 +93,3 @@ def test_hidden_tissue_becomes_unremarkable_and_the_rest_stays() -> None:
     volume = np.array([[[0.0, 1.0, 2.0, 9.0]]])
     filled = fill_hidden(volume, np.array([[[True, False, False, True]]]), volume > 0)
     assert filled.tolist() == [[[0.0, 1.0, 2.0, 2.0]]]
-
-
-def test_mean_magnitudes_ignore_signs_and_what_patients_lack() -> None:
-    rows = [{"t1": -0.2, "age": 0.1}, {"t1": 0.4}]
-    assert mean_magnitudes(rows) == pytest.approx({"t1": 0.3, "age": 0.1})
