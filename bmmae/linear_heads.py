@@ -63,7 +63,8 @@ class Rows:
     def taken(self, chosen: Bool[np.ndarray, " N"]) -> Rows:
         """Return the rows that are flagged."""
         places = np.flatnonzero(chosen)
-        studies, subsets = (tuple(own[place] for place in places) for own in (self.studies, self.subsets))
+        studies = tuple(self.studies[place] for place in places)
+        subsets = tuple(self.subsets[place] for place in places)
         return Rows(studies, self.features[chosen], self.design[chosen], subsets)
 
     def strata(self) -> list[Bool[np.ndarray, " N"]]:

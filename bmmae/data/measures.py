@@ -32,7 +32,7 @@ FOCUS_VOXELS = 2
 """Fewest voxels of a focus: fewer may be noise."""
 INTERQUARTILE = 1.349
 """Interquartile range of a normal distribution, in deviations."""
-TOUCHING = np.ones((3, 3, 3))
+TOUCHING = np.ones((3, 3, 3), bool)
 AXES = ("right", "anterior", "superior")
 
 Measures = dict[str, float]

@@ -359,4 +359,4 @@ def _read_lesion(file: File, like: Image, geometry: Geometry) -> Float[np.ndarra
     """Resample a map of chances linearly: what is soft stays soft."""
     chances = read_chances(file)
     _require_grid(f"the lesion map {chances.path.name}", chances.array, chances.affine, like)
-    return np.clip(geometry.to_model(geometry.to_canonical(chances.array)), 0, 1).astype(np.float32)
+    return np.asarray(np.clip(geometry.to_model(geometry.to_canonical(chances.array)), 0, 1), np.float32)
