@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import time
 import warnings
@@ -28,7 +27,7 @@ from bmmae.inference.study import StudyFiles, load_files
 from bmmae.inference.writing import read_note, write_together
 from bmmae.metrics.regions import RegionMetrics, region_metrics
 from bmmae.modalities import subset_label
-from bmmae.model.pretrained import PretrainedModel
+from bmmae.model.pretrained import PretrainedModel, digest
 from bmmae.model.segmentation import SegmentationModel
 from bmmae.notice import NOTICE
 from bmmae.tasks.segmentation import label_coding
@@ -177,7 +176,7 @@ def score_segmentation(
 def _results(
     model: SegmentationModel, studies: Sequence[Study], folder: Path, options: CohortOptions
 ) -> Iterator[StudyResult]:
-    known = _digest(model)
+    known = digest(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one study's remarks say little without its name: see the notes
         for study in tqdm(studies, desc="segmenting", unit="study"):
@@ -304,13 +303,3 @@ def _write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _digest(model: PretrainedModel) -> str:
-    """The sha256 of a model's weights, shape and preprocessing."""
-    saved = model.saved_config()
-    total = hashlib.sha256(json.dumps([saved.model, saved.preprocessing], sort_keys=True, default=str).encode())
-    for name, value in model.state_dict().items():
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().numpy().data)
-    return total.hexdigest()

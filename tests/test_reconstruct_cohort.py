@@ -20,8 +20,8 @@ from bmmae.data.cohort import Cohort, read_cohort
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.errors import OutputError
 from bmmae.inference import ReconstructOptions, reconstruct, reconstruct_cohort, reconstruct_to_folder
-from bmmae.inference.reconstruction_folder import digest
 from bmmae.model.mae import MAE
+from bmmae.model.pretrained import digest
 from bmmae.reconstruction_page import study_page
 
 SIZE = (24, 24, 24)

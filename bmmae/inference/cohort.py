@@ -17,12 +17,12 @@ from bmmae.data.cohort import Cohort, Study
 from bmmae.errors import BmmaeError, OutputError
 from bmmae.inference.prediction import require_uncertainty
 from bmmae.inference.reconstruction import ReconstructOptions, require_mae
-from bmmae.inference.reconstruction_folder import NOTE, Page, Plan, carry_out, digest, is_finished
+from bmmae.inference.reconstruction_folder import NOTE, Page, Plan, carry_out, is_finished
 from bmmae.inference.study import StudyFiles
 from bmmae.inference.writing import read_note
 from bmmae.modalities import in_table_order, subset_label
 from bmmae.model.mae import MAE
-from bmmae.model.pretrained import PretrainedModel
+from bmmae.model.pretrained import PretrainedModel, digest
 
 TABLE = "cohort.csv"
 Status = Literal["made", "kept", "complete", "failed"]

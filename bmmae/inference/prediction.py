@@ -15,7 +15,8 @@ from bmmae.errors import ConfigError
 from bmmae.inference.windows import over_windows
 from bmmae.model.mae import MAE
 from bmmae.model.synthesis import Voxels
-from bmmae.patches import any_in_patch, as_triple
+from bmmae.model.tokens import existing_tokens
+from bmmae.patches import as_triple
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,17 @@ def _voxelwise(model: MAE, prepared: PreparedStudy, absent: Sequence[str]) -> Vo
 def _patchwise(model: MAE, prepared: PreparedStudy, absent: Sequence[str]) -> dict[str, Float[np.ndarray, "H W D"]]:
     """What the decoder predicts, blended over windows; 0 outside the brain."""
     names = model.config.modalities
-    patch = model.config.patch
 
     def predict(images: Tensor, valid: Tensor, brain: Tensor) -> Tensor:
-        wanted = torch.tensor([name in absent for name in names], device=images.device)[:, None]
+        size, patch = as_triple(images.shape[-3:]), model.config.patch
+        wanted = torch.tensor([name in absent for name in names], device=images.device).expand(len(images), -1)
         # A model trained on background too sees and decodes it, as in training; it is cut off below.
         tissue = brain if model.config.tissue_only else torch.ones_like(brain)
-        visible = any_in_patch(valid & tissue, patch) & ~wanted
-        targets = any_in_patch(tissue, patch) & wanted
+        visible = existing_tokens(~wanted, size, patch, valid, tissue)
+        targets = existing_tokens(wanted, size, patch, tissue)
         if not bool(visible.any()) or not bool(targets.any()):
             return torch.zeros_like(images)
-        return model.place(model(images, visible, targets).values, targets, as_triple(images.shape[-3:]))
+        return model.place(model(images, visible, targets).values, targets, size)
 
     volumes = over_windows(model, prepared, predict)
     return {name: np.where(prepared.brain, volumes[names.index(name)], 0) for name in absent}

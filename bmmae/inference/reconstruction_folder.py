@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +28,7 @@ from bmmae.inference.study import StudyFiles, load_files, name_files
 from bmmae.inference.writing import image_like, read_note, write_together
 from bmmae.modalities import in_table_order
 from bmmae.model.mae import MAE
-from bmmae.model.pretrained import PretrainedModel
+from bmmae.model.pretrained import PretrainedModel, digest
 
 NOTE = "reconstruction.json"
 REPORT = "report.html"
@@ -151,16 +149,6 @@ def is_finished(folder: Path, identity: Mapping[str, object]) -> bool:
     """Tell whether a folder holds, complete, what a run of this identity would write."""
     note = read_note(folder, NOTE)
     return note is not None and note.get("identity") == identity
-
-
-def digest(model: MAE) -> str:
-    """Return the sha256 of a model: of its weights, its shape and how its input is prepared."""
-    saved = model.saved_config()
-    total = hashlib.sha256(json.dumps([saved.model, saved.preprocessing], sort_keys=True, default=str).encode())
-    for name, value in model.state_dict().items():
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().numpy().data)
-    return total.hexdigest()
 
 
 def _compare(made: Reconstruction, truth: Mapping[str, File]) -> Reconstruction:

@@ -18,8 +18,8 @@ from bmmae.model.encoder import Encoder, initialise
 from bmmae.model.pretrained import PretrainedModel
 from bmmae.model.surroundings import Surroundings
 from bmmae.model.synthesis import VoxelSynthesis
-from bmmae.model.tokens import TokenIndex
-from bmmae.patches import Triple, any_in_patch, as_triple, patch_grid, spread, unpatchify
+from bmmae.model.tokens import TokenIndex, existing_tokens
+from bmmae.patches import Triple, as_triple, patch_grid, spread, unpatchify
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,7 @@ class MAE(PretrainedModel):
         tissue: Bool[Tensor, "B _ H W D"] | None = None,
     ) -> Bool[Tensor, "B M L"]:
         """Return which tokens exist: those of available modalities that hold any of `tissue` (default: all)."""
-        places = math.prod(patch_grid(volumes.shape[-3:], self.config.patch))
-        exists = available[:, :, None].expand(-1, -1, places)
-        return exists if tissue is None else exists & any_in_patch(tissue, self.config.patch)
+        return existing_tokens(available, volumes.shape[-3:], self.config.patch, tissue)
 
     @torch.no_grad()
     def reconstruct(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,8 +18,8 @@ from bmmae.model.beside import Beside, ClinicalTokens, clinical_of, design_matri
 from bmmae.model.config import ModelConfig
 from bmmae.model.encoder import Encoder, initialise, transformer_block
 from bmmae.model.pretrained import PretrainedModel
-from bmmae.model.tokens import TokenIndex
-from bmmae.patches import any_in_patch, patch_grid, patchify
+from bmmae.model.tokens import TokenIndex, existing_tokens
+from bmmae.patches import patchify
 from bmmae.targets import Target
 
 NOTHING = Beside()
@@ -203,11 +201,7 @@ class PatientModel(PretrainedModel):
         kept: Bool[Tensor, "B M L"] | None = None,
     ) -> TokenIndex:
         """Return the patches that become tokens; a sample without any is seen by its class token alone."""
-        patch = self.config.model.patch
-        exists = available[:, :, None].expand(-1, -1, math.prod(patch_grid(size, patch)))
-        within = [flags for flags in (valid, tissue) if flags is not None]
-        if within:
-            exists = exists & any_in_patch(functools.reduce(torch.logical_and, within), patch)
+        exists = existing_tokens(available, size, self.config.model.patch, valid, tissue)
         return TokenIndex.of(exists if kept is None else exists & kept)
 
     @staticmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -240,6 +242,16 @@ def with_model_config(config: Any, new: ModelConfig) -> Any:
         return new
     name = next(item.name for item in fields(config) if getattr(config, item.name) is old)
     return replace(config, **{name: new})
+
+
+def digest(model: PretrainedModel) -> str:
+    """Return the sha256 of a model: of its weights, its shape and how its input is prepared."""
+    saved = model.saved_config()
+    total = hashlib.sha256(json.dumps([saved.model, saved.preprocessing], sort_keys=True, default=str).encode())
+    for name, value in model.state_dict().items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().numpy().data)
+    return total.hexdigest()
 
 
 def class_of_kind(kind: str) -> type[PretrainedModel]:

@@ -8,7 +8,7 @@ from monai.networks.blocks.pos_embed_utils import build_sincos_position_embeddin
 from tiny_models import flags
 
 from bmmae.model.embed import project_by_modality, sincos_positions
-from bmmae.model.tokens import TokenIndex, attention_mask
+from bmmae.model.tokens import TokenIndex, attention_mask, existing_tokens
 from bmmae.patches import Triple
 
 
@@ -68,3 +68,13 @@ def test_each_row_is_projected_by_its_own_modality() -> None:
     rows, modality, weight = torch.randn(20, 6), torch.randint(0, 3, (20,)), torch.randn(4, 5, 6)
     expected = torch.stack([weight[m] @ row for row, m in zip(rows, modality, strict=True)])
     torch.testing.assert_close(project_by_modality(rows, modality, weight), expected)
+
+
+def test_tokens_exist_where_one_voxel_of_an_available_modality_is_within_all_that_is_given() -> None:
+    tissue, valid = (torch.zeros(1, m, 4, 2, 2, dtype=torch.bool) for m in (1, 3))
+    tissue[0, 0, 0, 0, 0] = tissue[0, 0, 2, 0, 0] = True
+    valid[0, :, 0, 0, 0] = valid[0, :, 3, 0, 0] = True  # of the second patch, tissue and scan share no voxel
+    available, patch = torch.tensor([[True, False, True]]), (2, 2, 2)
+    assert existing_tokens(available, (4, 2, 2), patch, None).tolist() == [[[True] * 2, [False] * 2, [True] * 2]]
+    found = existing_tokens(available, (4, 2, 2), patch, valid, tissue)
+    assert found.tolist() == [[[True, False], [False] * 2, [True, False]]]

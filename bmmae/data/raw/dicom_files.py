@@ -98,7 +98,7 @@ def scan_folder(folder: str | Path) -> tuple[Series, ...]:
     """Find the DICOM series below a folder, whatever the files are called.
 
     Raises:
-        ImageError: If it is no folder or holds no DICOM file.
+        ImageError: If it is no folder, holds no DICOM file, or a file of it cannot be opened.
         ConfigError: If pydicom is not installed.
     """
     root = Path(folder)
@@ -135,16 +135,24 @@ class _File:
 
 
 def _read_header(path: Path) -> _File | None:
-    """Return the header, or None if this is no DICOM file of a series (a DICOMDIR, a report, a text)."""
+    """Return the header, or None if this is no DICOM file of a series (a DICOMDIR, a report, a text).
+
+    Raises:
+        ImageError: If the file cannot be opened: a slice would be missing unnoticed.
+    """
     pydicom = require("pydicom", "Reading DICOM")
     try:
-        # Archives hold files without the preamble; whatever is no DICOM at all then fails or has no series.
-        with path.open("rb") as stream:
+        stream = path.open("rb")
+    except OSError as error:
+        raise ImageError(f"{path} cannot be opened: {error.strerror or error}; mend it or take it away") from error
+    with stream:
+        try:
+            # Archives hold files without the preamble; whatever is no DICOM at all then fails or has no series.
             header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
             rest = path.stat().st_size - stream.tell()
-        return _File(path, header, rest) if header.get("SeriesInstanceUID") and header.get("Modality") else None
-    except Exception:  # a parser's own exceptions: whatever it cannot read is no DICOM file
-        return None
+            return _File(path, header, rest) if header.get("SeriesInstanceUID") and header.get("Modality") else None
+        except Exception:  # a parser's own exceptions: whatever it cannot read is no DICOM file
+            return None
 
 
 def _as_series(uid: str, found: list[_File]) -> Series:

@@ -202,6 +202,14 @@ def test_a_folder_without_dicom_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "holds no DICOM file (1 files looked at)" in capsys.readouterr().err
 
 
+def test_a_file_that_cannot_be_opened_is_no_slice_to_do_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slice.dcm").symlink_to(tmp_path / "gone")
+    assert main(["import-dicom", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "slice.dcm cannot be opened: No such file or directory" in capsys.readouterr().err
+
+
 def test_without_dcm2niix_the_error_says_how_to_install_it(
     patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
