@@ -147,7 +147,7 @@ def test_settings_chosen_by_cross_validation_come_from_the_training_rows_alone()
 def test_a_class_that_a_fold_lacks_is_unlikely_and_no_error(labels: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     label = np.resize(labels, 30)
-    inputs = rng.normal(size=(30, 2)) + label[:, None]
+    inputs = rng.normal(size=(30, 2)) + 2 * label[:, None]
     fit = linear_heads._logistic(inputs, label, np.ones(30), 1.0, classes=3)
     chances = np.exp(inputs @ fit.slopes.T + fit.intercepts)
     chances /= chances.sum(1, keepdims=True)

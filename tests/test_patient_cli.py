@@ -180,6 +180,7 @@ def test_tables_that_are_none_are_one_line(
     assert message in error(capsys)
 
 
+@pytest.mark.filterwarnings("ignore:the model was trained with columns")
 def test_evaluate_without_any_truth_says_so(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(world / "cohort.csv")
     table[["subject", "t1", "t1ce", "t2", "flair"]].to_csv(world / "blind.csv", index=False)

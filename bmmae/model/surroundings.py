@@ -7,13 +7,15 @@ encoder has to do it, and cannot leave it to the decoder.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
 from bmmae.arrays import Bool, Float, Tensor
-from bmmae.patches import Triple, patch_grid, patchify
+from bmmae.patches import Triple, patch_grid
 
 MOMENTS = 2
 SMALLEST_SHARE = 1e-6
@@ -50,9 +52,9 @@ def moments_around(
         patch: Voxels of a patch.
         widths: Patches along an axis, odd; surroundings end at the window's rim.
     """
-    weights, values = counted.float(), images.float() * counted
     h, w, d = patch_grid(images.shape[-3:], patch)
-    sums = torch.stack([patchify(each, patch).sum(-1) for each in (weights, values, values.square())])
+    # Sample by sample: a batch of whole windows three times over would be a tenth of a large model's memory.
+    sums = torch.stack([_sums(*sample, patch) for sample in zip(images, counted, strict=True)], dim=1)
     means, deviations, known = [], [], []
     for width in widths:
         shaped = rearrange(sums, "sum b m (h w d) -> (sum b) m h w d", h=h, w=w, d=d)
@@ -64,3 +66,11 @@ def moments_around(
         deviations.append(variance.clamp(min=SMALLEST_VARIANCE).sqrt())
         known.append(count > 0)
     return torch.stack(means + deviations, dim=-1), torch.stack(known * MOMENTS, dim=-1)
+
+
+def _sums(image: Float[Tensor, "M H W D"], counted: Bool[Tensor, "M H W D"], patch: Triple) -> Float[Tensor, "3 M L"]:
+    """Return how many voxels of each patch count, their sum, and the sum of their squares."""
+    weight = counted.float()
+    values = image.float() * weight
+    powers = (weight, values, values.square())
+    return math.prod(patch) * torch.stack([F.avg_pool3d(each, patch).flatten(-3) for each in powers])

@@ -135,10 +135,11 @@ def test_the_options_of_the_pretraining_page_are_read() -> None:
     plain, changed = parse(PretrainConfig, tiny), parse(PretrainConfig, [*tiny, *words])
     assert changed.model == replace(
         plain.model,
-        encoder=replace(plain.model.encoder, rotary=True),
-        surroundings=(1, 3, 5),
+        encoder=replace(plain.model.encoder, rotary=False),
+        surroundings=(),
         targets="patches",
     )
+    assert changed.masking == replace(plain.masking, visible_share=0.25)
     assert changed.optim == replace(plain.optim, kind="muon")
 
 
