@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo demo-quick test test-fast lint bench bench-tables docs clean
+.PHONY: install demo demo-quick test test-fast coverage lint bench bench-tables docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ demo: install
 	$(BIN)/bmmae demo --out runs/demo
 
 test: install
+	$(BIN)/pytest --durations=10
+
+coverage: install
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
 test-fast: install

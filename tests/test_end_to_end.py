@@ -54,18 +54,6 @@ def test_three_real_studies_end_to_end(real: Path, tmp_path: Path, capsys: pytes
         assert written.get_fdata().std() > 0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_quick_demo_leaves_a_picture_and_a_table(tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    words = [sys.executable, "-m", "bmmae", "demo", "--quick", "--out", str(out)]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "PSNR" in (out / "results.txt").read_text()
-    assert (out / "report.png").stat().st_size > 10_000
-    assert (out / "reconstructed" / "t1ce.nii.gz").is_file()
-
-
 def test_a_script_ends_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     ended = train(
         "pretrain/train.py", "--config", ROOT / "configs/pretrain/tiny.yaml", "--data.cohort", tmp_path / "no.csv"
