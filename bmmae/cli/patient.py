@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bmmae.data.cohort import Cohort
     from bmmae.model.patient import PatientModel
     from bmmae.model.pretrained import PretrainedModel
+    from bmmae.patient_prediction import Outputs
 
 
 def add_commands(commands: Commands) -> None:
@@ -94,20 +95,12 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _predict(commands: Commands) -> None:
-    summary = f"Predict classes, risks and survival curves of a cohort, from whatever each patient has. {NOTICE}"
-    command = add_command(commands, "predict", summary, _run_predict)
-    _add_cohort(command)
-    command.add_argument("--out", type=Path, required=True, help="the table to write (.csv or .parquet)")
+def _predicted(
+    given: argparse.Namespace, model: PatientModel, only: tuple[str, ...] | None
+) -> tuple[Cohort, StudyCache, Outputs]:
+    """What a model says of the cohort, with warnings of what it lacks and of subsets that it hardly knows."""
+    from bmmae.patient_prediction import predict, warn_of_lacking_inputs, warn_of_rare_subsets
 
-
-def _run_predict(given: argparse.Namespace) -> int:
-    from bmmae.patient_prediction import given_subset, predict, warn_of_lacking_inputs, warn_of_rare_subsets
-    from bmmae.patient_tables import prediction_rows, write_table
-
-    _require_table(given.out)
-    model = _patient_model(given.model)
-    only = given_subset(given.subset, model)
     cohort, cache = _opened(given, model)
     warn_of_lacking_inputs(model, cohort.studies)
     outputs = predict(
@@ -120,6 +113,23 @@ def _run_predict(given: argparse.Namespace) -> int:
         progress=True,
     )
     warn_of_rare_subsets(model, outputs)
+    return cohort, cache, outputs
+
+
+def _predict(commands: Commands) -> None:
+    summary = f"Predict classes, risks and survival curves of a cohort, from whatever each patient has. {NOTICE}"
+    command = add_command(commands, "predict", summary, _run_predict)
+    _add_cohort(command)
+    command.add_argument("--out", type=Path, required=True, help="the table to write (.csv or .parquet)")
+
+
+def _run_predict(given: argparse.Namespace) -> int:
+    from bmmae.patient_prediction import given_subset
+    from bmmae.patient_tables import prediction_rows, write_table
+
+    _require_table(given.out)
+    model = _patient_model(given.model)
+    cohort, _, outputs = _predicted(given, model, given_subset(given.subset, model))
     path = write_table(given.out, prediction_rows(model, outputs))
     left = len(cohort) - len({study.key for study in outputs.studies})
     without = f", {left} patients without these modalities left out" if left else ""
@@ -174,7 +184,7 @@ def _evaluate(commands: Commands) -> None:
 
 def _run_evaluate(given: argparse.Namespace) -> int:
     from bmmae.patient_evaluation import evaluate_cohort, model_names
-    from bmmae.patient_prediction import given_subset, predict, warn_of_lacking_inputs, warn_of_rare_subsets
+    from bmmae.patient_prediction import given_subset
 
     require_writable(given.out)
     sources = [given.model, *given.beside]
@@ -182,18 +192,7 @@ def _run_evaluate(given: argparse.Namespace) -> int:
     only = given_subset(given.subset, models[0])
     found = {}
     for name, model in zip(model_names(sources), models, strict=True):
-        cohort, cache = _opened(given, model)
-        warn_of_lacking_inputs(model, cohort.studies)
-        outputs = predict(
-            model,
-            cohort.studies,
-            cache,
-            only=only,
-            every=given.every_subset,
-            batch_size=given.batch_size,
-            progress=True,
-        )
-        warn_of_rare_subsets(model, outputs)
+        _, cache, outputs = _predicted(given, model, only)
         found[name] = (model, outputs)
     print(evaluate_cohort(found, cache, given.out, draws=given.draws))
     return 0
