@@ -1,13 +1,15 @@
 """Linear probe: does a patch hold tumour? From frozen features of the encoder, or from plain statistics of the patch.
 
 One row is a place with tissue in the central window of a study; its features are those of the given modalities, side
-by side (zero where a modality was not scanned). A place holds tumour if any of its voxels does. The penalty of the
-logistic regression is chosen on the fold's validation patients; test patients are scored one by one.
+by side (zero where a modality was not scanned). A place holds tumour if any of its voxels does. Test patients are
+scored one by one. There are two ways to fit the logistic regression: on the training patients (`probe`), whom
+pretraining has seen too, and may have learned by heart; and on patients it has not seen (`probe_unseen`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -49,6 +51,17 @@ class Places:
     features: Array
     tumour: Array
     patient: Array
+
+    def of(self, patient: str) -> Places:
+        """Return one patient's places."""
+        return self._where(self.patient == patient)
+
+    def without(self, patient: str) -> Places:
+        """Return everyone else's."""
+        return self._where(self.patient != patient)
+
+    def _where(self, chosen: Array) -> Places:
+        return Places(self.features[chosen], self.tumour[chosen], self.patient[chosen])
 
 
 def frozen_features(model: MAE) -> Features:
@@ -110,13 +123,44 @@ def probe(
     )
     fitted = [_fit(train, penalty) for penalty in PENALTIES]
     best = max(fitted, key=lambda model: average_precision(_scores(model, validation), validation.tumour))
-    scores = _scores(best, test)
+    return _by_patient(dict.fromkeys(test.patient.tolist(), best), test)
+
+
+def probe_unseen(
+    source: Source, parts: Parts, shape: ModelConfig, names: Sequence[str], features: Features
+) -> dict[str, dict[str, float]]:
+    """Fit on the validation patients and the other test patients, for each test patient anew.
+
+    The penalty is chosen by leaving out one of these patients after the other.
+
+    Returns:
+        `ap` and `auc` by patient.
+    """
+    unseen = gather(source, [*parts.validation, *parts.test], shape, names, features)
+    chosen = {}
+    for patient in dict.fromkeys(study.group for study in parts.test):
+        others = unseen.without(patient)
+        best = max(PENALTIES, key=lambda penalty, others=others: _left_out(others, penalty))
+        chosen[patient] = _fit(others, best)
+    return _by_patient(chosen, unseen)
+
+
+def _by_patient(models: Mapping[str, object], places: Places) -> dict[str, dict[str, float]]:
+    """Score each patient by the model that is meant for it."""
     found: dict[str, dict[str, float]] = {"ap": {}, "auc": {}}
-    for patient in dict.fromkeys(test.patient.tolist()):
-        own = test.patient == patient
-        found["ap"][patient] = average_precision(scores[own], test.tumour[own])
-        found["auc"][patient] = auc(scores[own], test.tumour[own])
+    for patient, model in models.items():
+        own = places.of(patient)
+        scores = _scores(model, own)
+        found["ap"][patient] = average_precision(scores, own.tumour)
+        found["auc"][patient] = auc(scores, own.tumour)
     return found
+
+
+def _left_out(places: Places, penalty: float) -> float:
+    """Return the mean average precision over patients, each scored by a model of the others."""
+    people = dict.fromkeys(places.patient.tolist())
+    models = {patient: _fit(places.without(patient), penalty) for patient in people}
+    return statistics.fmean(_by_patient(models, places)["ap"].values())
 
 
 def _fit(places: Places, penalty: float) -> object:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from harness import arguments, parse, write_result
 from learning_data import WORK, Source, real_source, synthetic_source
 from patient_learning import FIGURES, fine_tune_patients, predict_patients
 from pretrained_weights import Recipe, configuration, pretrain, random_weights, weights_folder
-from probe import frozen_features, patch_statistics, probe
+from probe import frozen_features, patch_statistics, probe, probe_unseen
 from real import Parts
 from segmentation_contestants import Start, digest, fine_tune
 from transfer_figures import headline_figures, table_rows
@@ -40,6 +41,8 @@ STATISTICS = "patch statistics"
 T1, T1CE, T2, FLAIR = STANDARD
 SUBSETS = (STANDARD, (T1CE,), (FLAIR,), (T1, T2))
 PROBED = (STANDARD, (T1,))
+PROBES = {"train": probe, "unseen": probe_unseen}
+"""By whom the probe is fitted on: training patients, or patients whom pretraining has not seen."""
 CASES = (1, 3, None)
 """Real training cases; None for all."""
 SHARES = (0.1, 0.3, 1.0)
@@ -58,7 +61,11 @@ def main() -> None:
     for name, source in sources.items():
         for cell in cells(given, name, source):
             row = store.run(cell, lambda cell=cell, source=source: run_cell(given, cell, source))
-            told = {key: value for key, value in cell.items() if key in ("part", "weights", "fold", "seed", "amount")}
+            told = {
+                key: value
+                for key, value in cell.items()
+                if key in ("part", "weights", "given", "fitted_on", "fold", "seed", "amount")
+            }
             print(*(f"{key} {value}," for key, value in told.items()), _gist(row))
     keys = [cell for name, source in sources.items() for cell in cells(given, name, source)]
     rows = [row for row in map(store.find, keys) if row is not None]
@@ -72,6 +79,7 @@ def _parse() -> argparse.Namespace:
     parser.set_defaults(threads=1)
     parser.add_argument("--data", nargs="+", choices=("real", "synthetic"), default=["real", "synthetic"])
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="only these cells")
+    parser.add_argument("--weights", nargs="+", choices=(*WEIGHTS, STATISTICS), default=None, help="only these")
     parser.add_argument("--ours", default=None, help="weights of our recipe, instead of pretraining here")
     parser.add_argument("--published", default=None, help="weights of the published recipe, likewise")
     parser.add_argument("--pretrain-seconds", type=float, default=600.0)
@@ -101,6 +109,8 @@ def cells(given: argparse.Namespace, name: str, source: Source) -> Iterator[Cell
         for part in given.parts:
             for cell in PARTS[part](given, name):
                 weights = cell["weights"]
+                if given.weights is not None and weights not in given.weights:
+                    continue
                 yield (
                     {"part": part, "data": source.name, "fold": fold, "threads": given.threads}
                     | cell
@@ -122,10 +132,12 @@ def _pretrain_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
 
 
 def _probe_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
-    if name == "real" or given.quick:
+    if name == "real":
+        for weights, names, on in product((*WEIGHTS, STATISTICS), PROBED, PROBES):
+            yield {"weights": weights, "given": subset_label(names), "fitted_on": on}
+    elif given.quick:
         for weights in (*WEIGHTS, STATISTICS):
-            for names in PROBED:
-                yield {"weights": weights, "given": subset_label(names)}
+            yield {"weights": weights, "given": subset_label(STANDARD), "fitted_on": "train"}
 
 
 def _segmentation_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
@@ -214,7 +226,7 @@ def _probe(given: argparse.Namespace, cell: Mapping[str, Any], source: Source, p
     statistics_wanted = cell["weights"] == STATISTICS
     features = patch_statistics(shape) if statistics_wanted else frozen_features(model)
     halves = Parts(parts.train[:-2], parts.train[-2:], parts.test) if not parts.validation else parts
-    return dict(probe(source, halves, shape, cell["given"].split("+"), features))
+    return dict(PROBES[cell["fitted_on"]](source, halves, shape, cell["given"].split("+"), features))
 
 
 def _gist(row: Mapping[str, Any]) -> str:

@@ -99,12 +99,12 @@ def _only(table: Mapping[str, Any], patient: str) -> dict[str, Any]:
 def _probe_gains(rows: list[dict[str, Any]], everyone: set[str]) -> dict[str, Figure]:
     found = {}
     probes = pick(rows, part="probe")
-    for given in dict.fromkeys(row["cell"]["given"] for row in probes):
+    for given, on in dict.fromkeys((row["cell"]["given"], row["cell"]["fitted_on"]) for row in probes):
         scored = {}
         for weights in dict.fromkeys(row["cell"]["weights"] for row in probes):
-            chosen = pick(probes, given=given, weights=weights)
+            chosen = pick(probes, given=given, fitted_on=on, weights=weights)
             scored[weights] = {patient: value for row in chosen for patient, value in row["ap"].items()}
-        label = "all" if "+" in given else given
+        label = ("all" if "+" in given else given) + ("" if on == "train" else f"_{on}")
         for rival in ("random", "patch statistics", "published"):
             ours, theirs = scored.get("ours", {}), scored.get(rival, {})
             if ours and set(ours) == set(theirs) and (not everyone or set(ours) == everyone):

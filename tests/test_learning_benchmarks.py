@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import probe
 import recipe_figures
 import segmentation
 from full_volumes import counter_intuitive_rate
 from learning_data import EDITIONS, OnlyModalities
 from paired import by_patient, differences, figure_by_patient, means
+from real import Parts
 from recipe_factors import NAMES, OURS, PUBLISHED, settings, variant
 from segmentation_contestants import DEDICATED
 from transfer import some
@@ -142,6 +145,13 @@ def test_few_cases_are_drawn_by_the_seed() -> None:
     assert some(studies, 3, 0) == some(studies, 3, 0) != some(studies, 3, 1)
 
 
+@dataclass(frozen=True)
+class Named:
+    """A study that has a patient and nothing else."""
+
+    group: str
+
+
 def training(name: str, budget: float, errors: tuple[float, ...], ap: float) -> dict[str, Any]:
     """A cell of the recipe benchmark that took part in the race, judged at equal intervals."""
     cell = {"part": "race", "variant": name, "seed": 0, "budget": budget, "data": "real", "scored": "test"}
@@ -166,6 +176,35 @@ def test_probes_are_compared_with_random_weights_by_patient() -> None:
     found = recipe_figures.headline_figures([ours, random])
     assert found["probe_gain"].value == pytest.approx(0.2)
     assert "probe_gain_over_statistics" not in found
+
+
+def test_a_probe_on_unseen_patients_learns_from_all_of_them_but_the_one_it_judges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    studies = {letter: Named(letter) for letter in "abcdef"}
+    rng = np.random.default_rng(0)
+    tumour = rng.random(60) < 0.3
+    own = {letter: np.outer(np.where(tumour, 1.0, -1.0), rng.normal(size=6)) for letter in studies}
+
+    def places(source: Any, chosen: list[Named], *others: Any) -> probe.Places:
+        found = [(own[study.group], tumour, np.full(60, study.group)) for study in chosen]
+        return probe.Places(*map(np.concatenate, zip(*found, strict=True)))
+
+    monkeypatch.setattr(probe, "gather", places)
+    parts: Any = Parts((studies["a"],), (studies["b"], studies["c"]), (studies["d"], studies["e"]))  # type: ignore[arg-type]
+    fitted: list[set[str]] = []
+    plain = probe._fit
+
+    def fit(chosen: probe.Places, penalty: float) -> object:
+        fitted.append(set(chosen.patient.tolist()))
+        return plain(chosen, penalty)
+
+    monkeypatch.setattr(probe, "_fit", fit)
+    found = probe.probe_unseen(None, parts, None, STANDARD, None)  # type: ignore[arg-type]
+    assert set(found["ap"]) == {"d", "e"}
+    assert {"b", "c", "e"} in fitted
+    assert {"b", "c", "d"} in fitted
+    assert not any({"d", "e"} <= people or "a" in people for people in fitted)
 
 
 def test_every_variant_but_the_recipe_changes_something() -> None:
