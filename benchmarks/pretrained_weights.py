@@ -6,10 +6,12 @@ seconds. What differs is what the recipes differ in: masking, decoder, tokens, a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from budgeted import Training, train
@@ -24,6 +26,7 @@ from bmmae.model.mae import MAE
 from bmmae.tasks.reconstruction import ReconstructionTask, fit_synthesis
 
 Recipe = Literal["ours", "published"]
+TRAINING = "training.json"
 
 
 def configuration(recipe: Recipe, window: tuple[int, int, int]) -> PretrainConfig:
@@ -74,6 +77,45 @@ def random_weights(source: Source, *, seed: int = 0) -> MAE:
     return MAE(configuration("ours", source.window).model).eval()
 
 
-def weights_folder(recipe: Recipe, source: Source, fold: int, seconds: float) -> Path:
-    """Return where weights pretrained here are kept."""
-    return WORK / "pretrained" / f"{source.name}-{recipe}-fold{fold}-{seconds:g}s"
+def form_of(recipe: Recipe, source: Source) -> str:
+    """Return what tells one form of a recipe from another: weights of a changed recipe are other weights."""
+    config = configuration(recipe, source.window)
+    parts = (config.model, config.masking, config.augment, config.optim, config.train.batch_size)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+
+
+def weights_of(
+    recipe: Recipe,
+    source: Source,
+    studies: Sequence[Study],
+    *,
+    fold: str,
+    seconds: float,
+    seed: int = 0,
+    work: Path = WORK / "pretrained",
+) -> tuple[Path, dict[str, Any]]:
+    """Return weights pretrained on these studies alone, and how long they were trained: kept ones, else made now.
+
+    Args:
+        recipe: Ours or the published one.
+        source: The data.
+        studies: The fold's training studies.
+        fold: Its name.
+        seconds: Of computing, the closed-form part included.
+        seed: Of weights and samples.
+        work: Where weights are kept.
+    """
+    folder = work / f"{source.name}-{recipe}-{form_of(recipe, source)}-fold{fold}-seed{seed}-{seconds:g}s"
+    note = folder / TRAINING
+    if not note.exists():
+        model, training = pretrain(recipe, source, studies, Budget(seconds=seconds), seed=seed)
+        model.save_pretrained(folder)
+        write_note(folder, training.steps, training.seconds)
+    return folder, json.loads(note.read_text())
+
+
+def write_note(folder: Path, steps: int, seconds: float) -> None:
+    """Say beside weights how they were trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note = {"steps": steps, "training_seconds": round(seconds, 1)}
+    (folder / TRAINING).write_text(json.dumps(note) + "\n")

@@ -57,9 +57,8 @@ def main() -> None:
         CellStore("segmentation", quick=True).path.unlink(missing_ok=True)
     source = _source(given)
     store = CellStore("segmentation", quick=given.quick)
-    start = Start.of(given.model, source.window, given.width)
     for cell in cells(given, source):
-        row = store.run(cell, lambda cell=cell: run_cell(cell, source, start, store))
+        row = store.run(cell, lambda cell=cell: run_cell(given, cell, source, store))
         mean = statistics.fmean(means(by_patient([row])).values())
         print(f"{cell['method']}, fold {cell['fold']}, seed {cell['seed']}: Dice {mean:.3f}, {row['steps']} steps")
     report(given, source, store)
@@ -69,7 +68,12 @@ def _parse() -> argparse.Namespace:
     parser = arguments(__doc__)
     parser.set_defaults(threads=1)
     parser.add_argument("--data", choices=("real", "synthetic"), default="real")
-    parser.add_argument("--model", type=Path, default=ROOT / "checkpoints" / "tiny", help="pretrained weights")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=ROOT / "checkpoints" / "tiny",
+        help="pretrained weights; `{fold}` in the path: each fold's own",
+    )
     parser.add_argument("--width", type=int, default=8, help="channels of our decoder at full resolution")
     parser.add_argument("--seconds", type=float, default=300.0, help="training budget of a cell")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of ours, scratch and the dedicated models")
@@ -113,12 +117,18 @@ def cell_of(given: argparse.Namespace, source: Source, method: str, fold: int, s
     if method not in SEGMENTATION_NETWORKS:
         cell |= {"width": given.width}
     if method == "ours" or method.startswith(DEDICATED):
-        cell |= {"weights": digest(given.model)}
+        weights = _weights(given, fold)
+        cell |= {"weights": digest(weights) if weights.exists() else "not made yet"}
     return cell
 
 
-def run_cell(cell: Mapping[str, Any], source: Source, start: Start, store: CellStore) -> dict[str, Any]:
+def _weights(given: argparse.Namespace, fold: int) -> Path:
+    return Path(str(given.model).format(fold=fold))
+
+
+def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source, store: CellStore) -> dict[str, Any]:
     """Train one contestant on one fold and score it on the fold's test patients."""
+    start = Start.of(_weights(given, cell["fold"]), source.window, given.width)
     method, seed, parts = cell["method"], cell["seed"], source.parts[cell["fold"]]
     studies, subsets = [*parts.train, *parts.validation], all_subsets()
     tune = functools.partial(fine_tune, source=source, studies=studies, seed=seed)

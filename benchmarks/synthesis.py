@@ -1,6 +1,7 @@
 """Absent modalities from those there are: ours against what anyone would try first, each trained for the same time.
 
-python benchmarks/synthesis.py [--methods mean ridge unet ours] [--folds 0 1 fixed] [--seconds 600] [--model PATH]
+python benchmarks/synthesis.py [--methods mean ridge unet ours] [--folds 0 1 fixed] [--given 3]
+[--seconds 600] [--model PATH]
 
 Each method is trained on a fold's training patients alone, and scored on its test patients: all 14 proper subsets of
 four modalities, each absent modality, on the native 1 mm grid, after the least-squares affine map that is the same
@@ -30,6 +31,8 @@ from synthesis_methods import METHODS, TRAINED, Assignment, Scale, form_of, obta
 from synthesis_scores import coverage_of_patients, score_in_use, score_patients, segmenter_of, summary
 
 Cell = dict[str, Any]
+SIZES = (1, 2, 3)
+"""Of subsets that something is absent from."""
 LEFT_OUT = "left out"
 """The method that does not synthesise: the segmenter sees the others alone."""
 
@@ -60,6 +63,9 @@ def read_arguments() -> argparse.Namespace:
     chosen = [name for name in METHODS if name != "saved"]
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=chosen)
     parser.add_argument("--parts", nargs="+", choices=("score", "use"), default=["score", "use"])
+    parser.add_argument(
+        "--given", type=int, nargs="+", choices=SIZES, default=list(SIZES), help="subsets of such sizes"
+    )
     parser.add_argument("--folds", nargs="+", default=["0", "1", "2", "3", "4", FIXED])
     parser.add_argument("--seconds", type=float, default=600.0, help="training budget of every method that learns")
     parser.add_argument("--segmenter-seconds", type=float, default=300.0, help="that of the segmenter of `use`")
@@ -70,10 +76,10 @@ def read_arguments() -> argparse.Namespace:
     given = parse(parser)
     if given.model is not None and "saved" not in given.methods:
         given.methods.append("saved")
-    given.work = WORK / "synthesis"
+    given.work = WORK / "pretrained"
     if given.quick:
         given.folds, given.seconds, given.segmenter_seconds = ["0"], 1.0, 1.0
-        given.work = WORK / "quick" / "synthesis"
+        given.work = WORK / "quick" / "pretrained"
         shutil.rmtree(given.work, ignore_errors=True)  # a look at how everything works, training included
     return given
 
@@ -104,9 +110,14 @@ def cells(given: argparse.Namespace, source: Source, scale: Scale, splits: Mappi
                         {"part": part, "data": source.name, "method": method, "fold": fold}
                         | ({"seed": seed, "threads": given.threads} if learns else {})
                         | ({"budget": given.seconds} if method in TRAINED else {})
+                        | ({"given": _sizes(given)} if part == "score" and set(given.given) != set(SIZES) else {})
                         | ({"segmenter": given.segmenter_seconds} if part == "use" else {})
                         | _weights(given, method, source, scale)
                     )
+
+
+def _sizes(given: argparse.Namespace) -> str:
+    return "+".join(map(str, sorted(set(given.given))))
 
 
 def _unfair_folds(given: argparse.Namespace, source: Source, splits: Mapping[str, Parts]) -> set[str]:
@@ -153,7 +164,7 @@ def run_cell(given: argparse.Namespace, cell: Cell, task: Assignment) -> dict[st
         segmenter = segmenter_of(task, given.segmenter_seconds)
         outcome: dict[str, Any] = {"scores": score_in_use(method, segmenter, task.source, test)}
     elif method is not None:
-        scores = score_patients(method, test, quiet=given.quick)
+        scores = score_patients(method, test, given.given, quiet=given.quick)
         outcome = {"scores": scores, "gist": summary(scores), "coverage": coverage_of_patients(method, test)}
     return {**training, **outcome, "processor_seconds": round(time.process_time() - started, 1)}
 

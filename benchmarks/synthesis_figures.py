@@ -79,9 +79,10 @@ def headline_figures(cells: Sequence[Cell]) -> dict[str, Figure]:
         return figures
     pairs = full_pairs(ours)
     every = [label for labels in pairs.values() for label in labels]
+    where = f"from the three others, {len({p for label in every for p in ours[label]['psnr']})} patients"
     if "ridge" in scores:
         ridge = scores["ridge"]
-        figures["psnr_gain_over_ridge_mean"] = _figure(gains(ours, ridge, every), "dB, from the three others", 1.0)
+        figures["psnr_gain_over_ridge_mean"] = _figure(gains(ours, ridge, every), f"dB, {where}", 1.0)
         worst = min(pairs, key=lambda name: statistics.fmean(gains(ours, ridge, pairs[name]).values()))
         values = gains(ours, ridge, pairs[worst])
         figures["psnr_gain_over_ridge_min"] = _figure(values, f"dB, the smallest gain: {worst}", 0.0)

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from budgeted import device
 from learning_data import REAL_SPACING, Source
-from pretrained_weights import Recipe, configuration, pretrain
+from pretrained_weights import TRAINING, Recipe, weights_of, write_note
+from pretrained_weights import form_of as form_of_recipe
 from real import Parts
 
 from bmmae.baselines.budget import Budget
@@ -37,9 +38,9 @@ from bmmae.training.devices import uses_bf16
 
 Volumes = Mapping[str, np.ndarray]
 METHODS = ("mean", "ridge", "unet", "cyclegan", "published", "ours", "saved")
-TRAINED = ("unet", "cyclegan", "published", "ours")
+PRETRAINED = ("published", "ours")
+TRAINED = ("unet", "cyclegan", *PRETRAINED)
 ONE_MILLIMETRE = 1.0
-TRAINING = "training.json"
 
 
 class Method(Protocol):
@@ -176,15 +177,16 @@ class Assignment:
 
 def form_of(method: str, source: Source, scale: Scale) -> str:
     """Return what tells one configuration of a method from another."""
+    if method in PRETRAINED:
+        return form_of_recipe(cast(Recipe, method), source)
     forms: dict[str, object] = {"unet": scale.unet, "cyclegan": scale.cycle}
-    if method in ("ours", "published"):
-        config = configuration(cast(Recipe, method), source.window)
-        forms[method] = (config.model, config.masking, config.augment, config.optim, config.train.batch_size)
     return hashlib.sha256(repr(forms.get(method)).encode()).hexdigest()[:8]
 
 
 def obtain(assignment: Assignment) -> tuple[Method, dict[str, Any]]:
     """Return a trained contestant, and how long it was trained: from what is kept, else trained now."""
+    if assignment.method in PRETRAINED:
+        return _pretrained(assignment)
     made = MAKERS[assignment.method](assignment)
     note = assignment.folder / TRAINING
     return made, json.loads(note.read_text()) if note.exists() else {}
@@ -211,7 +213,7 @@ def _unet(assignment: Assignment) -> Method:
         unet.load(weights)
     else:
         unet.fit(list(prepared(assignment.parts.train, unet.preprocess)))
-        _note(assignment, unet.steps, unet.seconds)
+        write_note(assignment.folder, unet.steps, unet.seconds)
         unet.save(weights)
     return unet
 
@@ -222,20 +224,17 @@ def _cyclegan(assignment: Assignment) -> Method:
     studies = prepared(assignment.parts.train, model.preprocess)
     config = AdversarialConfig(assignment.budget, seed=assignment.seed)
     done = train_adversarially(model, studies, config, assignment.folder)
-    _note(assignment, done.steps, done.seconds)
+    write_note(assignment.folder, done.steps, done.seconds)
     return Transfer(model.eval())
 
 
-def _pretrained(assignment: Assignment) -> Method:
+def _pretrained(assignment: Assignment) -> tuple[Method, dict[str, Any]]:
     """The masked autoencoder, its pretraining counted: by our recipe, or the published one."""
-    source = assignment.source
-    if not (assignment.folder / "model.safetensors").exists():
-        recipe = cast(Recipe, assignment.method)
-        model, training = pretrain(recipe, source, assignment.parts.train, assignment.budget, seed=assignment.seed)
-        model.save_pretrained(assignment.folder)
-        _note(assignment, training.steps, training.seconds)
+    source, recipe = assignment.source, cast(Recipe, assignment.method)
+    told = {"fold": assignment.fold, "seconds": assignment.seconds, "seed": assignment.seed, "work": assignment.work}
+    folder, training = weights_of(recipe, source, assignment.parts.train, **told)
     # Prepared as in training, whatever a model that was never described would say.
-    return _reconstruction(_autoencoder(assignment.folder), source.cache.config, assignment.scale)
+    return _reconstruction(_autoencoder(folder), source.cache.config, assignment.scale), training
 
 
 def _saved(assignment: Assignment) -> Method:
@@ -269,8 +268,6 @@ MAKERS: dict[str, Callable[[Assignment], Method]] = {
     "ridge": _ridge,
     "unet": _unet,
     "cyclegan": _cyclegan,
-    "published": _pretrained,
-    "ours": _pretrained,
     "saved": _saved,
 }
 
@@ -282,9 +279,3 @@ def prepared(studies: Sequence[Study], config: PreprocessConfig) -> Iterator[Pre
 
 def _spaced(millimetres: float) -> PreprocessConfig:
     return PreprocessConfig(spacing=(millimetres,) * 3)
-
-
-def _note(assignment: Assignment, steps: int, seconds: float) -> None:
-    assignment.folder.mkdir(parents=True, exist_ok=True)
-    note = {"steps": steps, "training_seconds": round(seconds, 1)}
-    (assignment.folder / TRAINING).write_text(json.dumps(note) + "\n")

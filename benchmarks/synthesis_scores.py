@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,11 +40,11 @@ def pair_label(given: Sequence[str], wanted: str) -> str:
     return f"{subset_label(given)}>{wanted}"
 
 
-def score_patients(method: Method, studies: Sequence[Study], quiet: bool = False) -> Scores:
-    """Score every subset and every modality absent from it, for each patient."""
+def score_patients(method: Method, studies: Sequence[Study], sizes: Collection[int], quiet: bool = False) -> Scores:
+    """Score every subset of these sizes and every modality absent from it, for each patient."""
     found: Scores = {}
     for study in studies:
-        for label, values in score_patient(method, study).items():
+        for label, values in score_patient(method, study, sizes).items():
             for metric, value in values.items():
                 found.setdefault(label, {}).setdefault(metric, {})[study.group] = value
         if not quiet:
@@ -52,13 +52,14 @@ def score_patients(method: Method, studies: Sequence[Study], quiet: bool = False
     return found
 
 
-def score_patient(method: Method, study: Study) -> dict[str, dict[str, float]]:
+def score_patient(method: Method, study: Study, sizes: Collection[int]) -> dict[str, dict[str, float]]:
     """Score one patient by pair; metrics that are not defined (no lesion) are left out."""
     truths = truths_of(study)
     whole = prepare_study(study, method.preprocess, STANDARD)
     absent: dict[tuple[str, ...], list[str]] = {}
     for given, wanted in subset_pairs(tuple(truths)):
-        absent.setdefault(given, []).append(wanted)
+        if len(given) in sizes:
+            absent.setdefault(given, []).append(wanted)
     scores = {}
     for given, wanted in absent.items():
         shown = restricted(whole, given)

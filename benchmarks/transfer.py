@@ -22,7 +22,7 @@ from full_volumes import score_volumes
 from harness import arguments, parse, write_result
 from learning_data import WORK, Source, real_source, synthetic_source
 from patient_learning import FIGURES, fine_tune_patients, predict_patients
-from pretrained_weights import Recipe, configuration, pretrain, random_weights, weights_folder
+from pretrained_weights import Recipe, configuration, form_of, random_weights, weights_of
 from probe import frozen_features, patch_statistics, probe, probe_unseen
 from real import Parts
 from segmentation_contestants import Start, digest, fine_tune
@@ -114,14 +114,16 @@ def cells(given: argparse.Namespace, name: str, source: Source) -> Iterator[Cell
                 yield (
                     {"part": part, "data": source.name, "fold": fold, "threads": given.threads}
                     | cell
-                    | ({"pretraining": _pretraining(given, weights, fold)} if weights in RECIPES else {})
+                    | ({"pretraining": _pretraining(given, weights, fold, source)} if weights in RECIPES else {})
                 )
 
 
-def _pretraining(given: argparse.Namespace, recipe: str, fold: int) -> str:
+def _pretraining(given: argparse.Namespace, recipe: Recipe, fold: int, source: Source) -> str:
     """Return what tells one pretraining from another."""
     path = getattr(given, recipe)
-    return f"{given.pretrain_seconds:g} s" if path is None else digest(Path(path.format(fold=fold)))
+    if path is None:
+        return f"{form_of(recipe, source)}, {given.pretrain_seconds:g} s"
+    return digest(Path(path.format(fold=fold)))
 
 
 def _pretrain_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
@@ -170,9 +172,7 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
     """Do the work of one cell."""
     parts: Parts = source.parts[cell["fold"]]
     if cell["part"] == "pretrain":
-        model, training = pretrain(cell["weights"], source, parts.train, Budget(seconds=given.pretrain_seconds), seed=0)
-        model.save_pretrained(weights_folder(cell["weights"], source, cell["fold"], given.pretrain_seconds))
-        return training.row()
+        return _pretrained(given, cell, source)[1]
     if cell["part"] == "probe":
         return _probe(given, cell, source, parts)
     studies = some(parts.train, cell["amount"], cell["seed"])
@@ -210,11 +210,12 @@ def _folder(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) 
     path = getattr(given, recipe)
     if path is not None:
         return Path(path.format(fold=fold))
-    folder = weights_folder(recipe, source, fold, given.pretrain_seconds)
-    if not (folder / "model.safetensors").exists():  # pretrained in another checkout, or removed since
-        budget = Budget(seconds=given.pretrain_seconds)
-        pretrain(recipe, source, source.parts[fold].train, budget)[0].save_pretrained(folder)
-    return folder
+    return _pretrained(given, cell, source)[0]
+
+
+def _pretrained(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) -> tuple[Path, dict[str, Any]]:
+    studies, fold = source.parts[cell["fold"]].train, str(cell["fold"])
+    return weights_of(cell["weights"], source, studies, fold=fold, seconds=given.pretrain_seconds)
 
 
 def _probe(given: argparse.Namespace, cell: Mapping[str, Any], source: Source, parts: Parts) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def _gist(row: Mapping[str, Any]) -> str:
     if "scores" in row:
         values = [v for regions in row["scores"].values() for found in regions.values() for v in found.values()]
         return f"Dice {statistics.fmean(values):.3f} after {row['steps']} steps"
-    return f"loss {row['loss']:.4f} after {row['steps']} steps"
+    return f"{row['steps']} steps"
 
 
 if __name__ == "__main__":

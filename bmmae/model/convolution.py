@@ -32,26 +32,6 @@ class Norm(nn.GroupNorm):
             return super().forward(x.float()).to(x.dtype)
 
 
-class ConvLayer(nn.Module):
-    """A 3x3x3 convolution with group norm.
-
-    Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm = Norm(outputs)
-        self.act = nn.LeakyReLU(SLOPE, inplace=True)
-
-    def forward(self, x: Float[Tensor, "B C H W D"]) -> Float[Tensor, "B C2 H W D"]:
-        """Return the layer's output."""
-        out: Tensor = self.act(self.norm(self.conv(x)))
-        return out
-
-
 class ConvBlock(nn.Module):
     """Two 3x3x3 convolutions with group norm, residual.
 
@@ -135,27 +115,21 @@ class Fusion(nn.Module):
         return torch.cat([mean, highest], dim=1)
 
 
-class AnySubsetStem(nn.Module):
-    """Full-resolution features of any subset: one shared convolution a modality, fused over the available ones.
+class SubsetStem(nn.Module):
+    """Features of the images themselves at each halving of the grid, from any subset of modalities.
 
-    Every modality passes the same convolution, told apart by an embedding that scales and shifts its features.
+    All modalities enter one convolution. Each has a second channel that says where it is there; where it is not, both
+    are zero, so that absence is not taken for tissue of mean intensity.
 
     Args:
         modalities: How many modalities there are.
-        widths: Channels at each resolution, full resolution first; each step halves the grid.
-        fusion: How the modalities' features become one.
+        widths: Channels after each halving.
     """
 
-    def __init__(self, modalities: int, widths: tuple[int, ...], fusion: FusionKind) -> None:
+    def __init__(self, modalities: int, widths: tuple[int, ...]) -> None:
         super().__init__()
-        own = max(1, widths[0] // 2)
-        self.entry = nn.Conv3d(1, own, 3, padding=1)
-        self.scale = nn.Parameter(torch.ones(modalities, own))
-        self.shift = nn.Parameter(torch.zeros(modalities, own))
-        nn.init.trunc_normal_(self.scale, mean=1.0, std=0.2)
-        self.fusion = Fusion(fusion, own)
-        self.fuse = ConvLayer(2 * own, widths[0])
-        self.down = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in pairwise(widths))
+        self.inputs = 2 * modalities
+        self.down = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in pairwise((self.inputs, *widths)))
 
     def forward(
         self,
@@ -163,21 +137,17 @@ class AnySubsetStem(nn.Module):
         available: Bool[Tensor, "B M"],
         valid: Bool[Tensor, "B M H W D"] | None = None,
     ) -> list[Float[Tensor, "B _ _ _ _"]]:
-        """Return fused features at each resolution, full resolution first.
+        """Return the images with their flags, and then the features after each halving.
 
         Args:
             images: Volumes; those of absent modalities are not read.
             available: Which modalities each sample has; at least one.
             valid: Where each modality was scanned; default: everywhere.
         """
-        sample, modality = available.nonzero(as_tuple=True)
-        features = self.entry(images[sample, modality][:, None])
-        scale, shift = (p[modality, :, None, None, None].to(features.dtype) for p in (self.scale, self.shift))
-        features = nn.functional.leaky_relu(torch.addcmul(shift, features, scale), SLOPE, inplace=True)
-        counts = torch.bincount(sample, minlength=len(images)).tolist()
-        groups = torch.split(features, counts)
-        scanned = [None] * len(groups) if valid is None else torch.split(valid[sample, modality][:, None], counts)
-        fused = [self.fuse(torch.cat([self.fusion(*pair) for pair in zip(groups, scanned, strict=True)]))]
+        there = available[:, :, None, None, None].expand_as(images)
+        there = there if valid is None else there & valid
+        seen = torch.cat([torch.where(there, images, 0), there.to(images.dtype)], dim=1)
+        features = [seen.contiguous(memory_format=torch.channels_last_3d)]
         for block in self.down:
-            fused.append(block(fused[-1]))
-        return fused
+            features.append(block(features[-1]))
+        return features

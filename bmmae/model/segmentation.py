@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from bmmae.arrays import Bool, Float, Tensor
 from bmmae.errors import ConfigError
 from bmmae.model.config import ModelConfig
-from bmmae.model.convolution import AnySubsetStem, ConvBlock, ConvLayer, Fusion, FusionKind
+from bmmae.model.convolution import SLOPE, ConvBlock, Fusion, FusionKind, SubsetStem
 from bmmae.model.encoder import Encoder
 from bmmae.model.mae import stack_modalities
 from bmmae.model.pretrained import PretrainedModel
@@ -30,9 +31,9 @@ class SegmentationConfig:
         model: Shape of the pretrained model; its decoder is not used.
         regions: Names of the regions, one output channel each (they may overlap).
         coding: Name of the label coding that the regions are defined by.
-        width: Channels at full resolution; doubled at each halving, to at most four times.
+        width: Channels at full resolution; doubled at each halving, to at most eight times.
         decoder: `light` has skips from the stem alone; `unetr` also from the encoder's intermediate layers (UNETR).
-        fusion: How features of the available modalities become one; see `bmmae.model.convolution.Fusion`.
+        fusion: How the tokens of the available modalities become one; see `bmmae.model.convolution.Fusion`.
         supervision: How many of the coarser resolutions predict the regions too (deep supervision).
         classes: Class name to label value, where the coding is the user's own.
         united: Region name to the label values that it unites, where the coding is the user's own.
@@ -67,8 +68,8 @@ class SegmentationConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels at each resolution, full resolution first."""
-        return tuple(self.width * min(2**step, 4) for step in range(self.steps))
+        """Channels at each resolution, from full resolution to one voxel a patch."""
+        return tuple(self.width * min(2**step, 8) for step in range(self.steps + 1))
 
 
 class TokenSkip(nn.Module):
@@ -119,12 +120,9 @@ class SegmentationModel(PretrainedModel):
         self.config = config
         model, widths, steps = config.model, config.widths, config.steps
         self.encoder = Encoder(len(model.modalities), model.patch, model.encoder)
-        self.stem = AnySubsetStem(len(model.modalities), widths, config.fusion)
-        self.bottom = TokenSkip(model.encoder.dim, 2 * widths[-1], 0, config.fusion)
-        ins = (4 * widths[-1], *reversed(widths[1:]))
-        outs = tuple(reversed(widths))
-        self.up = nn.ModuleList(nn.ConvTranspose3d(i, o, 2, stride=2) for i, o in zip(ins, outs, strict=True))
-        # UNETR's skips: the deeper the layer, the coarser the resolution that it joins; full resolution has the stem's.
+        self.stem = SubsetStem(len(model.modalities), widths[1:])
+        self.bottom = TokenSkip(model.encoder.dim, widths[-1], 0, config.fusion)
+        # UNETR's skips: the deeper the layer, the coarser the resolution that it joins; full resolution has the images.
         self.skip_layers = _skip_layers(config)
         self.skips = nn.ModuleDict(
             {
@@ -132,12 +130,13 @@ class SegmentationModel(PretrainedModel):
                 for level in self.skip_layers
             }
         )
-        levels = tuple(reversed(range(steps)))
-        joined = [3 if level in self.skip_layers else 2 for level in levels]
-        # One convolution at full resolution, where it costs most, two below it.
-        kinds = [ConvBlock] * (steps - 1) + [ConvLayer]
-        self.merge = nn.ModuleList(k(n * o, o) for k, n, o in zip(kinds, joined, outs, strict=True))
-        heads = [nn.Conv3d(widths[level], len(config.regions), 1) for level in range(config.supervision + 1)]
+        # From the grid of patches to half resolution. At full resolution, where everything costs eight times as much,
+        # there is one convolution: the head's.
+        joined = [3 if level in self.skip_layers or level == steps else 2 for level in range(1, steps + 1)]
+        self.merge = nn.ModuleList(ConvBlock(n * w, w) for n, w in zip(joined, widths[1:], strict=True))
+        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in pairwise(widths))
+        inputs = [widths[0] + self.stem.inputs, *widths[1 : config.supervision + 1]]
+        heads = [nn.Conv3d(channels, len(config.regions), 3, padding=1) for channels in inputs]
         for head in heads:
             if head.bias is not None:  # lesions are rare: start from "no region anywhere"
                 nn.init.constant_(head.bias, -3.0)
@@ -170,12 +169,15 @@ class SegmentationModel(PretrainedModel):
         exists = existing_tokens(available, images.shape[-3:], patch, valid, tissue)
         tokens = TokenIndex.of(exists if visible is None else exists & visible)
         x, skips = self._encode(images, tokens, grid)
-        details = self.stem(images, available, valid)
+        seen, *details = self.stem(images, available, valid)
         logits: list[Tensor] = []
-        for level, up, merge in zip(reversed(range(self.config.steps)), self.up, self.merge, strict=True):
-            x = merge(torch.cat([up(x), details[level], *skips.get(level, ())], dim=1))
-            if level < len(self.heads) and (level == 0 or every_scale):
+        for level in reversed(range(1, self.config.steps + 1)):
+            x = self.merge[level - 1](torch.cat([x, details[level - 1], *skips.get(level, ())], dim=1))
+            if every_scale and level < len(self.heads):
                 logits.insert(0, self.heads[level](x))
+            x = self.up[level - 1](x)
+        x = nn.functional.leaky_relu(x, SLOPE, inplace=True)
+        logits.insert(0, self.heads[0](torch.cat([x, seen], dim=1)))
         return tuple(logits) if every_scale else logits[0]
 
     def _encode(
@@ -210,8 +212,7 @@ class SegmentationModel(PretrainedModel):
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that are embeddings, scales and shifts rather than weights."""
-        tokens = {"encoder.cls_token", "encoder.embedding.modality", "encoder.embedding.bias"}
-        return tokens | {"stem.scale", "stem.shift"}
+        return {"encoder.cls_token", "encoder.embedding.modality", "encoder.embedding.bias"}
 
     def group_matcher(self, coarse: bool = False) -> Mapping[str, object]:  # noqa: ARG002 - timm's signature
         """Name the layers, for `optim.layer_decay`; see `Encoder.layer_patterns`."""

@@ -156,13 +156,13 @@ def test_a_decoder_of_the_same_shape_is_taken_over() -> None:
     assert other.take_decoder(donor)
     everything = torch.ones(1, 4, dtype=torch.bool)
     assert torch.equal(other(volumes(), everything), donor(volumes(), everything))
-    before = wider.stem.entry.weight.clone()
+    before = wider.stem.down[0].first.weight.clone()
     assert not wider.take_decoder(donor)
-    assert torch.equal(wider.stem.entry.weight, before)
+    assert torch.equal(wider.stem.down[0].first.weight, before)
     head = fewer.heads[0].weight.clone()
     assert fewer.take_decoder(donor)
     assert torch.equal(fewer.heads[0].weight, head)
-    assert torch.equal(fewer.stem.entry.weight, donor.stem.entry.weight)
+    assert torch.equal(fewer.stem.down[0].first.weight, donor.stem.down[0].first.weight)
 
 
 def test_the_unetr_decoder_reads_intermediate_layers() -> None:
