@@ -31,6 +31,7 @@ from segmentation_contestants import (
     digest,
     fine_tune,
     fit_network,
+    form_of,
     keep,
     kept_weights,
     methods,
@@ -115,10 +116,10 @@ def cell_of(given: argparse.Namespace, source: Source, method: str, fold: int, s
     cell = {"method": method, "data": source.name, "fold": fold, "seed": seed, "seconds": given.seconds}
     cell |= {"threads": given.threads}
     if method not in SEGMENTATION_NETWORKS:
-        cell |= {"width": given.width}
+        cell |= {"width": given.width, "form": form_of(source.window, given.width)}
     if method == "ours" or method.startswith(DEDICATED):
         weights = _weights(given, fold)
-        cell |= {"weights": digest(weights) if weights.exists() else "not made yet"}
+        cell |= {"weights": digest(weights) if (weights / "model.safetensors").exists() else "not made yet"}
     return cell
 
 
@@ -150,7 +151,7 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source,
 
 def _same_steps(cell: Mapping[str, Any], store: CellStore) -> Budget:
     """Return as many steps as `ours` took on the same fold with the same seed."""
-    shared = ("data", "fold", "seed", "seconds", "threads", "width")
+    shared = ("data", "fold", "seed", "seconds", "threads", "width", "form")
     for row in store:
         other = row["cell"]
         same = all(other.get(key) == cell[key] for key in shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,14 @@ class Start:
 def digest(weights: Path) -> str:
     """Return what tells one model's weights from another's."""
     return hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+@functools.cache
+def form_of(window: tuple[int, int, int], width: int) -> str:
+    """Return what tells one form of our decoder from another: cells of an earlier form are not today's."""
+    model = SegmentationModel(SegmentationConfig(replace(recipe("tiny"), size=window), width=width))
+    shapes = [(name, tuple(value.shape)) for name, value in model.named_parameters() if not name.startswith("encoder.")]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:8]
 
 
 def fine_tune(
