@@ -118,8 +118,8 @@ class Fusion(nn.Module):
 class SubsetStem(nn.Module):
     """Features of the images themselves at each halving of the grid, from any subset of modalities.
 
-    All modalities enter one convolution. Each has a second channel that says where it is there; where it is not, both
-    are zero, so that absence is not taken for tissue of mean intensity.
+    All modalities enter one convolution without bias, to which each adds its own kernels' output, and an absent one
+    nothing. A second channel of each says where it is there, so that absence is not taken for tissue of mean intensity.
 
     Args:
         modalities: How many modalities there are.
