@@ -59,14 +59,16 @@ def add_modality(model: Model, name: str, like: str) -> Model:
 
 
 def _grow(key: str, value: Tensor, shape: torch.Size, counts: tuple[int, int], origin: Sequence[int]) -> Tensor:
-    """Repeat the slices of `like` along each axis that counts modalities."""
+    """Repeat the slices of `like` along each axis that counts modalities, once or several times at its end."""
     before, after = counts
     for axis, (size, wanted) in enumerate(zip(value.shape, shape, strict=True)):
-        if size == wanted:
-            continue
-        if (size, wanted) != (before, after):
+        times, rest = divmod(wanted - size, after - before)
+        first = size - times * before  # what comes before the modalities stays
+        if times < 0 or rest or first < 0:
             raise CheckpointError(f"{key} cannot grow from {tuple(value.shape)} to {tuple(shape)}")
-        value = value.index_select(axis, torch.tensor(origin, device=value.device))
+        if times:
+            blocks = [first + time * before + place for time in range(times) for place in origin]
+            value = value.index_select(axis, torch.tensor([*range(first), *blocks], device=value.device))
     return value
 
 

@@ -59,7 +59,7 @@ def test_the_encoder_waits_and_then_learns(layer_decay: float | None) -> None:
         optimizer.step()
         moved.append({name for name, value in model.named_parameters() if not torch.equal(value, before[name])})
     assert not [name for name in moved[0] if name.startswith("encoder.")]
-    assert "stem.entry.weight" in moved[0]
+    assert "stem.down.0.first.weight" in moved[0]
     assert "encoder.blocks.0.attn.qkv.weight" in moved[1]
 
 
