@@ -33,7 +33,8 @@ def test_three_real_studies_end_to_end(real: Path, tmp_path: Path, capsys: pytes
     assert main(["check", str(table)]) == 0
     config = ("--config", ROOT / "configs/pretrain/tiny.yaml", "--data.cohort", table, "--out", run)
     short = ("--train.steps", 2, "--train.batch_size", 1, "--train.workers", 0, "--optim.warmup_steps", 1)
-    ended = train("pretrain/train.py", *config, *short, "--train.progress", "false")
+    small = ("--model.synthesis.units", 32, "--train.progress", "false")
+    ended = train("pretrain/train.py", *config, *short, *small)
     assert ended.returncode == 0, ended.stderr
     capsys.readouterr()
 

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+QUICK = ROOT / "benchmarks" / "results" / "quick"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import probe
@@ -214,6 +217,28 @@ def test_every_variant_but_the_recipe_changes_something() -> None:
     assert len({settings(name) for name in NAMES}) == len(NAMES)
 
 
+@pytest.fixture(scope="module")
+def ended(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """The quick run of each benchmark that is asked for, two at a time: each computes on one thread."""
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / f"{name}.py"), "--quick"]
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(words, capture_output=True, text=True, check=False, env=one_thread)
+
+    asked = [
+        item for item in request.session.items if getattr(item, "originalname", "") == "test_it_runs_from_end_to_end"
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        runs = {}
+        for item in asked:
+            name = item.callspec.params["name"]  # type: ignore[attr-defined]
+            (QUICK / f"{name}.json").unlink(missing_ok=True)
+            runs[name] = pool.submit(run, name)
+        yield runs
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -225,15 +250,12 @@ def test_every_variant_but_the_recipe_changes_something() -> None:
         ("patient", {"auc_to_ceiling", "c_index_to_ceiling", "any_vs_dedicated_auc"}),
     ],
 )
-def test_it_runs_from_end_to_end(name: str, figures: set[str]) -> None:
-    result = ROOT / "benchmarks" / "results" / "quick" / f"{name}.json"
-    result.unlink(missing_ok=True)
-    words = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / f"{name}.py"), "--quick"]
-    ended = subprocess.run(
-        words, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    found = json.loads(result.read_text())
+def test_it_runs_from_end_to_end(
+    ended: dict[str, Future[subprocess.CompletedProcess[str]]], name: str, figures: set[str]
+) -> None:
+    run = ended[name].result()
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads((QUICK / f"{name}.json").read_text())
     assert found["quick"]
     assert figures <= set(found["headline"])
     assert found["rows"]

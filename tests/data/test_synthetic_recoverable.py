@@ -53,6 +53,10 @@ def test_a_finding_changes_no_voxel_of_modalities_that_cannot_show_it(finding: s
         assert changed == set(VISIBLE_ON[finding])
 
 
+EVERY_OTHER = (np.indices((7, 7, 7)) % 2 == 0).all(0)
+"""A cube's voxels at every other place along each axis: a median of few is quick."""
+
+
 def readings(index: int, size: int, seed: int) -> dict[str, float]:
     """What a reader measures on the images, given where the lesions' bodies are."""
     study = make_study(SyntheticConfig(seed=seed, size=size), index)
@@ -65,7 +69,8 @@ def readings(index: int, size: int, seed: int) -> dict[str, float]:
     halo = bright & np.isin(near, np.unique(near[mass]))
     # Cortex is bright on FLAIR too: foci are bright against what surrounds them.
     flair = np.where(brain, relative[FLAIR], 1)
-    foci, _ = ndimage.label((flair - ndimage.median_filter(flair, 7) > 0.55) & ~ndimage.binary_dilation(study.seg > 0))
+    around = ndimage.median_filter(flair, footprint=EVERY_OTHER)
+    foci, _ = ndimage.label((flair - around > 0.55) & ~ndimage.binary_dilation(study.seg > 0))
     sizes = np.bincount(foci.ravel())[1:] * voxel**3
     # In the undeformed brain's axes, -1 to 1: the array's axes point left, posterior, superior.
     centres = np.array(ndimage.center_of_mass(mass, ndimage.label(mass)[0], range(1, ndimage.label(mass)[1] + 1)))
