@@ -26,6 +26,7 @@ from learning_data import Source, real_source, synthetic_source
 from paired import by_patient, differences, everything, figure_by_patient, means
 from segmentation_contestants import (
     DEDICATED,
+    LAYER_DECAY,
     Start,
     describe_contestants,
     digest,
@@ -119,6 +120,7 @@ def cell_of(given: argparse.Namespace, source: Source, method: str, fold: int, s
         cell |= {"width": given.width, "form": form_of(source.window, given.width)}
     if method == "ours" or method.startswith(DEDICATED):
         weights = _weights(given, fold)
+        cell |= {"layer_decay": LAYER_DECAY}
         cell |= {"weights": digest(weights) if (weights / "model.safetensors").exists() else "not made yet"}
     return cell
 

@@ -30,7 +30,7 @@ from bmmae.training.optim import OptimConfig
 DEDICATED = "dedicated:"
 AUGMENT = AugmentConfig(modality_dropout=0.5, lesion_share=0.5)
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.01)
-LAYER_DECAY = 0.75
+LAYER_DECAY = 0.5
 BATCH = 2
 MASKING = MaskingConfig(visible_share=SegmentConfig.visible_share)
 """What our encoder sees in training: the library's default."""
