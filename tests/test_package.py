@@ -38,6 +38,15 @@ def test_import_is_silent_and_loads_no_heavy_library() -> None:
     assert (ended.stdout.strip(), ended.stderr) == ("[]", "")
 
 
+def test_a_model_of_our_recipes_is_made_without_torchvision() -> None:
+    code = (
+        "import sys; from bmmae.model.config import recipe; from bmmae.model.mae import MAE; MAE(recipe('tiny'));"
+        "print('torchvision' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"
+
+
 def test_the_readme_lists_paths_that_exist() -> None:
     tree = README.split("```\nbmmae/ ")[1].split("```")[0]
     parent = ROOT / "bmmae"

@@ -14,6 +14,7 @@ from bmmae.arrays import Bool, Float, Tensor
 from bmmae.model.config import DecoderConfig
 from bmmae.model.embed import sincos_positions
 from bmmae.model.encoder import initialise, transformer_block
+from bmmae.model.feed_forward import feed_forward
 from bmmae.model.tokens import TokenIndex, attention_mask
 from bmmae.patches import Triple
 
@@ -23,15 +24,13 @@ class CrossBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        from timm.layers import Mlp
-
         norm = partial(nn.LayerNorm, eps=1e-5)
         self.heads = heads
         self.norm1, self.norm_context, self.norm2 = norm(dim), norm(dim), norm(dim)
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = feed_forward(dim, int(dim * mlp_ratio))
 
     def forward(
         self,

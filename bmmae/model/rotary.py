@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import nn
 
 from bmmae.arrays import Bool, Float, Tensor
+from bmmae.model.feed_forward import feed_forward
 from bmmae.model.tokens import TokenIndex
 from bmmae.patches import Triple
 
@@ -73,12 +74,10 @@ class RotaryBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
-        from timm.layers import Mlp
-
         norm = partial(nn.LayerNorm, eps=1e-5)
         self.norm1, self.norm2 = norm(dim), norm(dim)
         self.attn = RotaryAttention(dim, heads, dropout)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=dropout)
+        self.mlp = feed_forward(dim, int(dim * mlp_ratio), dropout)
 
     def forward(
         self, sequence: Float[Tensor, "B S E"], attn_mask: Bool[Tensor, "B 1 1 S"] | None, turn: Turn
