@@ -6,6 +6,7 @@ seconds. What differs is what the recipes differ in: masking, decoder, tokens, a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def configuration(recipe: Recipe, window: tuple[int, int, int]) -> PretrainConfi
     return replace(published, model=model, optim=optim, train=train)
 
 
+@functools.cache
 def _read(name: str) -> PretrainConfig:
     return parse(PretrainConfig, ["--config", str(ROOT / "configs" / "pretrain" / f"{name}.yaml"), *_UNUSED])
 

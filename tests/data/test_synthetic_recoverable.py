@@ -116,7 +116,7 @@ def measure(what: Callable[..., dict[str, float]], count: int, size: int, seed: 
 
 @pytest.fixture(scope="module")
 def read() -> dict[str, Array]:
-    return measure(readings, 150, 64, 3)
+    return measure(readings, 120, 64, 3)
 
 
 def correlations(read: dict[str, Array]) -> dict[str, float]:
@@ -136,10 +136,10 @@ def scores(findings: dict[str, Array], read: dict[str, Array], where: slice) -> 
 
 
 def losses(read: dict[str, Array]) -> dict[str, float]:
-    """Score of the true findings minus that of the measured ones, calibrated on the first 80 subjects."""
-    rest, measured = slice(80, None), {}
+    """Score of the true findings minus that of the measured ones, calibrated on the first 60 subjects."""
+    rest, measured = slice(60, None), {}
     for name in FINDINGS:
-        slope, offset = np.polyfit(read[name][:80], read[f"latent_{name}"][:80], 1)
+        slope, offset = np.polyfit(read[name][:60], read[f"latent_{name}"][:60], 1)
         measured[name] = slope * read[name][rest] + offset
     best = scores({name: read[f"latent_{name}"][rest] for name in FINDINGS}, read, rest)
     reader = scores(measured, read, rest)
