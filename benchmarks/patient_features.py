@@ -31,7 +31,7 @@ from bmmae.model.config import ModelConfig
 from bmmae.model.outcomes import probabilities, risk
 from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.model.pretrained import PretrainedModel
-from bmmae.patient_prediction import Visits, columns_of, over_subsets
+from bmmae.patient_prediction import Outputs, Visits, columns_of, over_subsets
 from bmmae.tasks.patient import beside_of
 from bmmae.tasks.task import Batch, tensors
 
@@ -139,18 +139,29 @@ def fit(model: PatientModel, train: Encoded, columns: Columns, *, images: bool =
 
 
 @torch.inference_mode()
+def outputs_of(model: PatientModel, encoded: Encoded) -> Outputs:
+    """Return what the heads make of encoded studies."""
+    features, design = (torch.from_numpy(values).float() for values in (encoded.rows.features, encoded.rows.design))
+    logits: dict[str, torch.Tensor] = {}
+    for index, target in enumerate(model.config.targets):
+        logits[target.name] = model.heads[index](features)
+        if len(model.direct):
+            logits[target.name] = logits[target.name] + model.direct[index](design)
+    subsets = tuple(tuple(label.split("+")) for label in encoded.subsets)
+    return Outputs(tuple(encoded.rows.studies), subsets, logits)
+
+
 def answers(model: PatientModel, test: Encoded) -> Iterator[tuple[str, Predictions]]:
     """Yield each subset and the predictions from it."""
-    features, design = (torch.from_numpy(values).float() for values in (test.rows.features, test.rows.design))
     values: dict[str, torch.Tensor] = {}
-    for index, target in enumerate(model.config.targets):
-        logits = model.heads[index](features)
-        logits = logits + model.direct[index](design) if len(model.direct) else logits
-        values[target.name] = risk(target, logits)[:, None] if target.survival else probabilities(target, logits)
+    logits = outputs_of(model, test).logits
+    for target in model.config.targets:
+        said = logits[target.name]
+        values[target.name] = risk(target, said)[:, None] if target.survival else probabilities(target, said)
     for label in dict.fromkeys(test.subsets):
         found: Predictions = {}
         for row, study in enumerate(test.rows.studies):
             if test.subsets[row] == label:
-                said = {name: [round(v, 4) for v in value[row].tolist()] for name, value in values.items()}
-                found[study.group] = said | {"true": truth_of(study, model.config.targets)}
+                told = {name: [round(v, 4) for v in value[row].tolist()] for name, value in values.items()}
+                found[study.group] = told | {"true": truth_of(study, model.config.targets)}
         yield label, found

@@ -156,7 +156,7 @@ def _same_steps(cell: Mapping[str, Any], store: CellStore) -> Budget:
     shared = ("data", "fold", "seed", "seconds", "threads", "width", "form")
     for row in store:
         other = row["cell"]
-        same = all(other.get(key) == cell[key] for key in shared)
+        same = all(other.get(key) == cell[key] for key in shared) and other.get("layer_decay") == LAYER_DECAY
         if other["method"] == "ours" and same and other["weights"] == cell.get("weights", other["weights"]):
             return Budget(steps=row["steps"])
     sys.exit(f"error: {cell['method']} takes as many steps as 'ours' of its fold and seed, which has not been run")

@@ -54,7 +54,7 @@ def test_every_subset_and_the_difference_to_the_clinical_model_are_there(page: s
     assert "corrected t, 3 folds" in page
     assert "paired bootstrap, 60 patients" in page
     assert "log-rank p" in page
-    assert re.search(r"\d\.\d{3} \(\d\.\d{3} to \d\.\d{3}\)", page)
+    assert re.search(r"\d\.\d{3}<br><small>\d\.\d{3} to \d\.\d{3}, n \d+", page)
 
 
 def test_without_a_clinical_model_it_says_so() -> None:

@@ -29,7 +29,7 @@ from bmmae.patient_report.sections import (
 
 STYLE = """
 body { max-width: 1280px } h2 { margin: 1.4em 0 .3em } h3 { font-size: 1em; margin: 1em 0 .2em }
-small { color: #5a6677 } summary { cursor: pointer; color: #3366aa }
+small { color: #5a6677 } td small { white-space: nowrap } summary { cursor: pointer; color: #3366aa }
 .notice { border-left: 4px solid #9a5b00; padding-left: .8em }
 .row { display: flex; flex-wrap: wrap; gap: 12px } figure { background: none } figcaption { color: #5a6677 }
 img { max-width: 100% }

@@ -135,12 +135,13 @@ def _title(score: Score) -> str:
 
 
 def _cell(score: Score) -> str:
-    notes = [f"n {score.value.n}"]
+    value, _, interval = said(score.value).rstrip(")").partition(" (")
+    notes = [*filter(None, [interval]), f"n {score.value.n}"]
     if score.deviation is not None:
         notes.append(f"SD of folds {score.deviation:.3f}")
     if score.undefined and score.fold is None:
         notes.append(f"not defined in {score.undefined} folds")
-    return f"{said(score.value)}<br><small>{', '.join(notes)}</small>"
+    return f"{value}<br><small>{', '.join(notes)}</small>"
 
 
 def _split(group: RiskGroups, *, high: bool) -> str:
