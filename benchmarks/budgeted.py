@@ -81,6 +81,9 @@ def train(
         seed: Of the order of the samples, and of what is random in the model.
         warmup: Share of the budget in which the learning rate rises.
         watch: What looks at the model between steps.
+
+    Raises:
+        FloatingPointError: If loss or gradients are no longer finite.
     """
     where = device()
     model.to(where).train()
@@ -96,7 +99,9 @@ def train(
         loss = output.loss_sum / output.loss_count.clamp(min=1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm or math.inf)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise FloatingPointError(f"step {len(losses)}: loss {float(loss)}, norm of the gradients {float(norm)}")
         optimizer.step()
         losses.append(float(loss.detach()))
         if watch is not None:

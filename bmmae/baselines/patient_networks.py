@@ -16,6 +16,7 @@ from torch import nn
 
 from bmmae.arrays import Bool, Float, Tensor
 from bmmae.baselines.branch_network import BranchNetwork
+from bmmae.baselines.precision import float32_on_cpu
 from bmmae.baselines.segmentation_networks import zero_filled
 from bmmae.errors import CheckpointError, ConfigError
 from bmmae.modalities import STANDARD, in_table_order
@@ -108,11 +109,12 @@ class PatientNetwork(nn.Module):
             kept: Not used.
         """
         volumes = zero_filled(images, available, valid)
-        if isinstance(self.network, BranchNetwork):
-            logits = self.network(volumes[:, self.seen], _lesion_map(beside, images))
-        else:
-            found = self.network(volumes)
-            logits = cast(Tensor, found[0] if isinstance(found, tuple) else found)
+        with float32_on_cpu(images.device):
+            if isinstance(self.network, BranchNetwork):
+                logits = self.network(volumes[:, self.seen], _lesion_map(beside, images))
+            else:
+                found = self.network(volumes)
+                logits = cast(Tensor, found[0] if isinstance(found, tuple) else found)
         sizes = [target.outputs for target in self.config.targets]
         return dict(zip((t.name for t in self.config.targets), torch.split(logits, sizes, dim=1), strict=True))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from bmmae.arrays import Bool, Float, Tensor
 from bmmae.baselines.hybrid_network import LEVELS, HybridNetwork
+from bmmae.baselines.precision import float32_on_cpu
 from bmmae.errors import ConfigError
 from bmmae.modalities import STANDARD, in_table_order
 from bmmae.patches import Triple, as_triple
@@ -88,7 +90,9 @@ class ZeroFilledNetwork(nn.Module):
             tissue: Not used.
             valid: Where each modality was scanned; default: everywhere.
         """
-        logits = self.network(zero_filled(images, available, valid))
+        coarse = self.config.name == "swin_unetr"  # a 32nd of the window
+        with float32_on_cpu(images.device) if coarse else nullcontext():
+            logits = self.network(zero_filled(images, available, valid))
         final: Tensor = logits[-1] if isinstance(logits, list | tuple) else logits
         return final + self.prior[:, None, None, None]
 

@@ -22,11 +22,25 @@ Figure: TypeAlias = Callable[[Array, Array], float]
 """A number from predictions and truth, one row a patient each."""
 
 
+def require_numbers(score: Float[Array, " N"]) -> None:
+    """Refuse scores that are no numbers: sorted or compared, they would pass for chance.
+
+    Raises:
+        ValueError: If one is NaN.
+    """
+    if np.isnan(score).any():
+        raise ValueError(f"{int(np.isnan(score).sum())} of {len(score)} scores are NaN: nothing was predicted there")
+
+
 def auc(score: Float[Array, " N"], positive: Bool[Array, " N"]) -> float:
     """Return the area under the receiver operating characteristic; higher is better, 0.5 is chance.
 
     It is the probability that a positive scores higher than a negative; ties count half. NaN without both kinds.
+
+    Raises:
+        ValueError: If a score is NaN.
     """
+    require_numbers(score)
     cases, controls = score[positive], np.sort(score[~positive])
     if not len(cases) or not len(controls):
         return math.nan
@@ -38,7 +52,11 @@ def average_precision(score: Float[Array, " N"], positive: Bool[Array, " N"]) ->
     """Return the step-wise area under precision over recall; higher is better, chance is the share of positives.
 
     NaN without positives or without negatives (then every score is perfect).
+
+    Raises:
+        ValueError: If a score is NaN.
     """
+    require_numbers(score)
     positives = int(positive.sum())
     if not positives or positives == len(positive):
         return math.nan

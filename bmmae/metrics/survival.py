@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from bmmae.arrays import Array, Bool, Float, Int
+from bmmae.metrics.classification import require_numbers
 
 TIED_RISK = 1e-8
 """Risks closer than this count as equal, as in scikit-survival."""
@@ -71,6 +72,9 @@ def harrell_c(risk: Float[Array, " N"], time: Float[Array, " N"], event: Bool[Ar
     0.5 is chance, 1 is perfect. A pair is comparable if the earlier time is a death, or if at one time one died and
     the other was censored; ties in risk count half. NaN without a comparable pair. It depends on how patients were
     censored (Uno's does not). Source: Harrell et al., JAMA 247 (1982).
+
+    Raises:
+        ValueError: If a risk is NaN.
     """
     return _concordance(risk, time, event, np.ones(len(time)))
 
@@ -93,6 +97,9 @@ def uno_c(
         censoring: `censoring_curve` of the training patients.
         until: Deaths from this time on are not counted. Neither are those at times by which all training patients
             had been censored: their weight would be infinite (scikit-survival raises an error there).
+
+    Raises:
+        ValueError: If a risk is NaN.
     """
     chance = censoring.at(time)
     counted = event & (time < until) & (chance > 0)
@@ -104,6 +111,7 @@ def _concordance(
     risk: Float[Array, " N"], time: Float[Array, " N"], event: Bool[Array, " N"], weight: Float[Array, " N"]
 ) -> float:
     """Concordance over the pairs (row died before column, or as the column was censored), weighted by the row."""
+    require_numbers(risk)
     deaths = np.flatnonzero(event & (weight > 0))
     when = time[deaths, None]
     comparable = (time > when) | ((time == when) & ~event)

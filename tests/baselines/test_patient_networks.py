@@ -45,6 +45,14 @@ def test_what_stands_in_an_absent_channel_is_not_read(name: str) -> None:
     assert any(not torch.equal(found[key], full[key]) for key in found)
 
 
+def test_on_a_cpu_it_computes_in_float32_whatever_is_asked() -> None:
+    model, images = network("branches"), volumes(size=SIZE)
+    plain = model(images, AVAILABLE)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(images, AVAILABLE)
+    assert all(torch.equal(found[key], plain[key]) for key in plain)
+
+
 @pytest.mark.slow
 def test_it_learns_by_the_projects_task() -> None:
     model, size = network("branches").train(), (32, 32, 32)

@@ -1,6 +1,7 @@
 """Classification and calibration metrics: hand-computed cases, scikit-learn's values, and what is not defined."""
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -34,6 +35,12 @@ def drawn(classes: int, seed: int, patients: int = 80) -> tuple[Array, Array]:
 def test_auc_by_hand() -> None:
     # Positives 0.9 and 0.4 against negatives 0.5 and 0.4: won, won, lost, tied.
     assert auc(np.array([0.9, 0.4, 0.5, 0.4]), np.array([True, True, False, False])) == 2.5 / 4
+
+
+@pytest.mark.parametrize("metric", [auc, average_precision])
+def test_scores_that_are_no_numbers_are_refused(metric: Callable[[Array, Array], float]) -> None:
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        metric(np.array([math.nan, 0.5]), np.array([True, False]))
 
 
 def test_average_precision_by_hand() -> None:

@@ -37,6 +37,12 @@ def structured(time: Array, event: Array) -> Array:
     return np.asarray(Surv.from_arrays(event, time))
 
 
+def test_risks_that_are_no_numbers_are_refused() -> None:
+    time, event = np.array([1.0, 2.0]), np.array([True, True])
+    with pytest.raises(ValueError, match="2 of 2 scores are NaN"):
+        harrell_c(np.array([math.nan, math.nan]), time, event)
+
+
 def test_orientation_whoever_has_the_higher_risk_dies_sooner() -> None:
     time = np.array([2.0, 5.0, 9.0, 14.0, 30.0])
     died = np.ones(5, bool)
