@@ -90,7 +90,7 @@ class ZeroFilledNetwork(nn.Module):
             tissue: Not used.
             valid: Where each modality was scanned; default: everywhere.
         """
-        coarse = self.config.name == "swin_unetr"  # a 32nd of the window
+        coarse = min(self.config.window) <= 2 * SEGMENTATION_NETWORKS[self.config.name].factor
         with float32_on_cpu(images.device) if coarse else nullcontext():
             logits = self.network(zero_filled(images, available, valid))
         final: Tensor = logits[-1] if isinstance(logits, list | tuple) else logits
