@@ -141,14 +141,10 @@ def fit(model: PatientModel, train: Encoded, columns: Columns, *, images: bool =
 @torch.inference_mode()
 def outputs_of(model: PatientModel, encoded: Encoded) -> Outputs:
     """Return what the heads make of encoded studies."""
-    features, design = (torch.from_numpy(values).float() for values in (encoded.rows.features, encoded.rows.design))
-    logits: dict[str, torch.Tensor] = {}
-    for index, target in enumerate(model.config.targets):
-        logits[target.name] = model.heads[index](features)
-        if len(model.direct):
-            logits[target.name] = logits[target.name] + model.direct[index](design)
-    subsets = tuple(tuple(label.split("+")) for label in encoded.subsets)
-    return Outputs(tuple(encoded.rows.studies), subsets, logits)
+    rows = encoded.rows
+    features, design = (torch.from_numpy(values).float() for values in (rows.features, rows.design))
+    shared = features[:, None].expand(-1, len(model.config.targets), -1)  # nothing is pooled for a target apart
+    return Outputs(rows.studies, rows.subsets, model.outputs(shared, design))
 
 
 def answers(model: PatientModel, test: Encoded) -> Iterator[tuple[str, Predictions]]:

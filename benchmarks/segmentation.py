@@ -120,8 +120,8 @@ def cell_of(given: argparse.Namespace, source: Source, method: str, fold: int, s
         cell |= {"width": given.width, "form": form_of(source.window, given.width)}
     if method == "ours" or method.startswith(DEDICATED):
         weights = _weights(given, fold)
-        cell |= {"layer_decay": LAYER_DECAY}
-        cell |= {"weights": digest(weights) if (weights / "model.safetensors").exists() else "not made yet"}
+        made = digest(weights) if (weights / "model.safetensors").exists() else "not made yet"
+        cell |= {"layer_decay": LAYER_DECAY, "weights": made}
     return cell
 
 

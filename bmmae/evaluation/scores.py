@@ -133,10 +133,16 @@ def format_scores(scores: Sequence[Score], metrics: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def said(metric: Metric) -> str:
-    """Return a figure with its interval as people read it: `0.812 (0.741 to 0.874)`."""
+def value_and_interval(metric: Metric) -> tuple[str, str]:
+    """Return a figure and its interval as people read them; an empty text where there is no interval."""
     if math.isnan(metric.value):
-        return "not defined"
+        return "not defined", ""
     if metric.low is None or metric.high is None:
-        return f"{metric.value:.3f}"
-    return f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})"
+        return f"{metric.value:.3f}", ""
+    return f"{metric.value:.3f}", f"{metric.low:.3f} to {metric.high:.3f}"
+
+
+def said(metric: Metric) -> str:
+    """Return a figure with its interval on one line: `0.812 (0.741 to 0.874)`."""
+    value, interval = value_and_interval(metric)
+    return f"{value} ({interval})" if interval else value

@@ -141,7 +141,12 @@ class PatientModel(PretrainedModel):
             kept: Only these patches become tokens (others are dropped in training); default: all.
         """
         features = self.features(images, available, tissue, valid, beside=beside, kept=kept)
-        design = self.design(beside, len(images), images.device)
+        return self.outputs(features, self.design(beside, len(images), images.device))
+
+    def outputs(
+        self, features: Float[Tensor, "B targets F"], design: Float[Tensor, "B W"]
+    ) -> dict[str, Float[Tensor, "B _"]]:
+        """Return the outputs of each target's head from what `features` and `design` returned."""
         out = {}
         for index, target in enumerate(self.config.targets):
             logits = self.heads[index](self.drop(features[:, index]))

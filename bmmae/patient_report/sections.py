@@ -12,7 +12,7 @@ import numpy as np
 from bmmae.evaluation.classification import confusion
 from bmmae.evaluation.comparison import Comparison
 from bmmae.evaluation.predictions import AVAILABLE, ClassPredictions, PredictionKey, SurvivalPredictions
-from bmmae.evaluation.scores import Score, said
+from bmmae.evaluation.scores import Score, value_and_interval
 from bmmae.evaluation.survival import RiskGroups, risk_groups
 from bmmae.page import figure, table
 from bmmae.patient_report.plots import draw_confusion, draw_reliability, draw_roc, draw_survival
@@ -135,7 +135,7 @@ def _title(score: Score) -> str:
 
 
 def _cell(score: Score) -> str:
-    value, _, interval = said(score.value).rstrip(")").partition(" (")
+    value, interval = value_and_interval(score.value)
     notes = [*filter(None, [interval]), f"n {score.value.n}"]
     if score.deviation is not None:
         notes.append(f"SD of folds {score.deviation:.3f}")
