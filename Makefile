@@ -19,13 +19,13 @@ demo: install
 	$(BIN)/bmmae demo --out runs/demo
 
 test: install
-	$(BIN)/pytest --durations=10
+	$(BIN)/pytest -n 2 --dist loadfile --durations=10
 
 coverage: install
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
 test-fast: install
-	$(BIN)/pytest -m "not slow" -q
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" -q
 
 lint: install
 	$(BIN)/ruff check .

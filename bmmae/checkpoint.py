@@ -114,7 +114,7 @@ def _read(path: Path, partial: bool) -> PretrainedModel:
 
 def _other_kind(source: str, got: str, wanted: str) -> str:
     script = _COMMANDS.get(wanted)
-    advice = f"make one with {script} --init {source}" if script else "name a model that has it"
+    advice = f"make one with {script} --model {source}" if script else "name a model that has it"
     return f"{source} holds a model of kind '{got}', which has no {wanted} head; this needs kind '{wanted}': {advice}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ from typing import Literal
 import numpy as np
 
 from bmmae.errors import CohortError
-from bmmae.targets import Cell, as_label
+from bmmae.targets import NUMBER, Cell, as_label
+
+COMMA = re.compile(r"[+-]?\d+,\d+")
+"""A number as other languages write it."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,10 @@ class ClinicalVariable:
         if self.kind == "categorical":
             label = as_label(cell)
             return (float(self.categories.index(label)), True) if label in self.categories else absent
-        if not isinstance(cell, float | int):
+        value = as_number(cell)
+        if value is None:
             raise CohortError(f"column '{self.name}' holds '{cell}': expected a number, as in the training data")
-        return absent if np.isnan(cell) else ((float(cell) - self.mean) / self.deviation, True)
+        return absent if np.isnan(value) else ((value - self.mean) / self.deviation, True)
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,29 @@ class VectorInput:
     deviation: tuple[float, ...]
 
     def encode(self, cells: Mapping[str, Cell]) -> tuple[list[float], bool]:
-        """Return the standardised vector and whether it is known; zeros if any of it is missing."""
-        values = [cells.get(column) for column in self.columns]
-        numbers = [value for value in values if isinstance(value, float) and not np.isnan(value)]
-        if len(numbers) < len(values):
-            return [0.0] * len(values), False
+        """Return the standardised vector and whether it is known; zeros if any of it is missing.
+
+        Raises:
+            CohortError: If a cell holds something else than a number.
+        """
+        numbers = []
+        for column in self.columns:
+            cell = cells.get(column)
+            value = np.nan if cell is None else as_number(cell)
+            if value is None:
+                raise CohortError(f"column '{column}' holds '{cell}': expected a number or a blank cell")
+            numbers.append(value)
+        if np.isnan(numbers).any():
+            return [0.0] * len(numbers), False
         scaled = (np.array(numbers) - self.mean) / self.deviation
         return [float(value) for value in scaled], True
+
+
+def as_number(cell: str | float) -> float | None:
+    """Return a cell's number; None if it holds something else. A column with any text in it comes as text."""
+    if isinstance(cell, str):
+        return float(cell) if NUMBER.fullmatch(cell) else None
+    return float(cell)
 
 
 def fit_clinical(
@@ -89,13 +110,21 @@ def fit_clinical(
     """Fit a variable on the training fold's cells; `modality` as in `ClinicalVariable`.
 
     Raises:
-        CohortError: If all are blank.
+        CohortError: If all are blank, or most of them are numbers and some are not.
     """
     known = [cell for cell in cells if cell is not None]
     if not known:
         raise CohortError(f"clinical column '{name}' is blank for all {len(cells)} training studies: leave it out")
-    if all(isinstance(cell, float | int) for cell in known):
-        values = np.array(known, float)
+    odd = [str(cell) for cell in known if as_number(cell) is None]
+    commas = [cell for cell in odd if COMMA.fullmatch(cell)]
+    if commas or 0 < len(odd) < len(known) / 2:
+        listed = ", ".join(f"'{cell}'" for cell in dict.fromkeys(commas or odd))
+        raise CohortError(
+            f"clinical column '{name}' holds numbers and {listed[:100]}: write numbers with a decimal point and leave "
+            "cells blank that are not known, or give categories names"
+        )
+    if not odd:
+        values = np.array([as_number(cell) for cell in known], float)
         mean, deviation = float(values.mean()), float(values.std()) or 1.0
         middle = (float(np.median(values)) - mean) / deviation
         return ClinicalVariable(name, "numeric", mean, deviation, (), middle if impute else None, modality)

@@ -38,8 +38,8 @@ class DataConfig:
         validation_share: Share of the patients to validate on, where the table has no column `split`.
         splits: Folds that `bmmae split` made for this cohort; they come before the table's own column `split`.
         fold: Which of them, from 0.
-        labels: Label coding (`brats2017`, `brats2023`, `brats2024-post`, `binary`); null proposes one from file names
-            and values, and stops where they leave it open.
+        labels: Label coding: `brats2017`, `brats2023`, `brats2024-post`, `binary`, or a YAML file with `classes`; null
+            proposes one from file names and values, and stops where they leave it open.
         skip_broken: Leave studies out that cannot be read, and say how many, instead of stopping.
         memory_mb: Most that each loading process keeps in memory of prepared studies that are not in the cache.
     """

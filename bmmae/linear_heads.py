@@ -6,10 +6,11 @@ any other: the coefficients become the weights of its heads.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ ABSENT = -8.0
 """Log-odds of a class that no patient has, against one without slopes."""
 INTERVAL_SCALE = 10.0
 """Intercepts of the hazard's intervals are penalised a hundredth as much as coefficients."""
+
+
+_Truths: TypeAlias = dict[int, dict[str, Any]]
+"""What a study's row says of label and follow-up, by the study's identity: rows of several subsets share it."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +141,18 @@ def fit_linear_heads(
         What was chosen for each target, in words.
     """
     chosen = {}
+    truths = _truths([*train.studies, *(validation.studies if validation else ())], columns)
     for index, target in enumerate(model.config.targets):
         parts = _inner_folds(train) if validation is None else [(train, validation)]
-        search = _Search(PatientTask(model.config), target, columns, images)
-        count, strength = search.best(parts)
+        search = _Search(PatientTask(model.config), target, truths, images)
+        count, strength, loss = search.best(parts)
+        if validation is not None and not np.isfinite(loss):
+            warnings.warn(
+                f"no validation study has a label (or a death) of '{target.name}': its penalty is chosen by "
+                "cross-validation within the training studies",
+                stacklevel=2,
+            )
+            count, strength, _ = search.best(_inner_folds(train))
         fit = search.fit(train, search.basis(train, count), strength)
         _set(model, index, fit.slopes, fit.intercepts, images=images)
         taken = "all features" if count is None else f"{count} components"
@@ -162,11 +175,11 @@ class _Search:
 
     task: PatientTask
     target: Target
-    columns: Columns
+    truths: _Truths
     images: bool
 
-    def best(self, parts: Sequence[tuple[Rows, Rows]]) -> tuple[int | None, float]:
-        """Return the components and the inverse penalty of the lowest loss over pairs of training and held-out rows."""
+    def best(self, parts: Sequence[tuple[Rows, Rows]]) -> tuple[int | None, float, float]:
+        """Return components and inverse penalty of the lowest loss over pairs of training and held-out rows, and it."""
         rows = parts[0][0]
         counts: list[int | None] = [n for n in COMPONENTS if n < rows.features.shape[1]] if self.images else []
         counts += [None] if self.images else []
@@ -182,7 +195,8 @@ class _Search:
                 worse, lowest = (worse + 1, lowest) if loss > lowest else (0, loss)
                 if worse > PATIENCE:
                     break
-        return min(losses, key=lambda setting: losses[setting])
+        count, strength = min(losses, key=lambda setting: losses[setting])
+        return count, strength, losses[count, strength]
 
     def basis(self, rows: Rows, count: int | None) -> _Basis:
         """Standardise columns; features are turned to so many principal components, the first of deviation one."""
@@ -222,19 +236,22 @@ class _Search:
         return basis.apply(_inputs(rows, images=self.images))
 
     def _outcome(self, rows: Rows) -> _Outcome:
-        return _outcome(rows, self.columns, self.target)
+        return _outcome([self.truths[id(study)] for study in rows.studies], self.task, self.target)
 
 
 def _inputs(rows: Rows, *, images: bool) -> Array:
     return np.concatenate([rows.features, rows.design], axis=1) if images else rows.design
 
 
-def _outcome(rows: Rows, columns: Columns, target: Target) -> _Outcome:
-    wanted = ("label", "time", "event")
-    encoded = [columns.encode(study) for study in rows.studies]
-    batch: dict[str, Any] = dict(collate([{name: sample[name] for name in wanted} for sample in encoded]))
-    label, time, event = (batch[name].numpy() for name in wanted)
-    places = label_columns(columns.targets)
+def _truths(studies: Sequence[Study], columns: Columns) -> _Truths:
+    plain = replace(columns, clinical=(), vector=None)
+    return {key: plain.encode(study) for key, study in {id(study): study for study in studies}.items()}
+
+
+def _outcome(truths: Sequence[dict[str, Any]], task: PatientTask, target: Target) -> _Outcome:
+    batch: dict[str, Any] = dict(collate(list(truths)))
+    label, time, event = (batch[name].numpy() for name in ("label", "time", "event"))
+    places = label_columns(task.config.targets)
     own = [places[f"{target.name}/{column}"] for column in target.columns]
     return _Outcome(batch, label[:, own], time.astype(float), event)
 
@@ -297,9 +314,9 @@ def _logistic(inputs: Array, label: Array, weights: Array, strength: float, clas
 
 def _hazard(target: Target, inputs: Array, outcome: _Outcome, weights: Array, strength: float) -> _Fit:
     """Logistic regression on one row for each interval that a patient was at risk in (Singer and Willett 1993)."""
-    edges = np.array(target.edges)
+    edges = np.array(target.edges, np.float32)  # as the months of a batch: edges are months of death
     known = ~np.isnan(outcome.time)
-    time, event = outcome.time[known], outcome.event[known]
+    time, event = outcome.time[known].astype(np.float32), outcome.event[known]
     within = np.searchsorted(edges, time)
     survived = np.where(event, within, np.searchsorted(edges, time, side="right"))
     interval = np.arange(len(edges))

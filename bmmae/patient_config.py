@@ -19,6 +19,8 @@ class HeadConfig:
     """How the heads are trained.
 
     Attributes:
+        start: `linear` fits the heads to the encoder's features before the first step (as `mode: features` does), so
+            that random heads do not spoil the encoder (Kumar et al., ICLR 2022); needs a smaller learning rate.
         focal: Exponent of the focal loss; 0 is plain cross-entropy.
         importance: Factor on a target's loss, by name.
         token_share: Share of each patient's tokens that training sees; less is faster, and regularises.
@@ -27,6 +29,7 @@ class HeadConfig:
         shares: By one column, how often each of its classes is drawn in an epoch; empty draws each study once.
     """
 
+    start: Literal["random", "linear"] = "random"
     focal: float = 0.0
     importance: dict[str, float] = field(default_factory=dict)
     token_share: float = 1.0

@@ -16,7 +16,7 @@ from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.predictions import ClassPredictions, SurvivalPredictions
 from bmmae.evaluation.scores import Score, format_scores
 from bmmae.model.patient import PatientModel
-from bmmae.patient_prediction import Outputs
+from bmmae.patient_prediction import Outputs, warn_of_unseen_classes
 from bmmae.patient_report import score_all, write_patient_report
 from bmmae.patient_tables import Answers, tables, write_table, write_tables
 
@@ -49,6 +49,7 @@ def evaluate_cohort(
     seen = str(overlap(model, studies, cache))
     reference = list(models)[1] if len(models) > 1 else NAME
     lines = [seen]
+    warn_of_unseen_classes(model.config.targets, studies)
     found: dict[str, Answers] = {}
     for name, (each, own) in models.items():
         found = _joined(found, tables(each.config.targets, own, name, pooled=True), name)
@@ -71,6 +72,8 @@ def evaluate_cohort(
             )
             names = [name for name in SHOWN if any(score.metric == name for score in scores)]
             lines.append(f"\n{target}\n{format_scores(scores, names)}")
+        else:
+            lines.append(f"\n{target}: the cohort knows no truth of it")
         rows += [_row(target, score) for score in scores if score.fold is None]
     if not rows:
         raise CohortError(

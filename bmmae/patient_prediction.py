@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,6 +26,7 @@ from bmmae.model.patient import PatientModel
 from bmmae.model.pretrained import PretrainedModel
 from bmmae.model.tokens import TokenIndex
 from bmmae.patches import any_in_patch
+from bmmae.targets import Target, as_label
 from bmmae.tasks.patient import run_model
 from bmmae.tasks.task import tensors
 
@@ -209,7 +211,12 @@ def is_rare(model: PatientModel, subset: str) -> bool:
 def warn_of_lacking_inputs(model: PatientModel, studies: Sequence[Study]) -> None:
     """Warn where no study at all has what a model was trained with beside the images: columns of another name, say."""
     config = model.config
-    lacking = [v.name for v in config.clinical if all(study.values.get(v.name) is None for study in studies)]
+    values = [study.values for study in studies]
+    lacking = [v.name for v in config.clinical if all(row.get(v.name) is None for row in values)]
+    vector = config.vector.columns if config.vector else ()
+    lacking += [name for name in vector if all(row.get(name) is None for row in values)]
+    if vector and not lacking and not any(config.vector.encode(row)[1] for row in values if config.vector):
+        lacking.append(f"all of {vector[0]} ... {vector[-1]}")
     column = {"attention": "seg", "probability": LESION}.get(config.lesion)
     files = [study.seg if config.lesion == "attention" else study.lesion for study in studies]
     lacking += [column] if column and not any(files) else []
@@ -220,6 +227,39 @@ def warn_of_lacking_inputs(model: PatientModel, studies: Sequence[Study]) -> Non
             "they count as missing",
             stacklevel=2,
         )
+
+
+def warn_of_unseen_categories(model: PatientModel, studies: Sequence[Study]) -> None:
+    """Warn of values that training has not seen: they count as missing (`M` and `F` for `male` and `female`, say)."""
+    for variable in model.config.clinical:
+        if variable.kind == "categorical":
+            unseen = _unseen(studies, variable.name, variable.categories)
+            if unseen:
+                listed = ", ".join(f"'{cell}' ({count})" for cell, count in unseen.most_common(FEW))
+                warnings.warn(
+                    f"column '{variable.name}' holds values that count as missing: {listed}; training knew "
+                    f"{', '.join(variable.categories[:FEW])}",
+                    stacklevel=2,
+                )
+
+
+def warn_of_unseen_classes(targets: Sequence[Target], studies: Sequence[Study]) -> None:
+    """Warn of studies whose class training has not seen: they count as not labelled."""
+    for target in targets:
+        if target.kind in ("binary", "multiclass"):
+            unseen = _unseen(studies, target.columns[0], target.classes)
+            if unseen:
+                listed = ", ".join(f"'{label}' ({count})" for label, count in unseen.items())
+                warnings.warn(
+                    f"{sum(unseen.values())} held-out studies count as not labelled: '{target.name}' is learned for "
+                    f"{', '.join(target.classes)} alone, and they have {listed}",
+                    stacklevel=2,
+                )
+
+
+def _unseen(studies: Sequence[Study], column: str, known: Sequence[str]) -> Counter[str]:
+    cells = [as_label(study.values.get(column)) for study in studies]
+    return Counter(cell for cell in cells if cell is not None and cell not in known)
 
 
 def warn_of_cut_brains(model: PretrainedModel, studies: Sequence[Study], cache: StudyCache) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from bmmae.data.patient_columns import fit_columns, format_targets, is_labelled
 from bmmae.data.patients import Columns, PatientDataset, Shares, whole_brain
 from bmmae.data.splits import train_and_validation
 from bmmae.data.subset_shares import subset_shares
-from bmmae.errors import CohortError
+from bmmae.errors import CohortError, ConfigError, TrainingError
 from bmmae.evaluation.overlap import warn_of_overlap
 from bmmae.linear_heads import Rows, collect, fit_linear_heads
 from bmmae.modalities import canonical, in_table_order
@@ -38,9 +37,9 @@ from bmmae.model.config import ModelConfig, recipe
 from bmmae.model.outcomes import baseline_hazard, risk
 from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.patient_config import PatientConfig
-from bmmae.patient_prediction import Visits, columns_of, over_subsets, predict
+from bmmae.patient_prediction import Visits, columns_of, over_subsets, predict, warn_of_unseen_classes
 from bmmae.patient_tables import follow_up, tables, write_tables
-from bmmae.targets import Target, as_label
+from bmmae.targets import Target
 from bmmae.tasks.patient import PatientTask, beside_of
 from bmmae.tasks.task import Batch, tensors
 from bmmae.training import find_checkpoint, fit
@@ -93,7 +92,9 @@ def fine_tune(config: PatientConfig) -> int:
     columns, train = _fitted(config, parts)
     parts = replace(parts, train=train, validation=_labelled(parts.validation, columns.targets, "validation"))
     print(format_targets(columns.targets), flush=True)  # noqa: T201 - a program's output
-    _warn_of_unseen_classes(columns.targets, [*parts.validation, *parts.test])
+    warn_of_unseen_classes(columns.targets, [*parts.validation, *parts.test])
+    for study in (*parts.validation, *parts.test):
+        columns.encode(study)  # what cannot be read ends here, not after training
 
     shape = replace(shape, size=whole_brain(parts.train, cache, View.of(shape)))
     torch.manual_seed(config.train.seed)
@@ -166,21 +167,6 @@ def _labelled(studies: Sequence[Study], targets: Sequence[Target], part: str) ->
     return labelled
 
 
-def _warn_of_unseen_classes(targets: Sequence[Target], held: Sequence[Study]) -> None:
-    """Warn of held-out studies whose class the training fold lacks: they count as not labelled."""
-    for target in targets:
-        if target.kind in ("binary", "multiclass"):
-            labels = [as_label(study.values.get(target.columns[0])) for study in held]
-            unseen = Counter(label for label in labels if label is not None and label not in target.classes)
-            if unseen:
-                listed = ", ".join(f"'{label}' ({count})" for label, count in unseen.items())
-                warnings.warn(
-                    f"{sum(unseen.values())} held-out studies count as not labelled: '{target.name}' is learned for "
-                    f"{', '.join(target.classes)} alone, and they have {listed}",
-                    stacklevel=2,
-                )
-
-
 def _model_config(
     config: PatientConfig, shape: ModelConfig, columns: Columns, train: Sequence[Study]
 ) -> PatientModelConfig:
@@ -205,6 +191,11 @@ def _fit_network(config: PatientConfig, model: PatientModel, parts: Parts, cache
     shares = next((Shares(column, by_class) for column, by_class in head.shares.items()), None)
     training = PatientDataset(parts.train, view, cache, columns, seed=seed, augment=config.augment, shares=shares)
     validation = PatientDataset(parts.validation, view, cache, columns, seed=seed)
+    _require_comparisons(config, model.config.targets, parts.validation)
+    if head.start == "linear" and model.fused:
+        raise ConfigError("head.start=linear knows no fusion: set beside.fusion=false, or head.start=random")
+    if head.start == "linear" and find_start(config.out, config.train.resume) is None:
+        _fit_heads(config, model, parts, cache)
     if config.mode == "head":
         model.encoder.requires_grad_(False)
     task = PatientTask(model.config, importance=head.importance, focal=head.focal, token_share=head.token_share)
@@ -222,20 +213,43 @@ def _fit_network(config: PatientConfig, model: PatientModel, parts: Parts, cache
     return result.exit_code
 
 
+def _require_comparisons(config: PatientConfig, targets: Sequence[Target], validation: Sequence[Study]) -> None:
+    """Refuse Cox targets where nothing could be learned or chosen: they compare patients with each other."""
+    kinds = {target.kind for target in targets}
+    if "cox" not in kinds:
+        return
+    if config.train.batch_size == 1:
+        raise ConfigError("a Cox target compares the patients of a batch: set train.batch_size to 2 or more, better 8")
+    if not any(study.event for study in validation if study.time is not None):
+        said = "nobody in the validation part has died, which says nothing of a Cox target"
+        if kinds == {"cox"}:
+            raise CohortError(
+                f"{said}: choose other folds, a larger data.validation_share, or targets.survival '[hazard]'"
+            )
+        warnings.warn(f"{said}: the checkpoint is chosen by the other targets alone", stacklevel=2)
+
+
 def _fit_features(config: PatientConfig, model: PatientModel, parts: Parts, cache: StudyCache) -> int:
-    find_start(config.out, False)
-    model.eval().to(_device())
-    rows = [
-        collect_features(model, part, cache, progress=config.train.progress) for part in (parts.train, parts.validation)
-    ]
-    columns = columns_of(model)
-    for name, told in fit_linear_heads(model, rows[0], rows[1], columns).items():
-        print(f"{name}: {told}", flush=True)  # noqa: T201 - a program's output
+    if list_checkpoints(config.out):
+        raise TrainingError(
+            f"{config.out} already holds a run: linear heads are fitted at once, so choose another folder"
+        )
+    _fit_heads(config, model, parts, cache)
     config.out.mkdir(parents=True, exist_ok=True)
     folder = write_checkpoint(config.out, 0, model, {}, _save)
     write_index(config.out, {"status": "finished", "step": 0, "steps": 0, "last": folder.name, "best": folder.name})
     write_config(config.out, asdict(config))
     return 0
+
+
+def _fit_heads(config: PatientConfig, model: PatientModel, parts: Parts, cache: StudyCache) -> None:
+    """Fit linear heads to what the encoder says of every subset of each study."""
+    model.eval().to(_device())
+    rows = [
+        collect_features(model, part, cache, progress=config.train.progress) for part in (parts.train, parts.validation)
+    ]
+    for name, told in fit_linear_heads(model, rows[0], rows[1], columns_of(model)).items():
+        print(f"{name}: {told}", flush=True)  # noqa: T201 - a program's output
 
 
 def _device() -> str:

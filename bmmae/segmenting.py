@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,27 +14,38 @@ import torch
 from tqdm import tqdm
 
 from bmmae._version import __version__
-from bmmae.arrays import Array
+from bmmae.data.coding import SEG_CODING
 from bmmae.data.cohort import LESION, Cohort, Study
-from bmmae.data.labels import Coding, find_coding, region_masks
-from bmmae.data.location import fingerprint
-from bmmae.data.preprocess import read_on_grid
+from bmmae.data.location import fingerprint, refuse_overwriting
 from bmmae.errors import BmmaeError, LabelError, OutputError
-from bmmae.evaluation.subsets import RegionScore, all_subsets, save_subset_plot, subset_table
-from bmmae.inference.segmentation import Segmentation, SegmentOptions, require_segmenter, segment_study, voxel_spacing
-from bmmae.inference.study import StudyFiles, load_files
-from bmmae.inference.writing import read_note, write_together
-from bmmae.metrics.regions import RegionMetrics, region_metrics
-from bmmae.modalities import subset_label
+from bmmae.evaluation.overlap import overlap
+from bmmae.evaluation.subsets import RegionScore, all_subsets
+from bmmae.inference.segmentation import (
+    Segmentation,
+    SegmentOptions,
+    probability_names,
+    require_segmenter,
+    segment_study,
+)
+from bmmae.inference.study import LoadedStudy, StudyFiles, load_files
+from bmmae.inference.writing import read_note, refuse_replacing, write_together
 from bmmae.model.pretrained import PretrainedModel, digest
 from bmmae.model.segmentation import SegmentationModel
 from bmmae.notice import NOTICE
-from bmmae.tasks.segmentation import label_coding
+from bmmae.segmentation_scores import (
+    METRICS,
+    SUMMARY,
+    Judged,
+    as_row,
+    from_row,
+    read_truth,
+    score,
+    truth_coding,
+    write_metrics,
+)
 
 NOTE = "segmentation.json"
 TABLE = "cohort.csv"
-METRICS = "metrics.csv"
-SUBSETS = "subsets"
 Status: TypeAlias = Literal["made", "kept", "failed"]
 
 
@@ -47,7 +57,7 @@ class CohortOptions:
         segment: How one is segmented.
         probabilities: Write probability maps as well.
         subsets: Judge every subset of a study's modalities; what is written is still from all of them.
-        metrics: Refuse a cohort without any truth.
+        metrics: Refuse a cohort without any truth, and studies whose truth does not fit.
         labels: Label coding of the truth, if it is not the model's.
         tolerance: Of the surface Dice, in millimetres.
     """
@@ -70,7 +80,7 @@ class StudyResult:
         seconds: For reading, segmenting and writing it from all its modalities.
         scores: By subset and region; empty without a truth.
         cleaned: What postprocessing changed, by region.
-        problem: Why it failed.
+        problem: Why it failed, or why it could not be judged.
     """
 
     study: Study
@@ -87,8 +97,10 @@ def segment_cohort(
     """Segment every study into a folder of its own name, and judge those that have a truth.
 
     Studies that were finished before, by the same model from the same files with the same options, are kept. A study
-    that fails stops no other. In the end `cohort.csv` names the predicted segmentations in its column `seg` (and the
-    probability maps in `lesion_probability`), and `metrics.csv` holds the scores, if there are any.
+    that fails stops no other. One whose truth does not fit has failed if metrics are asked for; else it is segmented,
+    and its result says why it was not judged. In the end `cohort.csv` names the predicted segmentations in its column
+    `seg` (and the probability maps in `lesion_probability`), `metrics.csv` holds the scores, if there are any, and
+    `metrics.md` their summary.
 
     Args:
         model: A segmentation model.
@@ -101,8 +113,10 @@ def segment_cohort(
 
     Raises:
         ModalityError: If the model cannot segment.
-        LabelError: If metrics are asked for and no study has a truth, or its coding lacks a region of the model's.
-        OutputError: If the folder cannot be written (any more); what is finished is kept.
+        LabelError: If metrics are asked for and no study has a truth, its coding lacks a region of the model's, or file
+            names are those of an edition that codes otherwise.
+        OutputError: If the folder cannot be written (any more), or a file given would be written over; what is
+            finished is kept.
     """
     segmenter, options, folder = require_segmenter(model), options or CohortOptions(), Path(folder)
     if (options.metrics or options.subsets) and all(study.seg is None for study in cohort):
@@ -110,78 +124,52 @@ def segment_cohort(
             f"no study of {cohort.path or 'the cohort'} has a segmentation to compare with: metrics need the table's "
             "column 'seg'"
         )
-    truth_coding(segmenter, options.labels)
-    results = list(_results(segmenter, cohort.studies, folder, options))
-    done = tuple(_completed(result, folder, options) for result in results if result.status != "failed")
+    coding = truth_coding(segmenter, cohort.studies, options.labels)
+    _refuse_overwriting(segmenter, cohort, folder)
+    results = list(
+        _results(
+            _Work(segmenter, digest(segmenter), Judged(coding, options.tolerance), options), cohort.studies, folder
+        )
+    )
+    done = tuple(_completed(result, segmenter, folder, options) for result in results if result.status != "failed")
     if done:
         Cohort(done, cohort.modalities).write(folder / TABLE)
     scores = [score for result in results for score in result.scores]
-    if scores:
-        write_scores(scores, folder / METRICS)
-    if scores and options.subsets:
-        _write_text(folder / f"{SUBSETS}.md", subset_table(scores) + "\n")
-        save_subset_plot(scores, folder / f"{SUBSETS}.png")
+    judged = {score.subject for score in scores}
+    seen = overlap(segmenter, [study for study in cohort if study.name in judged]) if judged else ""
+    write_metrics(folder, scores, str(seen), plot=options.subsets)
     return results
 
 
-def truth_coding(model: SegmentationModel, name: str | None) -> Coding:
-    """Return the coding of the truth that a model is compared with.
-
-    Raises:
-        LabelError: If there is none of that name, or it lacks a region of the model's.
-    """
-    coding = label_coding(model.config) if name is None else find_coding(name)
-    lacking = [region for region in model.config.regions if region not in coding.regions]
-    if lacking:
-        raise LabelError(
-            f"the label coding '{coding.name}' has no region {', '.join(lacking)}, which the model predicts; it has "
-            f"{', '.join(coding.regions)}"
-        )
-    return coding
+def _refuse_overwriting(model: SegmentationModel, cohort: Cohort, folder: Path) -> None:
+    names = [f"{name}.nii.gz" for name in ("seg", *probability_names(model.config.regions))]
+    written = [folder / study.name / name for study in cohort for name in names]
+    tables = [cohort.path] if cohort.path else []
+    given = [file for study in cohort for file in study.files()]
+    refuse_overwriting([*written, *(folder / name for name in (TABLE, METRICS, SUMMARY))], [*tables, *given])
 
 
-def score_segmentation(
-    found: Segmentation, truth: Array, study: Study, model: SegmentationModel, options: CohortOptions
-) -> tuple[RegionScore, ...]:
-    """Judge a segmentation, region by region, on the whole native volume.
+@dataclass(frozen=True)
+class _Work:
+    """What is done to every study, and by which model."""
 
-    Args:
-        found: The prediction; its labels are judged, as they are written.
-        truth: Label values on the same grid.
-        study: Whose it is.
-        model: Says what the labels mean.
-        options: The truth's coding, and the tolerance.
+    model: SegmentationModel
+    digest: str
+    judged: Judged
+    options: CohortOptions
 
-    Raises:
-        LabelError: If the truth holds values outside its coding.
-    """
-    coding = truth_coding(model, options.labels)
-    true = dict(zip(coding.regions, region_masks(truth, coding), strict=True))
-    own = label_coding(model.config)
-    predicted = dict(zip(own.regions, region_masks(found.labels, own), strict=True))
-    spacing = voxel_spacing(found.study)
-    given = tuple(found.study.images)
-    return tuple(
-        RegionScore(
-            study.name,
-            given,
-            region,
-            region_metrics(predicted[region], true[region], spacing, tolerance=options.tolerance),
-            study.group,
-        )
-        for region in model.config.regions
-    )
+    @property
+    def must_judge(self) -> bool:
+        """Whether a study whose truth is unfit has failed."""
+        return self.options.metrics or self.options.subsets
 
 
-def _results(
-    model: SegmentationModel, studies: Sequence[Study], folder: Path, options: CohortOptions
-) -> Iterator[StudyResult]:
-    known = digest(model)
+def _results(work: _Work, studies: Sequence[Study], folder: Path) -> Iterator[StudyResult]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one study's remarks say little without its name: see the notes
         for study in tqdm(studies, desc="segmenting", unit="study"):
             try:
-                yield _one(model, study, folder / study.name, options, known)
+                yield _one(work, study, folder / study.name)
             except OutputError:
                 raise
             except (MemoryError, torch.OutOfMemoryError):
@@ -191,51 +179,56 @@ def _results(
                 yield StudyResult(study, "failed", problem=str(error))
 
 
-def _one(model: SegmentationModel, study: Study, folder: Path, options: CohortOptions, known: str) -> StudyResult:
+def _one(work: _Work, study: Study, folder: Path) -> StudyResult:
+    model, options = work.model, work.options
     names = [name for name in model.config.model.modalities if name in study.images]
-    identity = _identity(study, names, options, known)
+    identity = _identity(study, names, work)
     note = read_note(folder, NOTE)
     if note is not None and note.get("identity") == identity:
-        return _remembered(study, note)
+        return _remembered(study, note, work)
+    written = ["seg", *(probability_names(model.config.regions) if options.probabilities else ())]
+    refuse_replacing([folder / f"{name}.nii.gz" for name in written], folder, NOTE)
     started = time.perf_counter()
-    found = _segment(model, study, names, options.segment)
+    loaded = _load(model, study, names)
+    truth, problem = read_truth(study, loaded, work.judged.coding)
+    if problem and work.must_judge:
+        raise LabelError(problem)
+    found = segment_study(model, loaded, options.segment)
     seconds = time.perf_counter() - started
-    scores: list[RegionScore] = []
-    if study.seg is not None:
-        truth = read_on_grid(study.seg, found.study.reference, "the segmentation ")
-        scores += score_segmentation(found, truth, study, model, options)
     images = {"seg": found.image(), **(found.probability_images() if options.probabilities else {})}
-    if study.seg is not None and options.subsets:
-        for subset in all_subsets(names)[:-1]:
-            less = _segment(model, study, subset, options.segment)
-            scores += score_segmentation(less, truth, study, model, options)
-    cleaned = {region: str(told) for region, told in found.cleaned.items()}
-    written = _note(study, names, found, model, identity) | {
+    scores: list[RegionScore] = []
+    if truth is not None:
+        scores += score(model, study, found, truth, work.judged)
+        for subset in all_subsets(names)[:-1] if options.subsets else ():
+            less = segment_study(model, _load(model, study, subset), options.segment)
+            scores += score(model, study, less, truth, work.judged)
+    cleaned = {region: str(each) for region, each in found.cleaned.items()}
+    told = _note(study, names, found, model, identity) | {
         "postprocessing": cleaned,
-        "scores": [_as_row(score) for score in scores],
+        "scores": [as_row(each) for each in scores],
+        "problem": problem,
         "seconds": round(seconds, 2),
     }
     writing = time.perf_counter()
-    write_together(images, written, folder, NOTE)
-    return StudyResult(study, "made", seconds + time.perf_counter() - writing, tuple(scores), cleaned)
+    write_together(images, told, folder, NOTE)
+    return StudyResult(study, "made", seconds + time.perf_counter() - writing, tuple(scores), cleaned, problem)
 
 
-def _segment(model: SegmentationModel, study: Study, names: Sequence[str], options: SegmentOptions) -> Segmentation:
-    """Segment a study as if it had these modalities alone."""
+def _load(model: SegmentationModel, study: Study, names: Sequence[str]) -> LoadedStudy:
+    """Read a study as if it had these modalities alone."""
     masks = {name: mask for name in names if (mask := study.brain_mask_of(name)) is not None}
-    files = StudyFiles({name: study.images[name] for name in names}, masks)
-    return segment_study(model, load_files(model, files), options)
+    return load_files(model, StudyFiles({name: study.images[name] for name in names}, masks))
 
 
-def _identity(study: Study, names: Sequence[str], options: CohortOptions, known: str) -> dict[str, Any]:
-    """All that decides what is written for a study."""
+def _identity(study: Study, names: Sequence[str], work: _Work) -> dict[str, Any]:
+    """All that decides what is written for a study, its scores among it."""
     files = {name: study.images[name] for name in names}
     masks = {f"brain_mask_{name}": mask for name in names if (mask := study.brain_mask_of(name)) is not None}
     truth = {} if study.seg is None else {"seg": study.seg}
     prints = {role: fingerprint(file) for role, file in {**files, **masks, **truth}.items()}
-    identity: dict[str, Any] = json.loads(
-        json.dumps({"model": known, "files": prints, "options": asdict(replace(options, metrics=False))}, default=str)
-    )
+    options = asdict(replace(work.options, metrics=False))
+    content = {"model": work.digest, "files": prints, "options": options, "coding": asdict(work.judged.coding)}
+    identity: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return identity
 
 
@@ -249,6 +242,7 @@ def _note(
         "given": list(names),
         "coding": found.coding,
         "regions": list(found.regions),
+        "cuts": list(found.cuts),
         "remarks": list(found.study.remarks),
         "model": {key: provenance.get(key) for key in ("data", "synthetic", "parent") if provenance.get(key)},
         "identity": dict(identity),
@@ -256,50 +250,17 @@ def _note(
     }
 
 
-def _remembered(study: Study, note: Mapping[str, Any]) -> StudyResult:
-    scores = tuple(_from_row(row, study) for row in note["scores"])
-    return StudyResult(study, "kept", float(note["seconds"]), scores, dict(note["postprocessing"]))
+def _remembered(study: Study, note: Mapping[str, Any], work: _Work) -> StudyResult:
+    problem = str(note.get("problem", ""))
+    if problem and work.must_judge:
+        raise LabelError(problem)
+    scores = tuple(from_row(row, study) for row in note["scores"])
+    return StudyResult(study, "kept", float(note["seconds"]), scores, dict(note["postprocessing"]), problem)
 
 
-def _as_row(score: RegionScore) -> dict[str, Any]:
-    return {"subset": list(score.subset), "region": score.region, **asdict(score.metrics)}
-
-
-def _from_row(row: Mapping[str, Any], study: Study) -> RegionScore:
-    metrics = RegionMetrics(**{item.name: row[item.name] for item in fields(RegionMetrics)})
-    return RegionScore(study.name, tuple(row["subset"]), row["region"], metrics, study.group)
-
-
-def _completed(result: StudyResult, folder: Path, options: CohortOptions) -> Study:
+def _completed(result: StudyResult, model: SegmentationModel, folder: Path, options: CohortOptions) -> Study:
     """The study with what was predicted where the patient-level models look for it."""
+    stated = {"seg_origin": "predicted", SEG_CODING: model.config.coding}
     study, own = result.study, folder / result.study.name
     chances = own / f"{LESION}.nii.gz" if options.probabilities else None
-    return replace(study, seg=own / "seg.nii.gz", lesion=chances, values={**study.values, "seg_origin": "predicted"})
-
-
-def write_scores(scores: Sequence[RegionScore], path: Path) -> Path:
-    """Write one row a study, subset and region.
-
-    Raises:
-        OutputError: If the file cannot be written.
-    """
-    names = [item.name for item in fields(RegionMetrics)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as stream:
-            table = csv.writer(stream)
-            table.writerow(["subject", "group", "modalities", "region", *names])
-            for score in scores:
-                values = asdict(score.metrics)
-                row = [score.subject, score.group, subset_label(score.subset), score.region]
-                table.writerow([*row, *(values[name] for name in names)])
-    except OSError as error:
-        raise OutputError(f"cannot write the metrics to {path}: {error.strerror or error}") from error
-    return path
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return replace(study, seg=own / "seg.nii.gz", lesion=chances, values={**study.values, **stated})

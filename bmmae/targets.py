@@ -6,6 +6,7 @@ training fold alone fits on it alone; the result travels with the weights, and i
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from bmmae.errors import CohortError, ConfigError
 from bmmae.metrics.survival import Steps, censoring_curve, kaplan_meier
 
 Cell: TypeAlias = str | float | None
+NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+"""No leading zeros: a column that has them holds codes, and codes stay text."""
 Kind: TypeAlias = Literal["binary", "multiclass", "multilabel", "hazard", "cox", "survival_classes"]
 
 UNKNOWN = -1
@@ -95,10 +98,17 @@ class Target:
 
 
 def as_label(cell: Cell) -> str | None:
-    """Return a cell as the name of a class: `1.0` and `1` are one; None where blank."""
+    """Return a cell as the name of a class: `1.0` and `1` are one, as numbers or as text; None where blank."""
+    if isinstance(cell, str):
+        return _number(float(cell)) if NUMBER.fullmatch(cell) else cell
     if isinstance(cell, float):
-        return None if np.isnan(cell) else f"{cell:g}"
+        return None if np.isnan(cell) else _number(cell)
     return cell
+
+
+def _number(value: float) -> str:
+    """All digits: codes of nine or ten are classes of their own."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _yes_or_no(cell: Cell, column: str) -> int:
@@ -245,10 +255,10 @@ def survival_classes(times: Float[np.ndarray, " N"], events: Array, boundaries: 
     alive at the end of follow-up belongs to the last class if that was after the last boundary, else to none that is
     known; so do times that are NaN.
     """
-    times = np.asarray(times, float)
-    inner = np.searchsorted(np.asarray(boundaries[:1]), times, side="right")  # the first boundary belongs above it
-    outer = np.searchsorted(np.asarray(boundaries[1:]), times, side="left")  # the others to the class below them
-    known = (np.asarray(events, bool) | (times > boundaries[-1])) & ~np.isnan(times)
+    times, ends = np.asarray(times, np.float32), np.asarray(boundaries, np.float32)  # batches hold months as float32
+    inner = np.searchsorted(ends[:1], times, side="right")  # the first boundary belongs above it
+    outer = np.searchsorted(ends[1:], times, side="left")  # the others to the class below them
+    known = (np.asarray(events, bool) | (times > ends[-1])) & ~np.isnan(times)
     return np.asarray(np.where(known, inner + outer, UNKNOWN), np.int64)
 
 
@@ -262,10 +272,10 @@ def censoring_weights(target: Target, times: Float[np.ndarray, " N"], events: Ar
     if not target.censoring:
         return np.asarray(known, float)
     at, left = (np.array(column) for column in zip(*target.censoring, strict=True))
-    curve = Steps(at, left)
-    beyond = np.asarray(times, float) > target.edges[-1]
-    just_before = np.nextafter(np.nan_to_num(np.asarray(times, float)), -np.inf)
-    chance = curve.at(np.where(beyond, target.edges[-1], just_before))
+    months, last = np.asarray(times, np.float32), np.float32(target.edges[-1])  # as batches hold them
+    curve = Steps(at.astype(np.float32).astype(float), left)
+    just_before = np.nextafter(np.nan_to_num(months), np.float32(-np.inf))
+    chance = curve.at(np.where(months > last, last, just_before).astype(float))
     return np.asarray(np.where(known, 1 / np.maximum(chance, 1e-6), 0.0))
 
 

@@ -16,8 +16,9 @@ from bmmae.data.caching import sound_studies
 from bmmae.data.coding import coding_of
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
-from bmmae.data.labels import labels_from_regions, own_coding
+from bmmae.data.labels import CODINGS, labels_from_regions, own_coding
 from bmmae.data.origin import training_provenance
+from bmmae.data.small_lesions import warn_of_lost_lesions
 from bmmae.data.splits import train_and_validation
 from bmmae.evaluation.overlap import warn_of_overlap
 from bmmae.masking import MaskingConfig
@@ -49,8 +50,12 @@ def main() -> int:
     )
     skip = config.data.skip_broken
     train, validation = (sound_studies(part, cache, skip_broken=skip) for part in (train, validation))
-    coding = coding_of([*train, *validation], own or config.data.labels)
+    said = own or config.data.labels
+    # A proposal is about the whole table: folds must not differ in what a rare value makes of it.
+    coding = coding_of([*train, *validation] if said else cohort, said)
     labels_from_regions(np.zeros((len(coding.regions), 1, 1, 1), bool), coding)  # refuses what could not be written
+    known = coding.name in CODINGS  # a coding of the user's own travels with the model
+    warn_of_lost_lesions(train, cache)
     view = View.of(shape)
     masking = MaskingConfig(config.visible_share) if config.visible_share < 1 else None
     training_data = StudyDataset(train, view, cache, seed=seed, coding=coding, augment=config.augment, masking=masking)
@@ -66,8 +71,8 @@ def main() -> int:
             config.decoder,
             config.fusion,
             config.supervision,
-            classes=config.classes,
-            united=dict(coding.regions) if own else {},
+            classes={} if known else {name: value for value, name in coding.classes.items()},
+            united={} if known else dict(coding.regions),
         )
     )
     if pretrained:
@@ -82,7 +87,7 @@ def main() -> int:
 
     result = fit(
         model,
-        SegmentationTask(model.config, config.distill, seed),
+        SegmentationTask(model.config, config.distill, seed, config.visible_share),
         training_data,
         validation_data,
         train=config.train,

@@ -17,6 +17,7 @@ LAYERS = (
     ("conversion", "growth", "model_info"),
     ("checkpoint", "tasks", "baselines"),
     ("training", "inference", "evaluation", "linear_heads", "patient_prediction"),
+    ("segmentation_scores",),
     (
         "report",
         "segmenting",

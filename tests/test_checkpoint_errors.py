@@ -128,7 +128,7 @@ def test_a_source_that_is_nothing_says_what_would_be_one(source) -> None:
 
 def test_a_model_without_the_head_that_is_needed_says_how_to_get_one(saved) -> None:
     with pytest.raises(
-        CheckpointError, match=r"'mae', which has no segmentation head; .* finetune/segmentation.py --init"
+        CheckpointError, match=r"'mae', which has no segmentation head; .* finetune/segmentation.py --model"
     ):
         load_model(saved, kind="segmentation")
 

@@ -13,13 +13,14 @@ from tiny_models import tiny_mae
 from tiny_studies import SHAPE, lesion, save, write_study
 
 from bmmae.checkpoint import load_model, save_model
-from bmmae.data.cohort import Cohort
+from bmmae.data.cohort import Cohort, read_cohort
 from bmmae.data.preprocess import PreprocessConfig
-from bmmae.errors import BmmaeError, LabelError
+from bmmae.errors import BmmaeError, LabelError, TrainingError
 from bmmae.model.segmentation import SegmentationModel
 
 SCRIPT = Path(__file__).parents[1] / "finetune" / "segmentation.py"
 OWN = ("--classes", "{core: 1, oedema: 2, rim: 4}", "--regions", "{all: [1, 2, 4], inner: [1, 4], rim: [4]}")
+OTHER = ("train", "train", "validation", "train")
 SHORT = ("--train.workers", 0, "--train.batch_size", 2, "--train.progress", "false", "--train.precision", "no")
 
 
@@ -51,13 +52,20 @@ def finetune(world: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object, m
 
 
 @pytest.mark.slow
-def test_a_frozen_encoder_stays_and_own_labels_travel(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_frozen_encoder_stays_and_own_labels_travel(
+    world: Path, monkeypatch: pytest.MonkeyPatch, from_file: bool
+) -> None:
+    file = world / "coding.yaml"
+    file.write_text(f"classes: {OWN[1]}\nregions: {OWN[3]}\n")
+    labels = ("--data.labels", file) if from_file else OWN
     teach = ("--distill.weight", 1, "--augment.modality_dropout", 0, "--supervision", 1, "--frozen", "true")
-    made = finetune(world, monkeypatch, *OWN, *teach, "--train.steps", 2)
+    made = finetune(world, monkeypatch, *labels, *teach, "--train.steps", 2)
     before = load_model(world / "mae").encoder.state_dict()  # type: ignore[union-attr,operator]
     assert all(torch.equal(value, before[name]) for name, value in made.encoder.state_dict().items())
     assert (made.config.regions, made.config.supervision) == (("all", "inner", "rim"), 1)
     assert made.config.classes == {"core": 1, "oedema": 2, "rim": 4}
+    assert made.config.united == {"all": (1, 2, 4), "inner": (1, 4), "rim": (4,)}
 
 
 @pytest.mark.slow
@@ -67,6 +75,12 @@ def test_a_run_is_resumed_and_its_model_a_start(world: Path, monkeypatch: pytest
     with pytest.warns(UserWarning, match=r"train\.steps: 1 -> 2"):
         finetune(world, monkeypatch, *labels, "--train.steps", 2, "--train.resume", "true")
     assert (world / "run" / "checkpoints" / "step-00000002").is_dir()
+    other = [replace(study, split=part) for study, part in zip(read_cohort(world / "cohort.csv"), OTHER, strict=True)]
+    before = (world / "cohort.csv").read_text()
+    Cohort(tuple(other)).write(world / "cohort.csv")
+    with pytest.raises(TrainingError, match=r"training samples \(data.cohort, data.splits, data.fold ...\) was"):
+        finetune(world, monkeypatch, *labels, "--train.steps", 2, "--train.resume", "true")
+    (world / "cohort.csv").write_text(before)
     (world / "run").rename(world / "first")
     again = finetune(world, monkeypatch, *labels, "--train.steps", 1, model="first")
     assert again.metadata.provenance["parent"] == str(world / "first")

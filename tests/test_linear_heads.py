@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bmmae.losses import logistic_hazard
 from bmmae.metrics.survival import harrell_c
 from bmmae.model.outcomes import risk
 from bmmae.model.patient import PatientModel, PatientModelConfig
-from bmmae.targets import Target
+from bmmae.targets import Target, fit_survival
 
 AGE = ClinicalVariable("age", "numeric", 0.0, 1.0)
 SUBTYPE = Target("subtype", "binary", ("subtype",), ("a", "b"))
@@ -114,6 +115,37 @@ def test_the_hazards_coefficients_maximise_its_likelihood() -> None:
     logistic_hazard(logits + level, time, event, torch.tensor(HAZARD.edges)).mean().backward()
     assert level.grad is not None
     assert float(level.grad.abs().max()) < 2e-3
+
+
+def test_deaths_stay_in_the_interval_that_they_end() -> None:
+    rng = np.random.default_rng(0)
+    months, died = np.round(rng.exponential(12, 60) + 0.1, 2), rng.random(60) < 0.7
+    target = fit_survival("hazard", months.tolist(), died.tolist(), bins=10)
+    studies = tuple(
+        Study(f"s{i}", {"t1": Path("t1.nii")}, time=float(months[i]), event=bool(died[i])) for i in range(60)
+    )
+    model = PatientModel(PatientModelConfig(tiny_config(), (target,))).eval()
+    rows = collect(studies, [("t1",)] * 60, np.zeros((60, model.feature_width)), np.zeros((60, 0)))
+    fit_linear_heads(model, rows, rows, Columns((target,)))
+    hazard = model.heads[0].bias.detach().double().sigmoid().numpy()  # type: ignore[union-attr,operator]
+    edges = np.array(target.edges)
+    # Nobody is told apart, so each interval's share of deaths among those at risk is the answer.
+    ended = np.array([(died & (np.searchsorted(edges, months) == k)).sum() for k in range(len(edges))])
+    later = np.array([(np.searchsorted(edges, months, side="right") > k).sum() for k in range(len(edges))])
+    survived = later - np.array([(died & (months == edge)).sum() for edge in edges])
+    np.testing.assert_allclose(hazard, ended / (ended + survived), atol=0.02)
+
+
+def test_without_labels_to_validate_on_the_penalty_is_cross_validated() -> None:
+    columns, train = Columns((SUBTYPE,), (AGE,)), patients(150, 0)
+    blank = patients(20, 1)
+    studies = [replace(study, values={"age": study.values["age"]}) for study in blank.studies]
+    blind = collect(studies, blank.subsets, blank.features, blank.design)
+    models = [PatientModel(PatientModelConfig(tiny_config(), (SUBTYPE,), (AGE,), fusion=False)) for _ in range(2)]
+    with pytest.warns(UserWarning, match="no validation study has a label .* of 'subtype'"):
+        chosen = fit_linear_heads(models[0], train, blind, columns)
+    assert chosen == fit_linear_heads(models[1], train, None, columns)
+    assert torch.equal(models[0].heads[0].weight, models[1].heads[0].weight)
 
 
 def test_every_risk_set_holds_a_patient_once() -> None:

@@ -88,6 +88,45 @@ def test_patients_without_the_modalities_are_counted(
     assert "4 patients without these modalities left out" in said
 
 
+def test_a_patient_without_any_image_of_the_models_is_left_out(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table.loc[[3, 5], ["t1", "t1ce", "t2", "flair"]] = None
+    table.to_csv(world / "bare.csv", index=False)
+    words = ("predict", "--model", str(world / "model"), "--out", str(tmp_path / "p.csv"), "--cohort")
+    assert main([*words, str(world / "bare.csv")]) == 0
+    assert "10 predictions" in (said := capsys.readouterr().out)
+    assert "2 patients without these modalities left out" in said
+    table.loc[:, ["t1", "t1ce", "t2", "flair"]] = None
+    table.to_csv(world / "bare.csv", index=False)
+    assert main([*words, str(world / "bare.csv")]) != 0
+    assert "has any of the modalities t1, t1ce, t2, flair" in capsys.readouterr().err
+
+
+def test_values_that_training_has_not_seen_are_told(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table["sex"] = table["sex"].map({"F": "female", "M": "male"})
+    table["subtype"] = table["subtype"].str.lower()
+    table.to_csv(world / "words.csv", index=False)
+    words = ("--model", str(world / "model"), "--cohort", str(world / "words.csv"), "--out", str(tmp_path / "x"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["evaluate", *words, "--draws", "0"]) == 0
+    said = capsys.readouterr()
+    assert "column 'sex' holds values that count as missing: 'female' (6), 'male' (5); training knew F, M" in said.err
+    assert "count as not labelled: 'subtype' is learned for NSCLC, SCLC alone" in said.err
+    assert "subtype: the cohort knows no truth of it" in said.out
+
+
+def test_a_batch_of_nobody_is_refused(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(world, "predict", tmp_path / "p.csv", "--batch-size", "0")
+    assert "expected a whole number from 1 on, got '0'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("model", ["model", "mae"])
 def test_embed_writes_one_vector_a_study_and_subset(world: Path, tmp_path: Path, model: str) -> None:
     picture = tmp_path / "e.png"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny_models import tiny_config, tiny_segmentation
 from tiny_patients import PREPROCESS, write_table
 
@@ -219,6 +220,57 @@ def test_what_cannot_be_learned_is_one_sentence(
 def test_wrong_values_are_refused(world: Path, tmp_path: Path, more: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         configured(world, tmp_path / "run", "survival", *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (("--train.batch_size", "1"), ConfigError, "compares the patients of a batch"),
+        (("--data.cohort", "CENSORED"), CohortError, "nobody in the validation part has died"),
+        (("--data.cohort", "OLD", *CLINICAL), CohortError, "column 'age' holds '>89': expected a number"),
+    ],
+)
+def test_what_training_could_not_use_is_refused_before_it(
+    world: Path, tmp_path: Path, more: tuple[str, ...], error: type[Exception], message: str
+) -> None:
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table.loc[table["split"] == "validation", "event"] = "0"
+    table.to_csv(world / "censored.csv", index=False)
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table.loc[11, "age"] = ">89"
+    table.to_csv(world / "old.csv", index=False)
+    files = {"CENSORED": str(world / "censored.csv"), "OLD": str(world / "old.csv")}
+    words = [files.get(word, word) for word in more]
+    config = configured(world, tmp_path / "run", "survival", "--targets.survival", "[cox]", *words)
+    with pytest.raises(error, match=message):
+        fine_tune(config)
+
+
+@pytest.mark.slow
+def test_a_cox_target_that_validation_cannot_judge_is_told_beside_others(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table.loc[table["split"] == "validation", "event"] = "0"
+    table.to_csv(world / "censored.csv", index=False)
+    cohort = ("--data.cohort", str(world / "censored.csv"))
+    with pytest.warns(UserWarning, match="chosen by the other targets alone"):
+        assert fine_tune(configured(world, tmp_path / "run", "survival", *SURVIVAL, *cohort)) == 0
+
+
+@pytest.mark.slow
+def test_training_can_start_from_linear_heads(world: Path, tmp_path: Path) -> None:
+    started, labels = ("--head.start", "linear", "--optim.lr", "1e-12"), ("--targets.labels", "[subtype]")
+    for name, more in (("features", ("--mode", "features")), ("full", started)):
+        assert fine_tune(configured(world, tmp_path / name, "classification", *labels, *more)) == 0
+    features, full = (load_model(tmp_path / name, kind="patient") for name in ("features", "full"))
+    expected = dict(features.named_parameters())
+    for name, value in full.named_parameters():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0)
+
+
+def test_linear_heads_and_fusion_exclude_each_other(world: Path, tmp_path: Path) -> None:
+    config = configured(world, tmp_path / "run", "survival", *CLINICAL, "--head.start", "linear")
+    with pytest.raises(ConfigError, match=r"set beside.fusion=false"):
+        fine_tune(config)
 
 
 @pytest.mark.slow

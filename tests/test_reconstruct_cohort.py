@@ -88,6 +88,12 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_again(mae: MAE, cohort
         Path(str(cohort[2].images["flair"])), np.where(brain(), nib.load(cohort[2].images["flair"]).get_fdata() * 2, 0)
     )
     assert statuses(mae, cohort, out) == ["complete", "kept", "made"]
+    moved = nib.load(cohort[1].images["t2"])
+    for name in cohort[1].images:
+        image = nib.load(cohort[1].images[name])
+        save_as = nib.Nifti1Image(np.asarray(image.dataobj), moved.affine @ np.diag([1.2, 1.2, 1.2, 1.0]))
+        nib.save(save_as, cohort[1].images[name])
+    assert statuses(mae, cohort, out) == ["complete", "made", "kept"]  # the same voxels, of another size
     other = tiny_mae(SIZE, kind="cross")
     assert digest(other) != digest(mae)
     assert statuses(other, cohort, out) == ["complete", "made", "made"]
@@ -114,6 +120,29 @@ def test_a_subset_hides_the_rest_and_is_judged_by_it(mae: MAE, cohort: Cohort, t
     shown = {name: str(cohort[0].images[name]) for name in ("t1", "t2")}
     assert np.array_equal(nib.load(out / "a" / "flair.nii.gz").dataobj, reconstruct(mae, shown)["flair"].dataobj)
     assert [study.subject for study in read_cohort(out / "cohort.csv")] == ["a", "b"]
+
+
+def test_real_images_are_never_written_over(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(OutputError, match=r"cohort.csv is one of the files given"):
+        reconstruct_cohort(mae, cohort, tmp_path)
+    with pytest.raises(OutputError, match=r"a/t1ce.nii.gz is one of the files given, and would be written over"):
+        reconstruct_cohort(mae, cohort, tmp_path / "data", ReconstructOptions(subset=("t1", "t2")))
+    images = {"t1": tmp_path / "data" / "b" / "t1.nii.gz"}
+    with pytest.raises(OutputError, match=r"b/t1.nii.gz is one of the files given"):
+        reconstruct_to_folder(mae, images, tmp_path / "data" / "b", complete=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_a_file_that_no_run_has_made_is_not_replaced(mae: MAE, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "a", ("t1", "t2"))
+    images = {"t1": study.images["t1"]}
+    before = study.images["t2"].read_bytes()
+    with pytest.raises(OutputError, match=r"a/t2.nii.gz exists, and no earlier run has made it"):
+        reconstruct_to_folder(mae, images, tmp_path / "a")
+    assert study.images["t2"].read_bytes() == before
+    for _ in range(2):
+        assert (reconstruct_to_folder(mae, images, tmp_path / "out")["t2"]).exists()
 
 
 def test_broken_studies_are_counted_and_stop_no_other(

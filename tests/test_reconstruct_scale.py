@@ -161,6 +161,35 @@ def test_deviations_are_in_the_units_of_the_volume(tmp_path: Path, monkeypatch: 
         assert b"deviation of SYNTHETIC FLAIR" in bytes(made["flair_std"].header["descrip"])
 
 
+def regressing(*unknown: str) -> MAE:
+    """A model whose regression knows every pair but those of the unknown modalities."""
+    model = tiny_mae(SIZE, kind="cross", colocated=True, synthesis=8)
+    assert model.synthesis is not None
+    model.synthesis.fitted[:] = True
+    for name in unknown:
+        model.synthesis.fitted[:, STANDARD.index(name)] = False
+    describe(model, PreprocessConfig(spacing=(2.0,) * 3), Provenance())
+    return model
+
+
+def test_a_deviation_that_is_not_known_is_not_written(tmp_path: Path) -> None:
+    given = files(tmp_path, "t1", "t2")
+    with pytest.warns(UnlikeTrainingWarning, match="no deviation of FLAIR is written: no training study had"):
+        made = reconstruct(regressing("flair"), given, uncertainty=True)
+    assert list(made) == ["t1ce", "t1ce_std", "flair"]
+
+
+def test_what_is_not_asked_for_does_not_coarsen_what_is(tmp_path: Path) -> None:
+    given = files(tmp_path, "t1", "t2")
+    model, whole = regressing("flair"), regressing()
+    for each in (model, whole):
+        each.synthesis.coefficients.normal_(generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]
+    fine, expected = (voxels(reconstruct(each, given, only=["t1ce"])["t1ce"]) for each in (model, whole))
+    assert np.array_equal(fine, expected)
+    study = load_study(model, given)
+    assert study.prepared.geometry.spacing == (2.0, 2.0, 2.0)
+
+
 # ---- doubts
 
 

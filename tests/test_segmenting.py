@@ -14,10 +14,12 @@ from tiny_models import tiny_mae, tiny_segmentation
 from tiny_studies import SHAPE, lesion, save, write_study
 
 from bmmae.cli import main
+from bmmae.data.coding import SEG_CODING, coding_of
 from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.labels import BINARY, BRATS2017, labels_from_regions, region_masks
 from bmmae.data.preprocess import PreprocessConfig, prepare_images, prepare_study
 from bmmae.data.reading import read_image
-from bmmae.errors import ConfigError, ImageError, LabelError, ModalityError
+from bmmae.errors import ConfigError, ImageError, LabelError, ModalityError, OutputError
 from bmmae.inference.postprocess import PostprocessConfig, clean_regions
 from bmmae.inference.segmentation import SegmentOptions, segment, segment_prepared
 from bmmae.inference.windows import fitted_size, window_starts
@@ -58,7 +60,11 @@ def test_a_cohort_leaves_files_tables_and_metrics(model: SegmentationModel, tmp_
     full = {row["region"]: float(row["dice"]) for row in found if row["modalities"] == "t1+flair"}
     assert full["WT"] == pytest.approx(dice(labels > 0, truth > 0))
     assert full["ET"] == pytest.approx(dice(labels == 4, truth == 4))
-    assert "| T1 + FLAIR | mean |" in (out / "subsets.md").read_text()
+    summary = (out / "metrics.md").read_text()
+    assert summary.startswith("NOT KNOWN whether the model was trained on these test studies")
+    assert summary.count("| T1 + FLAIR | mean |") == 6
+    assert "## hd95" in summary
+    assert "NaN" not in (out / "a" / "segmentation.json").read_text()
     assert (out / "subsets.png").stat().st_size > 10_000
 
     again = read_cohort(out / "cohort.csv")
@@ -105,11 +111,72 @@ def one(folder: Path, **changes: object) -> Study:
 def test_a_truth_that_does_not_fit_is_one_sentence(
     model: SegmentationModel, tmp_path: Path, truth: np.ndarray, message: str
 ) -> None:
-    study = one(tmp_path, seg=save(tmp_path / "truth.nii.gz", truth))
-    (result,) = segment_cohort(model, Cohort((study,)), tmp_path / "out")
-    assert result.status == "failed"
-    with pytest.raises(LabelError, match=message):
-        raise LabelError(result.problem)
+    study, out = one(tmp_path, seg=save(tmp_path / "truth.nii.gz", truth)), tmp_path / "out"
+    for options, statuses in ((CohortOptions(), ("made", "kept")), (CohortOptions(metrics=True), ("failed", "failed"))):
+        for status in statuses:
+            (result,) = segment_cohort(model, Cohort((study,)), out, options)
+            assert (result.status, result.scores) == (status, ())
+            with pytest.raises(LabelError, match=message):
+                raise LabelError(result.problem)
+    assert (out / "p" / "seg.nii.gz").exists()
+    assert not (out / "metrics.csv").exists()
+
+
+def test_a_truth_of_another_edition_is_refused_until_its_coding_is_said(tmp_path: Path) -> None:
+    study = one(tmp_path)
+    late = study.seg.rename(tmp_path / "BraTS-GLI-00001-000-seg.nii.gz")  # type: ignore[union-attr]
+    studies = Cohort((replace(study, seg=late),))
+    with pytest.raises(
+        LabelError, match=r"coded as brats2023 or brats2024-post, and the model's labels are 'brats2017'"
+    ):
+        segment_cohort(tiny_segmentation(SIZE), studies, tmp_path / "out")
+    (result,) = segment_cohort(tiny_segmentation(SIZE), studies, tmp_path / "out", CohortOptions(labels="brats2017"))
+    assert len(result.scores) == 3
+
+
+def test_what_was_predicted_keeps_its_coding(model: SegmentationModel, tmp_path: Path) -> None:
+    study = replace(one(tmp_path), subject="BraTS-GLI-00001-000")
+    segment_cohort(model, Cohort((study,)), tmp_path / "out", CohortOptions(labels="brats2017"))
+    written = read_cohort(tmp_path / "out" / "cohort.csv")
+    assert written[0].values[SEG_CODING] == "brats2017"
+    save(tmp_path / "out" / "BraTS-GLI-00001-000" / "seg.nii.gz", lesion())
+    assert coding_of(written) == BRATS2017
+    mixed = replace(written[0], subject="other", values={SEG_CODING: "brats2023"})
+    with pytest.raises(LabelError, match=r"states several label codings \(brats2017, brats2023\)"):
+        coding_of([*written, mixed])
+    (judged,) = segment_cohort(model, Cohort((study,)), tmp_path / "again", CohortOptions(labels="brats2017"))
+    assert judged.status == "made"
+
+
+def test_scores_under_another_coding_are_made_again(model: SegmentationModel, tmp_path: Path) -> None:
+    study, coding = one(tmp_path), tmp_path / "coding.yaml"
+    classes = "classes: {core: 1, oedema: 2, enhancing: 4}\n"
+    coding.write_text(f"{classes}regions: {{ET: [4], TC: [1, 4], WT: [1, 2, 4]}}\n")
+    options = CohortOptions(labels=str(coding))
+    assert segment_cohort(model, Cohort((study,)), tmp_path / "out", options)[0].status == "made"
+    assert segment_cohort(model, Cohort((study,)), tmp_path / "out", options)[0].status == "kept"
+    coding.write_text(f"{classes}regions: {{ET: [1], TC: [1, 4], WT: [1, 2, 4]}}\n")
+    assert segment_cohort(model, Cohort((study,)), tmp_path / "out", options)[0].status == "made"
+
+
+def test_a_part_of_the_table_or_of_a_fold_is_segmented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bmmae.checkpoint import save_model
+
+    saved = save_model(tiny_segmentation(SIZE), tmp_path / "model", preprocessing=PreprocessConfig())
+    parts = ("train", "train", "validation", "test")
+    plain = [write_study(tmp_path / "in" / name, ("t1",), seed=i) for i, name in enumerate("abcd")]
+    marked = [replace(study, split=part) for study, part in zip(plain, parts, strict=True)]
+    table, free = (Cohort(tuple(s)).write(tmp_path / f"{n}.csv") for n, s in (("marked", marked), ("free", plain)))
+    command = ["segment", "--model", str(saved), "--cohort", str(table), "--out", str(tmp_path / "out"), "--metrics"]
+    assert main([*command, "--part", "test"]) == 0
+    assert "1 studies: 1 segmented" in capsys.readouterr().out
+    folds = tmp_path / "folds.json"
+    assert main(["split", str(free), "--out", str(folds), "--folds", "3"]) == 0
+    capsys.readouterr()
+    command[command.index("--cohort") + 1] = str(free)
+    assert main([*command, "--splits", str(folds), "--fold", "1"]) == 0
+    assert "NOT KNOWN whether the model was trained on these test studies" in capsys.readouterr().out
+    assert len({row["subject"] for row in rows(tmp_path / "out" / "metrics.csv")}) == 1
 
 
 def test_metrics_without_any_truth_are_refused(model: SegmentationModel, tmp_path: Path) -> None:
@@ -204,19 +271,74 @@ def test_flips_make_a_mirrored_study_the_mirror_image(model: SegmentationModel, 
     )
 
 
+def test_what_is_given_is_never_written_over(model: SegmentationModel, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "a", ("t1", "flair"))
+    table = Cohort((replace(study, seg=None),)).write(tmp_path / "cohort.csv")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(OutputError, match=r"a/seg.nii.gz is one of the files given, and would be written over"):
+        segment_cohort(model, Cohort((study,)), tmp_path)
+    with pytest.raises(OutputError, match=r"cohort.csv is one of the files given"):
+        segment_cohort(model, read_cohort(table), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_a_file_that_no_run_has_made_is_not_replaced(model: SegmentationModel, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "a", ("t1", "flair"))
+    unlisted = Cohort((replace(study, seg=None),))
+    before = study.seg.read_bytes()  # type: ignore[union-attr]
+    with pytest.raises(OutputError, match=r"a/seg.nii.gz exists, and no earlier run has made it"):
+        segment_cohort(model, unlisted, tmp_path)
+    assert study.seg.read_bytes() == before  # type: ignore[union-attr]
+    for _ in range(2):
+        (result,) = segment_cohort(model, unlisted, tmp_path / "out", CohortOptions(probabilities=True))
+    assert result.status == "kept"
+
+
+def test_one_study_is_not_written_over_its_own_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bmmae.checkpoint import save_model
+
+    saved = save_model(tiny_segmentation(SIZE), tmp_path / "model", preprocessing=PreprocessConfig())
+    image = one(tmp_path / "in").images["t1"]
+    command = ["segment", "--model", str(saved), "--t1", str(image), "--out"]
+    assert main([*command, str(image)]) == 2
+    assert "would be written over" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "seg.txt")]) == 2
+    assert "--out names the file to write, .nii or .nii.gz" in capsys.readouterr().err
+
+
 def test_cleaning_fills_holes_removes_specks_and_says_so() -> None:
-    mask = np.zeros((2, 12, 12, 12), bool)
-    mask[0, 1:6, 1:6, 1:6] = True
-    mask[0, 3, 3, 3] = False
-    mask[0, 9, 9, 9] = True
-    cleaned, told = clean_regions(mask, ("WT", "ET"), (1.0, 1.0, 2.0), PostprocessConfig(smallest_mm3=3.0))
-    assert cleaned[0].sum() == 125
-    assert cleaned[0, 3, 3, 3]
+    mask = np.zeros((3, 12, 12, 12), bool)
+    mask[2, 1:6, 1:6, 1:6] = True
+    mask[2, 3, 3, 3] = False
+    mask[2, 9, 9, 9] = True
+    cleaned, told = clean_regions(mask, BRATS2017, (1.0, 1.0, 2.0), PostprocessConfig(smallest_mm3=3.0))
+    assert cleaned[2].sum() == 125
+    assert cleaned[2, 3, 3, 3]
     assert (told["WT"].filled_mm3, told["WT"].removed, told["WT"].removed_mm3) == (2.0, 1, 2.0)
-    assert (told["ET"].removed, cleaned[1].any()) == (0, False)
+    assert (told["ET"].removed, cleaned[0].any()) == (0, False)
     assert str(told["WT"]) == "0.00 ml of holes filled, 1 components (0.00 ml) removed"
     with pytest.raises(ConfigError, match="zero or more mm3"):
         PostprocessConfig(smallest_mm3=-1.0)
+
+
+def test_the_necrosis_within_an_enhancing_ring_is_no_hole() -> None:
+    labels = np.zeros((20, 20, 20), np.int16)
+    labels[2:18, 2:18, 2:18] = 2
+    labels[5:15, 5:15, 5:15] = 4
+    labels[7:13, 7:13, 7:13] = 1
+    whole = region_masks(labels, BRATS2017)
+    kept, told = clean_regions(whole, BRATS2017, (1.0, 1.0, 1.0), PostprocessConfig())
+    assert np.array_equal(kept, whole)
+    assert all(change.filled_mm3 == 0 for change in told.values())
+
+    labels[9:11, 9:11, 9:11] = 0  # a hole that no region claims belongs to the core, not to the ring
+    filled, _ = clean_regions(region_masks(labels, BRATS2017), BRATS2017, (1.0, 1.0, 1.0), PostprocessConfig())
+    assert set(np.unique(labels_from_regions(filled, BRATS2017)[9:11, 9:11, 9:11])) == {1}
+
+    one = np.zeros((1, 8, 8, 8), bool)
+    one[0, 1:6, 1:6, 1:6] = True
+    one[0, 3, 3, 3] = False
+    assert clean_regions(one, BINARY, (1.0, 1.0, 1.0), PostprocessConfig())[0][0, 3, 3, 3]
 
 
 def test_the_command_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,19 +347,21 @@ def test_the_command_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFi
     saved = save_model(tiny_segmentation(SIZE), tmp_path / "model", preprocessing=PreprocessConfig())
     table = cohort(tmp_path / "in").write(tmp_path / "cohort.csv")
     command = ["segment", "--model", str(saved), "--cohort", str(table), "--out", str(tmp_path / "out")]
-    assert main([*command, "--postprocess", "--probabilities"]) == 0
+    assert main([*command, "--postprocess", "--probabilities", "--cut", "dice"]) == 0
     told = capsys.readouterr().out
     assert "postprocessing, WT: " in told
     assert "2 studies: 2 segmented" in told
-    assert json.loads((tmp_path / "out" / "a" / "segmentation.json").read_text())["postprocessing"].keys() == {
-        "ET",
-        "TC",
-        "WT",
-    }
+    note = json.loads((tmp_path / "out" / "a" / "segmentation.json").read_text())
+    assert note["postprocessing"].keys() == {"ET", "TC", "WT"}
+    assert len(note["cuts"]) == 3
     assert main([*command, "--t1", "x.nii.gz"]) == 2
     assert "leave out images" in capsys.readouterr().err
     single = ["segment", "--model", str(saved), "--t1", str(tmp_path / "in" / "a" / "t1.nii.gz")]
     assert main([*single, "--out", str(tmp_path / "s.nii.gz"), "--probabilities"]) == 0
     assert (tmp_path / "s_probability_WT.nii.gz").is_file()
     assert " s\n" in capsys.readouterr().out
+    assert main([*single, "--out", str(tmp_path / "s.nii.gz"), "--cut", "dice"]) == 0
+    assert "cut at ET " in capsys.readouterr().out
+    assert main([*single, "--out", str(tmp_path / "s.nii.gz"), "--cut", "2"]) == 2
+    assert "between 0 and 1" in capsys.readouterr().err
     assert main([*single, "--out", str(tmp_path / "s.nii.gz"), "--metrics"]) == 2

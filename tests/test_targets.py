@@ -38,6 +38,27 @@ def test_numbers_are_classes_however_they_are_written() -> None:
     )
 
 
+def test_numeric_codes_keep_all_their_digits() -> None:
+    assert fit_label("snomed", [1163375002.0, 1163375112.0, 393563007.0, 0.25]).classes == (
+        "0.25",
+        "1163375002",
+        "1163375112",
+        "393563007",
+    )
+    assert fit_label("idh", ["1.0", "0", "unknown", "007"]).classes == ("0", "007", "1", "unknown")
+
+
+def test_months_that_float32_rounds_belong_where_they_did() -> None:
+    months, died = np.array([3.3, 6.1, 6.1, 9.7, 21.9, 30.0]), np.array([True, True, False, False, True, True])
+    target = fit_survival("survival_classes", months.tolist(), died.tolist(), boundaries=(6.1, 21.9), ipcw=True)
+    rounded = months.astype(np.float32)  # as in a batch
+    expected = [0, 1, UNKNOWN, UNKNOWN, 1, 2]
+    assert survival_classes(months, died, target.edges).tolist() == expected
+    assert survival_classes(rounded, died, target.edges).tolist() == expected
+    np.testing.assert_array_equal(censoring_weights(target, rounded, died), censoring_weights(target, months, died))
+    np.testing.assert_allclose(censoring_weights(target, months, died), [1, 1, 0, 0, 2, 2])
+
+
 def test_balanced_weights_undo_the_frequencies() -> None:
     target = fit_label("site", ["a"] * 6 + ["b"] * 3 + ["c"], balanced=True)
     products = np.array(target.weights) * np.array([6, 3, 1])

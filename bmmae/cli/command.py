@@ -32,6 +32,13 @@ def given_modalities(given: argparse.Namespace) -> tuple[str, ...]:
     return in_table_order(find(name) or name for name in given.modalities)
 
 
+def positive(text: str) -> int:
+    """Read a number of one or more, for `type=`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got '{text}'")
+    return int(text)
+
+
 def require_writable(folder: Path) -> None:
     """Find out before the work whether results can be written, not after it.
 

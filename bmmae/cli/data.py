@@ -61,7 +61,7 @@ def _run_index(given: argparse.Namespace) -> int:
 def _check(commands: Commands) -> None:
     command = add_command(commands, "check", "Open every file of a cohort and list what is wrong.", _run_check)
     command.add_argument("cohort", type=Path)
-    command.add_argument("--labels", metavar="CODING", help="label coding, where names and values leave it open")
+    command.add_argument("--labels", metavar="CODING", help="label coding (name or YAML file), where it is left open")
     command.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures of every study")
     command.add_argument("--workers", type=int, default=2)
     add_modalities(command)
@@ -72,12 +72,14 @@ def _run_check(given: argparse.Namespace) -> int:
     from bmmae.data.check import check_cohort, format_table
     from bmmae.data.cohort import read_cohort
     from bmmae.data.labels import find_coding
+    from bmmae.data.location import refuse_overwriting
 
     cohort = read_cohort(given.cohort, given_modalities(given), set_bare_apart=True)
     coding = find_coding(given.labels) if given.labels else None
     page = CheckPage() if given.html else None
     if given.html:
         require_writable(given.html.parent)
+        refuse_overwriting([given.html], [given.cohort])
     report = check_cohort(cohort, workers=given.workers, coding=coding, show=page.add if page else None)
     print(format_table(report))
     if page:
@@ -100,7 +102,9 @@ def _split(commands: Commands) -> None:
 def _run_split(given: argparse.Namespace) -> int:
     from bmmae.data.cohort import read_cohort
     from bmmae.data.folds import FoldPlan, format_folds, make_folds, write_folds
+    from bmmae.data.location import refuse_overwriting
 
+    refuse_overwriting([given.out], [given.cohort])
     cohort = read_cohort(given.cohort, given_modalities(given))
     plan = FoldPlan(given.folds, given.repeats, tuple(given.stratify), given.validation_share, given.seed)
     folds = make_folds(cohort, plan)

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmmae.cli.command import Commands, add_command, add_modalities, given_modalities, require_writable
-from bmmae.errors import CheckpointError, OutputError
+from bmmae.cli.command import Commands, add_command, add_modalities, given_modalities, positive, require_writable
+from bmmae.errors import CheckpointError, CohortError, OutputError
 from bmmae.notice import NOTICE
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _measure(commands: Commands) -> None:
     command = add_command(commands, "measure", summary, _run_measure)
     command.add_argument("cohort", type=Path)
     command.add_argument("--out", type=Path, required=True, help="the table to write (.csv or .parquet)")
-    command.add_argument("--labels", metavar="CODING", help="label coding, where names and values leave it open")
+    command.add_argument("--labels", metavar="CODING", help="label coding (name or YAML file), where it is left open")
     command.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar="MM", help="of the grid")
     command.add_argument("--cache", type=Path, help="folder of prepared studies, see `bmmae cache`")
     add_modalities(command)
@@ -57,7 +57,7 @@ def _add_cohort(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cache", type=Path, help="folder of prepared studies, see `bmmae cache`")
     command.add_argument("--subset", nargs="+", metavar="NAME", help="use only these modalities of each patient")
     command.add_argument("--every-subset", action="store_true", help="from every subset of what each patient has")
-    command.add_argument("--batch-size", type=int, default=4, help="studies at a time (default: 4)")
+    command.add_argument("--batch-size", type=positive, default=4, help="studies at a time (default: 4)")
     command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and say how many")
 
 
@@ -69,11 +69,13 @@ def _opened(given: argparse.Namespace, model: PretrainedModel) -> tuple[Cohort, 
     from bmmae.data.cohort import Cohort, read_cohort
     from bmmae.patient_prediction import warn_of_cut_brains
 
-    cohort = read_cohort(given.cohort, model.model_config.modalities)
+    cohort = read_cohort(given.cohort, model.model_config.modalities, set_bare_apart=True)
+    if not cohort.studies:
+        raise CohortError(f"no study of {given.cohort} has any of the modalities {', '.join(cohort.modalities)}")
     cache = StudyCache(given.cache, preprocessing_of(model), model.model_config.modalities)
     studies = sound_studies(cohort.studies, cache, skip_broken=given.skip_broken)
     warn_of_cut_brains(model, studies, cache)
-    return Cohort(tuple(studies), cohort.modalities, cohort.path), cache
+    return Cohort(tuple(studies), cohort.modalities, cohort.path, cohort.bare), cache
 
 
 def _patient_model(source: str) -> PatientModel:
@@ -99,10 +101,16 @@ def _predicted(
     given: argparse.Namespace, model: PatientModel, only: tuple[str, ...] | None
 ) -> tuple[Cohort, StudyCache, Outputs]:
     """What a model says of the cohort, with warnings of what it lacks and of subsets that it hardly knows."""
-    from bmmae.patient_prediction import predict, warn_of_lacking_inputs, warn_of_rare_subsets
+    from bmmae.patient_prediction import (
+        predict,
+        warn_of_lacking_inputs,
+        warn_of_rare_subsets,
+        warn_of_unseen_categories,
+    )
 
     cohort, cache = _opened(given, model)
     warn_of_lacking_inputs(model, cohort.studies)
+    warn_of_unseen_categories(model, cohort.studies)
     outputs = predict(
         model,
         cohort.studies,
@@ -131,7 +139,7 @@ def _run_predict(given: argparse.Namespace) -> int:
     model = _patient_model(given.model)
     cohort, _, outputs = _predicted(given, model, given_subset(given.subset, model))
     path = write_table(given.out, prediction_rows(model, outputs))
-    left = len(cohort) - len({study.key for study in outputs.studies})
+    left = len(cohort) + len(cohort.bare) - len({study.key for study in outputs.studies})
     without = f", {left} patients without these modalities left out" if left else ""
     print(f"{len(outputs.studies)} predictions in {path}{without}\n{NOTICE}")
     return 0

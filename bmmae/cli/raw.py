@@ -83,11 +83,13 @@ def _preprocess(commands: Commands) -> None:
 
 def _run_preprocess(given: argparse.Namespace) -> int:
     from bmmae.data.cohort import read_cohort
+    from bmmae.data.location import refuse_overwriting
     from bmmae.data.raw.atlas import MNI152
     from bmmae.data.raw.cohort_pipeline import preprocess_cohort
     from bmmae.data.raw.study_pipeline import PipelineConfig
 
     require_writable(given.out)
+    refuse_overwriting([given.out / "cohort.csv"], [given.cohort])
     if given.spacing <= 0:
         raise ConfigError(f"--spacing must be positive, got {given.spacing:g}")
     config = PipelineConfig(

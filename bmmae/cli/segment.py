@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from bmmae.errors import ConfigError
 from bmmae.notice import NOTICE
 
 if TYPE_CHECKING:
+    from bmmae.data.cohort import Cohort
     from bmmae.evaluation.subsets import RegionScore
     from bmmae.inference.segmentation import SegmentOptions
     from bmmae.segmenting import Status, StudyResult
@@ -33,6 +35,13 @@ def add_segment(commands: Commands) -> None:
     command.add_argument("--fitted", action="store_true", help="windows no larger than the overlap needs: faster")
     command.add_argument("--probabilities", action="store_true", help="write a probability map a region as well")
     command.add_argument(
+        "--cut",
+        default="0.5",
+        metavar="P",
+        help="probability above which a voxel belongs to a region, or 'dice': each region of each study where its "
+        "expected Dice is largest (default: 0.5)",
+    )
+    command.add_argument(
         "--postprocess",
         type=float,
         nargs="?",
@@ -40,9 +49,18 @@ def add_segment(commands: Commands) -> None:
         metavar="MM3",
         help="fill holes, and remove components smaller than so many cubic millimetres (default: 20)",
     )
+    command.add_argument(
+        "--splits", type=Path, metavar="FILE", help="with --cohort: only a part of a fold, `bmmae split`"
+    )
+    command.add_argument("--fold", type=int, default=0, help="which fold of --splits (default: 0)")
+    command.add_argument(
+        "--part",
+        choices=("train", "validation", "test"),
+        help="which part of the fold, or of the table's column 'split' (default: test with --splits, else all)",
+    )
     command.add_argument("--metrics", action="store_true", help="with --cohort: refuse a cohort without segmentations")
     command.add_argument("--subsets", action="store_true", help="with --cohort: judge every subset of the modalities")
-    command.add_argument("--labels", metavar="CODING", help="label coding of the cohort's segmentations, if another")
+    command.add_argument("--labels", metavar="CODING", help="label coding of the truth (name or YAML file), if another")
     command.add_argument("--tolerance", type=float, default=1.0, help="of the surface Dice, in mm (default: 1)")
 
 
@@ -53,32 +71,41 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _options(given: argparse.Namespace) -> SegmentOptions:
+    from bmmae.inference.decision import parse_cut
     from bmmae.inference.postprocess import PostprocessConfig
     from bmmae.inference.segmentation import SegmentOptions
 
     cleaning = None if given.postprocess is None else PostprocessConfig(smallest_mm3=given.postprocess)
-    return SegmentOptions(given.overlap, given.flips, given.fitted, cleaning)
+    return SegmentOptions(given.overlap, given.flips, given.fitted, cleaning, parse_cut(given.cut))
 
 
 def _run_study(given: argparse.Namespace) -> int:
-    from bmmae.inference.segmentation import require_segmenter, segment_study
+    from bmmae.data.location import refuse_overwriting
+    from bmmae.inference.segmentation import probability_names, require_segmenter, segment_study
     from bmmae.inference.study import load_study
     from bmmae.inference.writing import save_image
 
     if given.metrics or given.subsets:
         raise ConfigError("--metrics and --subsets judge a cohort: name it with --cohort")
     images = required_images(given)
+    if not given.out.name.endswith((".nii", ".nii.gz")):
+        raise ConfigError(f"--out names the file to write, .nii or .nii.gz; got {given.out}")
     require_writable(given.out.parent)
     model = require_segmenter(load(given.model))
     started = time.perf_counter()
-    found = segment_study(model, load_study(model, images, given.brain_mask), _options(given))
-    written = [save_image(found.image(), given.out)]
+    stem = given.out.name.removesuffix(".gz").removesuffix(".nii")
+    paths = {"seg": given.out}
     if given.probabilities:
-        stem = given.out.name.removesuffix(".gz").removesuffix(".nii")
-        for name, image in found.probability_images().items():
-            written.append(save_image(image, given.out.with_name(f"{stem}_{name}.nii.gz")))
-    for path in written:
-        print(path)
+        maps = probability_names(model.config.regions)
+        paths |= {name: given.out.with_name(f"{stem}_{name}.nii.gz") for name in maps}
+    refuse_overwriting(paths.values(), [*images.values(), *([given.brain_mask] if given.brain_mask else [])])
+    found = segment_study(model, load_study(model, images, given.brain_mask), _options(given))
+    made = {"seg": found.image(), **(found.probability_images() if given.probabilities else {})}
+    for name, path in paths.items():
+        print(save_image(made[name], path))
+    if given.cut == "dice":
+        named = zip(found.regions, found.cuts, strict=True)
+        print("cut at", ", ".join(f"{region} {cut:.3g}" for region, cut in named))
     for region, told in found.cleaned.items():
         print(f"postprocessing, {region}: {told}")
     print(f"{time.perf_counter() - started:.1f} s")
@@ -93,7 +120,7 @@ def _run_cohort(given: argparse.Namespace) -> int:
         raise ConfigError("--cohort names the images of all studies: leave out images and --brain-mask")
     require_writable(given.out)
     model = load(given.model)
-    cohort = read_cohort(given.cohort, model.model_config.modalities)
+    cohort = _part(given, read_cohort(given.cohort, model.model_config.modalities))
     options = CohortOptions(
         segment=_options(given),
         probabilities=given.probabilities,
@@ -107,6 +134,16 @@ def _run_cohort(given: argparse.Namespace) -> int:
     return 1 if any(result.status == "failed" for result in results) else 0
 
 
+def _part(given: argparse.Namespace, cohort: Cohort) -> Cohort:
+    """The studies that are asked for."""
+    from bmmae.data.folds import read_fold
+
+    if given.splits is None:
+        return cohort if given.part is None else cohort.subset(given.part)
+    studies = read_fold(given.splits, cohort, given.fold)[given.part or "test"]
+    return replace(cohort, studies=tuple(studies))
+
+
 def _tell(results: list[StudyResult], folder: Path) -> None:
     for result in results:
         if result.status == "failed":
@@ -117,6 +154,8 @@ def _tell(results: list[StudyResult], folder: Path) -> None:
         print(f"{result.study.name}: {result.seconds:.1f} s" + (f"; Dice {told}" if told else ""))
         for region, cleaned in result.cleaned.items():
             print(f"  postprocessing, {region}: {cleaned}")
+        if result.problem:
+            print(f"not judged: {result.study.name}: {result.problem}", file=sys.stderr)
     counts = Counter(result.status for result in results)
     said: dict[Status, str] = {"made": "segmented", "kept": "finished before", "failed": "FAILED"}
     print(f"{len(results)} studies: " + ", ".join(f"{counts[s]} {words}" for s, words in said.items() if counts[s]))
@@ -127,10 +166,12 @@ def _tell(results: list[StudyResult], folder: Path) -> None:
 
 def _tell_scores(scores: list[RegionScore], folder: Path) -> None:
     from bmmae.evaluation.subsets import counter_intuitive, subset_table
+    from bmmae.segmentation_scores import METRICS, SUMMARY
 
+    print((folder / SUMMARY).read_text().partition("\n")[0])  # whether the model has seen these studies
     print(subset_table(scores))
     found = counter_intuitive(scores)
     if found.cases:
         share = f"{found.fallen} of {found.cases} cases ({found.rate:.1%})"
         print(f"a modality more lowered Dice by over half a point in {share}")
-    print(f"metrics: {folder / 'metrics.csv'}")
+    print(f"all metrics: {folder / SUMMARY}, by study: {folder / METRICS}")

@@ -15,7 +15,7 @@ import numpy as np
 from bmmae import modalities as table
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.cohort import Cohort, Study
-from bmmae.data.labels import Coding, check_values, fitting, names_an_edition, propose_coding, values_of
+from bmmae.data.labels import Coding, check_values, editions_of, fitting, propose_coding, values_of
 from bmmae.data.location import File
 from bmmae.data.reading import read_chances, read_labels
 from bmmae.data.scans import Grid, Scan, on_one_grid, read_scan
@@ -132,7 +132,7 @@ class _Look:
         return ImageGlance(name, scan.path, scan.grid, scan.extremes, scan.percentiles, share, thin)
 
 
-Looked: TypeAlias = tuple[list[Finding], dict[str, str], StudyGlance]
+Looked: TypeAlias = tuple[list[Finding], dict[str, tuple[str, str]], StudyGlance]
 
 
 def check_cohort(
@@ -156,7 +156,7 @@ def check_cohort(
 
     count = workers or min(8, os.cpu_count() or 1)
     findings: list[Finding] = []
-    digests: list[dict[str, str]] = []
+    digests: list[dict[str, tuple[str, str]]] = []
     bar = tqdm(total=len(cohort), desc="check", unit="study", disable=not progress, leave=False)
     with ThreadPoolExecutor(count) as pool, bar:
         for found, hashes, glance in _ahead(pool, lambda study: _check(study, coding, show is not None), cohort, count):
@@ -223,7 +223,8 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
         _check_segmentation(look, study.seg, coding)
     if study.lesion is not None:
         _check_lesion_map(look, study.lesion)
-    return look.findings, {str(scan.path): scan.digest for scan in look.scans.values()}, look.glance(pictures)
+    digests = {name: (str(scan.path), scan.digest) for name, scan in look.scans.items()}
+    return look.findings, digests, look.glance(pictures)
 
 
 def _bare(study: Study, cohort: Cohort) -> Finding:
@@ -335,17 +336,20 @@ def _check_segmentation(look: _Look, path: File, coding: Coding | None) -> None:
             check_values(values, coding, where=path.name)
     except LabelError as error:
         # Names that are silent only leave the coding open, as long as one of them fits.
-        is_open = coding is None and fitting(values) and not names_an_edition(str(path))
+        is_open = coding is None and fitting(values) and not editions_of(str(path))
         look.add("warning" if is_open else "error", "labels", path, str(error))
 
 
-def _duplicates(cohort: Cohort, digests: list[dict[str, str]]) -> Iterator[Finding]:
+def _duplicates(cohort: Cohort, digests: list[dict[str, tuple[str, str]]]) -> Iterator[Finding]:
     """Find images that show the same voxels: a patient under two names leaks from one split into another."""
     first: dict[str, tuple[Study, str]] = {}
     for study, images in zip(cohort, digests, strict=True):
-        for path, digest in images.items():
-            twin, seen = first.setdefault(digest, (study, path))
-            if seen == path or (twin is not study and twin.group == study.group):
+        for path, digest in images.values():
+            if digest not in first:
+                first[digest] = study, path
+                continue
+            twin, seen = first[digest]
+            if twin is not study and twin.group == study.group:
                 continue
             leak = twin.split != study.split
             message = (

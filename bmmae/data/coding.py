@@ -1,4 +1,4 @@
-"""Which label coding a cohort uses: named by the user, or proposed from file names and values."""
+"""Which label coding a cohort uses: named by the user, stated in its table, or proposed from file names and values."""
 
 from __future__ import annotations
 
@@ -11,27 +11,51 @@ from bmmae.data.location import File
 from bmmae.data.reading import read_labels
 from bmmae.errors import LabelError
 
+SEG_CODING = "seg_coding"
+"""Column of a cohort table: the label coding of its segmentations."""
+
 
 def coding_of(cohort: Iterable[Study], name: str | Coding | None = None) -> Coding:
     """Return a cohort's label coding, after looking at every segmentation.
 
     Args:
         cohort: The studies; those without a segmentation are passed over.
-        name: A coding, or its name; by default one is proposed.
+        name: A coding, or its name; by default what the table states, else one is proposed.
 
     Raises:
         LabelError: If no study has a segmentation, values do not fit, or names and values leave the coding open.
     """
-    paths = [study.seg for study in cohort if study.seg is not None]
+    labelled = [study for study in cohort if study.seg is not None]
+    paths = [study.seg for study in labelled if study.seg is not None]
     if not paths:
         raise LabelError("no study of the cohort has a segmentation: fill the column 'seg' of the table")
     with ThreadPoolExecutor() as pool:
-        found = set().union(*pool.map(_values, paths))
-    if name is None:
-        return propose_coding([str(path) for path in paths], found)
-    coding = find_coding(name) if isinstance(name, str) else name
-    check_values(found, coding, "the cohort")
+        found = list(pool.map(_values, paths))
+    coding = stated_coding(labelled) if name is None else find_coding(name) if isinstance(name, str) else name
+    if coding is None:
+        return propose_coding([str(path) for path in paths], set().union(*found))
+    for path, values in zip(paths, found, strict=True):
+        check_values(values, coding, str(path))
     return coding
+
+
+def stated_coding(studies: Iterable[Study]) -> Coding | None:
+    """Return the coding that a table states in its column `seg_coding`, as `bmmae segment --cohort` writes it.
+
+    Args:
+        studies: Those with a segmentation.
+
+    Raises:
+        LabelError: If it states several, or one that has to be spelt out.
+    """
+    stated = {study.values.get(SEG_CODING) for study in studies} or {None}
+    if len(stated) > 1:
+        words = ", ".join(sorted(str(name or "nothing") for name in stated))
+        raise LabelError(
+            f"the column '{SEG_CODING}' states several label codings ({words}): keep them in separate tables"
+        )
+    (name,) = stated
+    return None if name is None else find_coding(str(name))
 
 
 def _values(path: File) -> tuple[int, ...]:

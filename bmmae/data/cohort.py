@@ -84,8 +84,13 @@ class Study:
 
     def files(self) -> tuple[File, ...]:
         """Return every file of the study: images, segmentation, lesion map, brain masks."""
-        rest = [path for path in (self.seg, self.lesion, self.brain_mask) if path is not None]
-        return (*self.images.values(), *rest, *self.brain_masks.values())
+        return tuple(self.by_role().values())
+
+    def by_role(self) -> dict[str, File]:
+        """Return the same files by what they are: a modality, `seg`, `brain_mask`, `brain_mask_t1` ..."""
+        others = {"seg": self.seg, LESION: self.lesion, "brain_mask": self.brain_mask}
+        masks = {MASK_PREFIX + name: mask for name, mask in self.brain_masks.items()}
+        return {**self.images, **{role: file for role, file in others.items() if file is not None}, **masks}
 
 
 @dataclass(frozen=True)
@@ -247,8 +252,8 @@ def _as_study(row: Row, modalities: tuple[str, ...], numeric: set[str], path: Pa
     file = {name: locate(row[name], path.parent) for name in paths if not is_blank(row.get(name, ""))}
     return Study(
         subject=row["subject"],
-        session=row.get("session", ""),
-        group=row.get("group", ""),
+        session="" if is_blank(row.get("session", "")) else row["session"],
+        group="" if is_blank(row.get("group", "")) else row["group"],
         images={name: file[name] for name in modalities if name in file},
         seg=file.get("seg"),
         lesion=file.get(LESION),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -72,8 +73,8 @@ class View:
 class StudyDataset:
     """Training or evaluation samples of some studies; a map-style dataset over (epoch, index).
 
-    At the evaluation epoch windows are centred and nothing is augmented, but masks are drawn all the same, so that
-    they are those of every other evaluation.
+    At the evaluation epoch nothing is augmented and windows are centred, for tasks that need regions on the labelled
+    voxel in the middle of them all; masks are drawn all the same, so that they are those of every other evaluation.
 
     Args:
         studies: One sample an epoch each.
@@ -119,6 +120,15 @@ class StudyDataset:
     def __len__(self) -> int:
         return len(self.studies)
 
+    @property
+    def identity(self) -> str:
+        """What tells these studies, in this order, and what their labels mean from others: a resumed run needs them."""
+        names = [
+            *("/".join((study.group, *study.key)) for study in self.studies),
+            self.coding.name if self.coding else "",
+        ]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
     def __getitem__(self, address: Address) -> Sample:
         """Return the sample at (epoch, index).
 
@@ -135,7 +145,7 @@ class StudyDataset:
         training = epoch != EVALUATION_EPOCH
         rng = sample_generator(self.seed, epoch, index, purpose="sample")
         source = self.cache.load(study)
-        start = self._start(source, rng) if training else centred(source.shape, self.view.size)
+        start = self._start(source, rng) if training else self._evaluation_start(source)
         turn = draw_turn(self.augment, rng, self.cache.config.spacing) if training else None
         start, size = turn.source(start, self.view.size) if turn else (start, self.view.size)
         changed = training and self.augment.changes_something
@@ -154,6 +164,18 @@ class StudyDataset:
             self._mask(sample, self.masking, rng)
         tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in sample.items()}
         return {**tensors, "subject": study.name}
+
+    def _evaluation_start(self, source: PackedStudy) -> Triple:
+        """Place the window where the lesions are, if it is they that are judged; a study without any is centred."""
+        extent, size, voxels = source.shape, self.view.size, source.lesions
+        if self.coding is None or not len(voxels):
+            return centred(extent, size)
+        middle = voxels[np.abs(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()]
+        starts = [
+            min(max(0, int(at) - wanted // 2), whole - wanted) if whole > wanted else (whole - wanted) // 2
+            for at, whole, wanted in zip(middle, extent, size, strict=True)
+        ]
+        return (starts[0], starts[1], starts[2])
 
     def _start(self, source: PackedStudy, rng: np.random.Generator) -> Triple:
         """Place the window at random: anywhere inside, or jittered around a study that is smaller."""

@@ -73,7 +73,7 @@ class FoldPlan:
 
 
 def make_folds(cohort: Cohort, plan: FoldPlan) -> tuple[Fold, ...]:
-    """Divide a cohort's patients; studies that the table marks `test` are in no fold.
+    """Divide a cohort's patients; those with a study that the table marks `test` are in no fold.
 
     Returns:
         `repeats * folds` folds, those of the first repeat first. They depend on the table's content, not on its order.
@@ -81,13 +81,19 @@ def make_folds(cohort: Cohort, plan: FoldPlan) -> tuple[Fold, ...]:
     Raises:
         CohortError: If there are too few patients or a column is unknown.
     """
-    studies = sorted((study for study in cohort if study.split != "test"), key=lambda study: study.key)
+    apart = _apart(cohort.studies)
+    studies = sorted((study for study in cohort if study.group not in apart), key=lambda study: study.key)
     strata = _strata(studies, plan.stratify)
     needed = max(plan.folds + 1, 3)
     patients = len({study.group for study in studies})
     if patients < needed:
         raise CohortError(f"{plan.folds} folds need {needed} patients or more, got {patients} that are not in test")
     return tuple(fold for repeat in range(plan.repeats) for fold in _repeat(studies, strata, plan, repeat))
+
+
+def _apart(studies: Iterable[Study]) -> set[str]:
+    """Patients of whom the table sets a study apart as `test`: their other visits would tell of them."""
+    return {study.group for study in studies if study.split == "test"}
 
 
 def _repeat(studies: Sequence[Study], strata: Array, plan: FoldPlan, repeat: int) -> Iterator[Fold]:
@@ -184,7 +190,7 @@ def read_fold(path: str | Path, cohort: Cohort, number: int, cache: StudyCache |
     path = Path(path)
     folds, content = _parse(path)
     if not 0 <= number < len(folds):
-        raise CohortError(f"{path} has folds 0 to {len(folds) - 1}, got data.fold {number}")
+        raise CohortError(f"{path} has folds 0 to {len(folds) - 1}, got {number}")
     fold = folds[number]
     _refuse_shared(fold, cohort.studies, path)
     _refuse_other_cohort(content, cohort, path, cache)
@@ -226,10 +232,17 @@ def _as_fold(values: Mapping[str, Any]) -> Fold:
     return Fold(*parts)
 
 
-def _refuse_shared(fold: Fold, studies: Iterable[Study], path: Path) -> None:
+def _refuse_shared(fold: Fold, studies: Sequence[Study], path: Path) -> None:
     """A patient, as the table's column `group` says now, may be in one part only."""
     patient = {study.key: study.group for study in studies}
     members = {part: {patient[key] for key in getattr(fold, part) if key in patient} for part in PARTS}
+    listed = {key for part in PARTS for key in getattr(fold, part)}
+    leaking = sorted(_apart(study for study in studies if study.key not in listed) & set().union(*members.values()))
+    if leaking:
+        raise CohortError(
+            f"{path} holds visits of {_few(leaking)}, of whom the table marks another visit as test: make the folds "
+            "again with `bmmae split`"
+        )
     for one, two in combinations(PARTS, 2):
         shared = sorted(members[one] & members[two])
         if shared:
@@ -240,7 +253,8 @@ def _refuse_shared(fold: Fold, studies: Iterable[Study], path: Path) -> None:
 
 
 def _refuse_other_cohort(content: Mapping[Key, str], cohort: Cohort, path: Path, cache: StudyCache | None) -> None:
-    studies = [study for study in cohort if study.split != "test" or study.key in content]
+    apart = _apart(cohort.studies)
+    studies = [study for study in cohort if study.group not in apart or study.key in content]
     here = {study.key for study in studies}
     missing, new = sorted(content.keys() - here), sorted(here - content.keys())
     if missing or new:

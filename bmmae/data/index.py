@@ -25,6 +25,8 @@ patient folders   patient01/t1.nii.gz, patient01/T1_post.nii.gz, patient01/mask.
 
 BRATS = re.compile(r"(BraTS(?:-[A-Z]+)+-\d{4,5})-(\d{1,3})(?=[-_.])", re.IGNORECASE)
 BIDS = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_")
+ENHANCED = re.compile(r"post|(post-?)?(gd|gad|gado|gadolinium|contrast)|(t1-?)?(ce|gd|c)", re.IGNORECASE)
+"""Values of `acq-` and `rec-` that many sites write in place of `ce-`."""
 VISIT = re.compile(
     r"(ses(sion)?|visit|time-?point|tp|week|month|day|baseline|follow-?up|fu|pre-?op|post-?op)[-_ ]?\d{0,3}|ses-\w+",
     re.I,
@@ -170,7 +172,8 @@ def _bids_file(
     """Read a BIDS name by its entities: `space-T1w` says where an image lies, not what it is."""
     *entities, suffix = rest.split("_")
     pairs = dict(entity.partition("-")[::2] for entity in entities)
-    told = ["contrast"] if "ce" in pairs else []
+    enhanced = "ce" in pairs or any(ENHANCED.fullmatch(pairs.get(entity, "")) for entity in ("acq", "rec"))
+    told = ["contrast"] if enhanced else []
     role = role_of("_".join([*told, pairs.get("desc", ""), pairs.get("label", ""), suffix]), declared)
     depth = next((i for i, part in enumerate(parts) if part.startswith("sub-") or part == "derivatives"), len(parts))
     if "derivatives" in parts and isinstance(role, Role) and role.kind == "image":

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from bmmae.arrays import Array, Bool, Int
 from bmmae.data.reading import INTEGRAL_TOLERANCE
@@ -74,14 +75,42 @@ LATE_NAME = re.compile(r"brats-(gli|ssa|men|met)-\d{5}-\d{3}", re.IGNORECASE)
 
 
 def find_coding(name: str) -> Coding:
-    """Return a named coding.
+    """Return a named coding, or the user's own from a YAML file.
+
+    Args:
+        name: One of `CODINGS`, or a file that maps `classes` (name to label value) and, if it unites some, `regions`
+            (name to label values), as the configuration of a fine-tuning does; other keys are passed over.
 
     Raises:
-        LabelError: If there is none of that name.
+        LabelError: If there is none of that name, or the file does not say that.
     """
+    if name.endswith((".yaml", ".yml")):
+        return _read_coding(Path(name))
     if name not in CODINGS:
-        raise LabelError(f"unknown label coding '{name}': expected one of {', '.join(CODINGS)}, or an own mapping")
+        raise LabelError(
+            f"unknown label coding '{name}': expected one of {', '.join(CODINGS)}, or a YAML file with `classes`"
+        )
     return CODINGS[name]
+
+
+def _read_coding(path: Path) -> Coding:
+    try:
+        said = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LabelError(f"cannot read the label coding {path}: {error}") from error
+    classes, regions = (said.get("classes"), said.get("regions") or {}) if isinstance(said, dict) else (None, {})
+    valued = isinstance(classes, dict) and all(type(value) is int for value in classes.values())
+    united = isinstance(regions, dict) and all(
+        isinstance(values, list) and all(type(value) is int for value in values) for values in regions.values()
+    )
+    if not classes or not valued or not united:
+        raise LabelError(
+            f"{path} does not say what labels mean: expected `classes: {{core: 1, rim: 2}}` and, for regions that "
+            "unite some, `regions: {lesion: [1, 2]}`"
+        )
+    if len(set(classes.values())) < len(classes):
+        raise LabelError(f"{path}: each of classes needs a label value of its own, got {classes}")
+    return own_coding({value: str(key) for key, value in classes.items()}, {str(k): v for k, v in regions.items()})
 
 
 def own_coding(classes: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None = None) -> Coding:
@@ -127,7 +156,7 @@ def check_values(values: Iterable[int], coding: Coding, where: str = "the segmen
     if strange:
         raise LabelError(
             f"{where} has label values {strange}: coding '{coding.name}' knows only 0 and {sorted(coding.classes)}; "
-            "name the right coding with data.labels"
+            "name the right one (data.labels in a config, --labels of a command)"
         )
 
 
@@ -163,13 +192,16 @@ def propose_coding(names: Iterable[str | Path], values: Iterable[int]) -> Coding
         return BINARY
     raise LabelError(
         f"the label coding is open: values {sorted(found)} under names like '{_first(text)}' fit "
-        f"{', '.join(fitting(found)) or 'no known coding'}; say which with data.labels"
+        f"{', '.join(fitting(found)) or 'no known coding'}; say which (data.labels in a config, --labels of a command)"
     )
 
 
-def names_an_edition(name: str | Path) -> bool:
-    """Tell whether a file's name (or its folder's) is that of a BraTS edition whose coding is known."""
-    return bool(EARLY_NAME.search(_telling(name)) or LATE_NAME.search(_telling(name)))
+def editions_of(name: str | Path) -> tuple[str, ...]:
+    """Return the codings that a segmentation may have by its name (or its folder's); nothing if that does not say."""
+    text = _telling(name)
+    if EARLY_NAME.search(text):
+        return (BRATS2017.name,)
+    return (BRATS2023.name, BRATS2024_POST.name) if LATE_NAME.search(text) else ()
 
 
 def fitting(values: Iterable[int]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -152,6 +152,22 @@ def as_seen_from(folder: Path, file: File) -> str:
         return Path(os.path.relpath(file.absolute(), folder.absolute())).as_posix()
     except ValueError:
         return str(file.absolute())
+
+
+def refuse_overwriting(written: Iterable[Path], given: Iterable[File]) -> None:
+    """Refuse to write over a file that is read.
+
+    Args:
+        written: Where something is going to be written.
+        given: Images, masks, segmentations and tables that it is made from.
+
+    Raises:
+        OutputError: Naming the file.
+    """
+    read = {Path(file).resolve() for file in given if not isinstance(file, RemoteFile)}
+    for path in written:
+        if path.resolve() in read:
+            raise OutputError(f"{path} is one of the files given, and would be written over: choose another --out")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.cache import StudyCache
+from bmmae.data.coding import stated_coding
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.labels import Coding, propose_coding, region_masks, values_of
 from bmmae.data.packing import BRAIN, PackedStudy, scanned
@@ -41,13 +42,17 @@ Measures = dict[str, float]
 def measure_cohort(
     cohort: Cohort, cache: StudyCache, coding: Coding | None = None, *, progress: bool = False
 ) -> Cohort:
-    """Return a cohort whose studies have their measures; arguments as in `measured`, the coding proposed by default.
+    """Return a cohort whose studies have their measures.
+
+    The arguments are those of `measured`; by default the coding is what the table states, else one is proposed.
 
     Raises:
         ImageError: If a file is broken.
         LabelError: If names and values leave the coding open, or values lie outside it.
     """
     labelled = [study for study in cohort if study.seg is not None]
+    if coding is None:
+        coding = stated_coding(labelled)
     if coding is None and labelled:
         values = {value for study in labelled for value in values_of(np.asarray(cache.load(study).label))}
         coding = propose_coding([str(study.seg) for study in labelled], values)

@@ -26,7 +26,9 @@ BRAIN_MASK = frozenset(("brainmask", "brainsegmentation", "brainseg"))
 NEITHER = frozenset(("head", "skull", "tissue", "wm", "gm", "csf"))
 """A mask of these is neither a lesion's nor the brain's."""
 
-CONTRAST = frozenset(("post", "contrast", "postcontrast", "gd", "gad", "gado", "gadolinium", "enhanced"))
+CONTRAST = frozenset(
+    ("post", "contrast", "postcontrast", "gd", "gad", "gado", "gadolinium", "enhanced", "postgd", "postgad")
+)
 """Words that change a modality wherever they stand; `ce` and `c` only count beside it, as they may be initials."""
 NOT_BEFORE = frozenset(("pre", "no", "non", "without", "wo"))
 NOT_AFTER = frozenset(("op", "surgery", "treatment", "tx", "rt"))

@@ -16,11 +16,11 @@ from bmmae.data.augment import NO_AUGMENTATION, AugmentConfig
 from bmmae.data.blocks import Place, anywhere
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
-from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.dataset import StudyDataset, View, centred
 from bmmae.data.labels import BINARY
 from bmmae.data.loaders import EVALUATION_EPOCH, Address, Sample, sample_generator
 from bmmae.data.location import File
-from bmmae.data.packing import CERTAIN
+from bmmae.data.packing import CERTAIN, PackedStudy
 from bmmae.errors import CohortError, ConfigError
 from bmmae.patches import Triple
 from bmmae.targets import Cell, Target, as_label
@@ -135,6 +135,10 @@ class PatientDataset(StudyDataset):
             sample["lesion_available"] = torch.tensor(self._map_of(study) is not None)
         return {**sample, "key": study.key, **self.columns.encode(study)}
 
+    def _evaluation_start(self, source: PackedStudy) -> Triple:
+        """Centre the window, whatever is known of lesions: patients are compared with one another."""
+        return centred(source.shape, self.view.size)
+
     def address(self, address: Address) -> Address:
         """Return the study's own address: under balanced sampling, another epoch for each time that it is drawn."""
         epoch, index = address
@@ -172,7 +176,7 @@ def _quotas(studies: Sequence[Study], shares: Shares) -> tuple[tuple[list[int], 
     """The studies of each class, and how many of them an epoch draws (largest remainders)."""
     labels = [as_label(study.values.get(shares.column)) for study in studies]
     total = sum(shares.shares.values())
-    wanted = {name: len(studies) * share / total for name, share in shares.shares.items() if share > 0}
+    wanted = {str(name): len(studies) * share / total for name, share in shares.shares.items() if share > 0}
     counts = {name: math.floor(share) for name, share in wanted.items()}
     for name in sorted(wanted, key=lambda name: counts[name] - wanted[name])[: len(studies) - sum(counts.values())]:
         counts[name] += 1

@@ -347,13 +347,18 @@ def _encode(array: Array, affine: Float[Array, "4 4"], header: Any, description:
         kept = np.int32
     voxels = array if kept is None else array.astype(kept)
     qform, sform = int(header["qform_code"]), int(header["sform_code"])
+    same = (qform or sform) and np.allclose(header.get_best_affine(), affine, rtol=0, atol=1e-5)
     with _silenced():
         image = nib.Nifti1Image(voxels, affine, header, dtype=voxels.dtype)
-        # nibabel resets both codes as soon as the affine differs from the header's.
-        image.set_qform(affine, code=qform)
-        # A qform alone cannot hold shears, and without either there is no geometry at all.
-        lossy = not np.allclose(image.get_qform(), affine, atol=1e-4)
-        image.set_sform(affine, code=sform or int(lossy or not qform))
+        if same:  # both matrices, which may differ: viewers choose among them
+            image.set_qform(*header.get_qform(coded=True))
+            image.set_sform(*header.get_sform(coded=True))
+        else:
+            # nibabel resets both codes as soon as the affine differs from the header's.
+            image.set_qform(affine, code=qform)
+            # A qform alone cannot hold shears, and without either there is no geometry at all.
+            lossy = not np.allclose(image.get_qform(), affine, atol=1e-4)
+            image.set_sform(affine, code=sform or int(lossy or not qform))
         image.header["descrip"] = description.encode()[:79]
         image.header["cal_min"] = image.header["cal_max"] = 0
         return cast(bytes, image.to_bytes())

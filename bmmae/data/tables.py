@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bmmae.data.location import write_whole
 from bmmae.errors import CohortError, OutputError
+from bmmae.targets import NUMBER
 
 BLANK = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
-NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-"""No leading zeros: a column that has them holds codes, and codes stay text."""
 
+EXACT = 2**53
+"""From here on float64 does not hold every whole number."""
 Cell = str | float | bool | None
 
 
@@ -25,9 +25,9 @@ def is_blank(cell: str) -> bool:
 
 
 def is_numeric(cells: Iterable[str]) -> bool:
-    """Tell whether a column holds numbers: all of its filled cells, and at least one."""
+    """Tell whether a column holds numbers: all of its filled cells, and at least one; codes of 16 digits are text."""
     filled = [cell for cell in cells if not is_blank(cell)]
-    return bool(filled) and all(NUMBER.fullmatch(cell) for cell in filled)
+    return bool(filled) and all(NUMBER.fullmatch(cell) and abs(float(cell)) < EXACT for cell in filled)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -37,7 +37,7 @@ class SubsetScore:
 
 @torch.inference_mode()
 def score_subsets(model: SegmentationModel, test: StudyDataset, subsets: Sequence[Sequence[str]]) -> list[SubsetScore]:
-    """Segment the window at the centre of each test study from each subset of its modalities.
+    """Segment the evaluation window of each test study from each subset of its modalities.
 
     A study counts for a subset only if it has all of the subset's modalities.
     """

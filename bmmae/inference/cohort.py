@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from bmmae.data.cohort import Cohort, Study
+from bmmae.data.location import refuse_overwriting
 from bmmae.errors import BmmaeError, OutputError
 from bmmae.inference.prediction import require_uncertainty
 from bmmae.inference.reconstruction import ReconstructOptions, require_mae
@@ -74,12 +75,14 @@ def reconstruct_cohort(
     Raises:
         ModalityError: If the model cannot reconstruct, or an option names an unknown modality.
         ConfigError: If the model has no uncertainty output and one is asked for.
-        OutputError: If the folder cannot be written (any more); what is finished is kept.
+        OutputError: If the folder cannot be written (any more), or a file given would be written over; what is
+            finished is kept.
     """
     mae = require_mae(model)
     options = (options or ReconstructOptions()).named(mae.config.modalities)
     if options.uncertainty:
         require_uncertainty(mae)
+    refuse_overwriting([Path(folder) / TABLE], [cohort.path] if cohort.path else [])
     outcomes = list(_outcomes(_Work(mae, digest(mae), options, page), cohort.studies, Path(folder)))
     studies = tuple(_completed(outcome, options) for outcome in outcomes if outcome.status != "failed")
     if studies:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from bmmae.arrays import Array, Bool
+from bmmae.data.labels import Coding
 from bmmae.errors import ConfigError
 from bmmae.metrics.lesions import TOUCHING
 
@@ -19,7 +20,8 @@ class PostprocessConfig:
     """Cleaning of predicted regions.
 
     Attributes:
-        fill_holes: Fill what a region encloses on all sides.
+        fill_holes: Fill what a region encloses on all sides and no other region claims. A region inside another that
+            holds none itself is left as it is: the hole in a ring of enhancing tumour is its necrosis.
         smallest_mm3: Remove components smaller than this.
     """
 
@@ -54,35 +56,47 @@ class Cleaned:
 
 
 def clean_regions(
-    masks: Bool[np.ndarray, "R X Y Z"], regions: Sequence[str], spacing: Sequence[float], config: PostprocessConfig
+    masks: Bool[np.ndarray, "R X Y Z"], coding: Coding, spacing: Sequence[float], config: PostprocessConfig
 ) -> tuple[Bool[np.ndarray, "R X Y Z"], Mapping[str, Cleaned]]:
     """Fill holes, then remove small components, region by region.
 
     Args:
         masks: Predicted regions, on a grid of known spacing; not changed.
-        regions: Their names.
+        coding: Names the regions, in the order of the masks, and says which lie inside which.
         spacing: Millimetres between voxels along each axis.
         config: What to do.
 
     Returns:
         The cleaned regions, and what changed in each.
     """
-    voxel = prod(spacing)
-    pairs = [_clean(mask, voxel, config) for mask in masks]
-    return np.stack([mask for mask, _ in pairs]), dict(zip(regions, (told for _, told in pairs), strict=True))
+    parts = {name: set(values) for name, values in coding.regions.items()}
+    masks_of = dict(zip(parts, masks, strict=True))
+    voxel, cleaned, told = prod(spacing), [], {}
+    for name, mask in masks_of.items():
+        outer = [other for other in parts if parts[other] > parts[name]]
+        inner = [other for other in parts if parts[other] < parts[name]]
+        fillable = config.fill_holes and not (outer and not inner)
+        claims = [masks_of[other] for other in parts if other not in (name, *inner)]
+        out, told[name] = _clean(mask, claims, voxel, config.smallest_mm3, fill=fillable)
+        cleaned.append(out)
+    return np.stack(cleaned), told
 
 
-def _clean(mask: Array, voxel: float, config: PostprocessConfig) -> tuple[Array, Cleaned]:
+def _clean(mask: Array, claims: Sequence[Array], voxel: float, smallest: float, *, fill: bool) -> tuple[Array, Cleaned]:
+    """Clean one region; voxels of the other regions in `claims` are theirs, not holes of this one."""
     if not mask.any():
         return mask, Cleaned(0.0, 0, 0.0)
     box = tuple(ndimage.find_objects(mask.astype(np.uint8))[0])
-    inner = mask[box]
-    filled = ndimage.binary_fill_holes(inner) if config.fill_holes else inner
+    inside = mask[box]
+    filled = inside
+    if fill:
+        taken = np.any([other[box] for other in claims], axis=0) if claims else np.zeros_like(inside)
+        filled = inside | (ndimage.binary_fill_holes(inside) & ~taken)
     components, count = ndimage.label(filled, structure=TOUCHING)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
-    keep = sizes * voxel >= config.smallest_mm3
+    keep = sizes * voxel >= smallest
     keep[0] = False
     out = np.zeros_like(mask)
     out[box] = keep[components]
     gone = sizes[1:][~keep[1:]]
-    return out, Cleaned(float(filled.sum() - inner.sum()) * voxel, len(gone), float(gone.sum()) * voxel)
+    return out, Cleaned(float(filled.sum() - inside.sum()) * voxel, len(gone), float(gone.sum()) * voxel)

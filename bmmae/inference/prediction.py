@@ -64,17 +64,22 @@ def predict_absent(
     if uncertainty:
         require_uncertainty(model)
     voxels = _voxelwise(model, prepared, absent)
+    variances = _variances(voxels, prepared, absent) if voxels is not None and uncertainty else {}
     if voxels is not None and (bool(voxels.known[:, prepared.brain].all()) or not _on_models_grid(model, prepared)):
-        means, variances = voxels.values.numpy(), (voxels.log_variance.exp() * torch.from_numpy(prepared.brain)).numpy()
-        named = dict(zip(absent, means, strict=True))
-        return Synthesis(named, dict(zip(absent, variances, strict=True)) if uncertainty else {})
+        return Synthesis(dict(zip(absent, voxels.values.numpy(), strict=True)), variances)
     patches = _patchwise(model, prepared, absent)
     if voxels is None:
         return Synthesis(patches)
     known, values = voxels.known.numpy(), voxels.values.numpy()
     named = {name: np.where(known[n], values[n], patches[name]) for n, name in enumerate(absent)}
-    variances = (voxels.log_variance.exp() * torch.from_numpy(prepared.brain)).numpy()
-    return Synthesis(named, dict(zip(absent, variances, strict=True)) if uncertainty else {})
+    return Synthesis(named, variances)
+
+
+def _variances(voxels: Voxels, prepared: PreparedStudy, absent: Sequence[str]) -> dict[str, Float[np.ndarray, "H W D"]]:
+    """Those of what the regression knows somewhere in this brain; 1, as of a z-score, where it does not."""
+    found = (voxels.log_variance.exp() * torch.from_numpy(prepared.brain)).numpy()
+    inside = voxels.known.numpy()[:, prepared.brain]
+    return {name: found[n] for n, name in enumerate(absent) if inside[n].any()}
 
 
 def _on_models_grid(model: MAE, prepared: PreparedStudy) -> bool:

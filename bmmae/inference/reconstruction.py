@@ -17,7 +17,7 @@ from bmmae.inference.agreement import Agreement
 from bmmae.inference.likeness import UnlikeTrainingWarning, untrained
 from bmmae.inference.prediction import predict_absent, require_uncertainty
 from bmmae.inference.scale import Intensity, find_map, lowest
-from bmmae.inference.study import LoadedStudy, caveat, load_study
+from bmmae.inference.study import LoadedStudy, caveat, load_files, name_files
 from bmmae.inference.windows import to_native
 from bmmae.inference.writing import image_like
 from bmmae.modalities import canonical, title
@@ -124,8 +124,9 @@ def reconstruct(
     """
     mae = require_mae(model)
     options = ReconstructOptions(tuple(only or ()), (), intensity, uncertainty).named(mae.config.modalities)
-    study = load_study(mae, images, brain_mask)
-    return synthesise(mae, study, wanted(mae, study.images, options), options).images()
+    files = name_files(mae, images, brain_mask)
+    absent = wanted(mae, files.images, options)
+    return synthesise(mae, load_files(mae, files, absent), absent, options).images()
 
 
 def require_mae(model: PretrainedModel) -> MAE:
@@ -181,13 +182,25 @@ def synthesise(model: MAE, study: LoadedStudy, absent: Sequence[str], options: R
         darkest = -np.inf if scale.kind == "zscore" else floor
         volumes[name] = np.where(brain, np.maximum(scale(scores), darkest), 0).astype(np.float32)
         intensities[name] = scale.kind
-        if made.variances:
+        if name in made.variances:
             deviation = np.sqrt(to_native(study.prepared, made.variances[name]))
             deviations[name] = np.where(brain, scale.deviations(scores, deviation), 0).astype(np.float32)
-    remarks = (*untrained(absent, population), *_without_cohort(options, intensities))
+    remarks = (
+        *untrained(absent, population),
+        *_without_cohort(options, intensities),
+        *_without_deviation([name for name in absent if options.uncertainty and name not in made.variances]),
+    )
     for remark in remarks:
         warnings.warn(remark, UnlikeTrainingWarning, stacklevel=3)
     return Reconstruction(study, volumes, deviations, intensities, (*study.remarks, *remarks))
+
+
+def _without_deviation(names: Sequence[str]) -> tuple[str, ...]:
+    """Say so if a deviation was asked for and is not known."""
+    if not names:
+        return ()
+    listed = ", ".join(map(title, names))
+    return (f"no deviation of {listed} is written: no training study had these sequences together, so it is not known",)
 
 
 def _without_cohort(options: ReconstructOptions, used: Mapping[str, Intensity]) -> tuple[str, ...]:

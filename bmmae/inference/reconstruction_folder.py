@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from bmmae._version import __version__
-from bmmae.data.location import File
+from bmmae.data.location import File, refuse_overwriting
 from bmmae.data.preprocess import GRID_TOLERANCE
 from bmmae.data.reading import Image, read_image
 from bmmae.errors import GeometryError, ModalityError
@@ -25,7 +25,7 @@ from bmmae.inference.reconstruction import (
 )
 from bmmae.inference.scale import DESCRIPTIONS
 from bmmae.inference.study import StudyFiles, load_files, name_files
-from bmmae.inference.writing import image_like, read_note, write_together
+from bmmae.inference.writing import image_like, read_note, refuse_replacing, write_together
 from bmmae.modalities import in_table_order
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel, digest
@@ -87,6 +87,7 @@ class Plan:
         return {
             "model": model,
             "content": self.given.content(),
+            "place": self.given.place(),
             "truth": StudyFiles(self.truth, {}).content(),
             "synthetic": list(self.absent),
             "report": report,
@@ -120,7 +121,7 @@ def reconstruct_to_folder(
 
     Raises:
         BmmaeError: As `reconstruct`; nothing is written then.
-        OutputError: If the folder cannot be written.
+        OutputError: If the folder cannot be written, or an image given would be written over.
     """
     mae = require_mae(model)
     options = options or ReconstructOptions()
@@ -133,7 +134,11 @@ def carry_out(
     plan: Plan, model: MAE, folder: Path, identity: Mapping[str, object], page: Page | None
 ) -> dict[str, Path]:
     """Synthesise what is planned and write it, all or nothing; raises as `reconstruct_to_folder`."""
-    made = synthesise(model, load_files(model, plan.given), plan.absent, plan.options)
+    names = [*plan.absent, *(plan.given.images if plan.options.complete else ())]
+    written = [folder / f"{name}{suffix}.nii.gz" for name in names for suffix in ("", DEVIATION)]
+    refuse_overwriting(written, [*plan.given.images.values(), *plan.given.masks.values(), *plan.truth.values()])
+    refuse_replacing(written, folder, NOTE)
+    made = synthesise(model, load_files(model, plan.given, plan.absent), plan.absent, plan.options)
     made = _compare(made, plan.truth)
     images = made.images()
     if plan.options.complete:

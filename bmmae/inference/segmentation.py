@@ -11,10 +11,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from bmmae.arrays import Array, Bool, Float, Tensor
+from bmmae.arrays import Array, Float, Tensor
 from bmmae.data.labels import labels_from_regions
 from bmmae.data.preprocess import PreparedStudy
 from bmmae.errors import ImageError, ModalityError
+from bmmae.inference.decision import Cut, parse_cut, regions_of
 from bmmae.inference.postprocess import Cleaned, PostprocessConfig, clean_regions
 from bmmae.inference.study import LoadedStudy, caveat, load_study
 from bmmae.inference.windows import over_windows, to_native
@@ -33,14 +34,20 @@ class SegmentOptions:
         flips: Average with the prediction from the left-right mirror image; twice the time.
         fitted: Take windows no larger than the overlap needs: about twice as fast, with less context.
         postprocess: Cleaning of the regions; None for none.
-        threshold: Probability from which a voxel belongs to a region.
+        cut: Probability above which a voxel belongs to a region, or `dice`; see `bmmae.inference.decision`.
+
+    Raises:
+        ConfigError: If `cut` is neither.
     """
 
     overlap: float = 0.25
     flips: bool = False
     fitted: bool = False
     postprocess: PostprocessConfig | None = None
-    threshold: float = 0.5
+    cut: Cut = 0.5
+
+    def __post_init__(self) -> None:
+        parse_cut(str(self.cut))
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Segmentation:
         labels: Uint8 or Int16[X, Y, Z], values of the coding.
         probabilities: Float32[R, X, Y, Z].
         cleaned: What postprocessing changed, by region; empty where there was none.
+        cuts: The probability that each region was cut at.
     """
 
     study: LoadedStudy
@@ -62,6 +70,7 @@ class Segmentation:
     labels: Array
     probabilities: Float[np.ndarray, "R X Y Z"]
     cleaned: Mapping[str, Cleaned] = field(default_factory=dict)
+    cuts: tuple[float, ...] = ()
 
     def image(self) -> nib.Nifti1Image:
         """Return the labels as an image over the input."""
@@ -70,10 +79,15 @@ class Segmentation:
 
     def probability_images(self) -> dict[str, nib.Nifti1Image]:
         """Return `probability_<region>` and `lesion_probability` (of any region: their maximum) as images."""
-        maps = {f"probability_{name}": part for name, part in zip(self.regions, self.probabilities, strict=True)}
-        maps["lesion_probability"] = self.probabilities.max(axis=0)
+        parts = [*self.probabilities, self.probabilities.max(axis=0)]
+        maps = dict(zip(probability_names(self.regions), parts, strict=True))
         text = f"bmmae probability, {self.coding}{caveat(self.study)}"
         return {name: image_like(values, self.study.reference, text) for name, values in maps.items()}
+
+
+def probability_names(regions: Sequence[str]) -> tuple[str, ...]:
+    """Return what the probability maps are called: one a region, and that of any region."""
+    return (*(f"probability_{name}" for name in regions), "lesion_probability")
 
 
 def segment(
@@ -130,13 +144,14 @@ def segment_study(model: SegmentationModel, study: LoadedStudy, options: Segment
     native = np.stack([to_native(study.prepared, part, within_brain=False) for part in found])
     regions = model.config.regions
     cleaned: Mapping[str, Cleaned] = {}
-    masks: Bool[Array, "R X Y Z"] = native > options.threshold
+    masks, cuts = regions_of(native, options.cut)
+    coding = label_coding(model.config)
     if options.postprocess is not None:
-        masks, cleaned = clean_regions(masks, regions, voxel_spacing(study), options.postprocess)
-    labels = labels_from_regions(masks, label_coding(model.config))
+        masks, cleaned = clean_regions(masks, coding, voxel_spacing(study), options.postprocess)
+    labels = labels_from_regions(masks, coding)
     if labels.max(initial=0) <= np.iinfo(np.uint8).max:
         labels = labels.astype(np.uint8)
-    return Segmentation(study, regions, model.config.coding, labels, native, cleaned)
+    return Segmentation(study, regions, model.config.coding, labels, native, cleaned, cuts)
 
 
 def voxel_spacing(study: LoadedStudy) -> Sequence[float]:

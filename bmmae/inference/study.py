@@ -21,7 +21,7 @@ from bmmae.data.preprocess import (
     prepare_images,
     read_on_grid,
 )
-from bmmae.data.reading import Image, content_hash, read_image
+from bmmae.data.reading import Image, content_hash, read_header, read_image
 from bmmae.errors import ModalityError
 from bmmae.inference.likeness import UnlikeTrainingWarning, unlike_training
 from bmmae.modalities import canonical
@@ -75,6 +75,15 @@ class StudyFiles:
         masks = {f"brain_mask_{name}": path for name, path in self.masks.items()}
         return {role: content_hash(path) for role, path in {**self.images, **masks}.items()}
 
+    def place(self) -> dict[str, list[float]]:
+        """Return every file's affine, row by row, by role: the same voxels elsewhere are another image.
+
+        Raises:
+            ImageError: If a file is broken.
+        """
+        masks = {f"brain_mask_{name}": path for name, path in self.masks.items()}
+        return {role: read_header(path).affine.ravel().tolist() for role, path in {**self.images, **masks}.items()}
+
 
 def name_files(
     model: PretrainedModel, images: Mapping[str, str | Path], brain_mask: str | Path | None = None
@@ -115,34 +124,44 @@ def load_study(
     return load_files(model, name_files(model, images, brain_mask))
 
 
-def load_files(model: PretrainedModel, files: StudyFiles) -> LoadedStudy:
-    """Read and preprocess a study from its named files; raises and warns as `load_study`."""
+def load_files(model: PretrainedModel, files: StudyFiles, absent: Sequence[str] | None = None) -> LoadedStudy:
+    """Read and preprocess a study from its named files; raises and warns as `load_study`.
+
+    Args:
+        model: Any model.
+        files: The study's.
+        absent: What is going to be synthesised; by default all that is absent.
+    """
     names = tuple(files.images)
     read = read_all(files.images)
     check_same_grid(list(read.values()))
     first = read[names[0]]
     masks = [read_on_grid(files.masks[n], first, "the brain mask ") if n in files.masks else None for n in names]
-    prepared = prepare_images(names, list(read.values()), grid_for(model, names, first), masks=masks)
+    prepared = prepare_images(names, list(read.values()), grid_for(model, names, first, absent), masks=masks)
     remarks = unlike_training(prepared, provenance_of(model).population, preprocessing_of(model).spacing)
     for remark in remarks:
         warnings.warn(remark, UnlikeTrainingWarning, stacklevel=3)
     return LoadedStudy(read, prepared, remarks)
 
 
-def grid_for(model: PretrainedModel, given: Sequence[str], like: Image) -> PreprocessConfig:
-    """Return how to prepare a study: on the model's grid, or a finer one if all it lacks is regressed voxel by voxel.
+def grid_for(
+    model: PretrainedModel, given: Sequence[str], like: Image, absent: Sequence[str] | None = None
+) -> PreprocessConfig:
+    """Return how to prepare a study: on the model's grid, or a finer one if all it wants is regressed voxel by voxel.
 
     Args:
         model: Any model.
         given: The modalities that the study has.
         like: One of its images; the grid is no finer than its own.
+        absent: What is going to be synthesised; by default all that is absent.
     """
     config = preprocessing_of(model)
     if not isinstance(model, MAE) or model.synthesis is None:
         return config
     names = model.config.modalities
-    absent = [index for index, name in enumerate(names) if name not in given]
-    if not bool(model.synthesis.fitted[sum(1 << names.index(name) for name in given), absent].all()):
+    asked = [name for name in names if name not in given] if absent is None else absent
+    known = model.synthesis.knows([names.index(name) for name in given], [names.index(name) for name in asked])
+    if not all(known):
         return config
     fine = replace(config, spacing=model.config.synthesis.spacing)
     h, w, d = like.array.shape

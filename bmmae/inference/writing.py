@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -37,6 +37,26 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> Path:
     array = np.asanyarray(image.dataobj)
     like = Header(Path(path), array.shape, image.affine, array.dtype, image.header)
     return write_image(path, array, image.affine, like, bytes(image.header["descrip"]).decode().rstrip("\0"))
+
+
+def refuse_replacing(written: Iterable[Path], folder: Path, note_name: str) -> None:
+    """Refuse to replace files that no earlier run here has made: acquired images, segmentations drawn by hand.
+
+    Args:
+        written: Where something is going to be written.
+        folder: Whose note lists what an earlier run made.
+        note_name: The note's file name.
+
+    Raises:
+        OutputError: Naming the file.
+    """
+    try:
+        made = {str(name) for name in json.loads((folder / note_name).read_text())["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        made = set()
+    for path in written:
+        if path.exists() and path.name not in made:
+            raise OutputError(f"{path} exists, and no earlier run has made it: move it away, or choose another --out")
 
 
 def write_together(

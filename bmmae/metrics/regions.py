@@ -78,5 +78,5 @@ def region_metrics(
         lesions=lesions.true,
         volume_error_ml=volume_error(predicted, truth, spacing),
         volume_error_relative=relative_volume_error(predicted, truth),
-        true_ml=-volume_error(nothing, truth, spacing),
+        true_ml=volume_error(truth, nothing, spacing),
     )

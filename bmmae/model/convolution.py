@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Literal
 
@@ -32,6 +33,20 @@ class Norm(nn.GroupNorm):
             return super().forward(x.float()).to(x.dtype)
 
 
+class Conv3d(nn.Conv3d):
+    """A 3D convolution that computes in float32 where a CPU's bf16 cannot be trusted.
+
+    On a grid of one or two voxels along some side, the gradient of a 3x3x3 convolution's weights in bf16 is arbitrary
+    numbers, infinite ones among them (oneDNN in torch 2.15).
+    """
+
+    def forward(self, x: Float[Tensor, "B C H W D"]) -> Float[Tensor, "B C2 H2 W2 D2"]:
+        """Return the convolution's output, in float32 under autocast where the grid is that small."""
+        tiny = x.device.type == "cpu" and min(x.shape[2:]) <= 2
+        with torch.autocast("cpu", enabled=False) if tiny else nullcontext():
+            return super().forward(x.to(self.weight.dtype) if tiny else x)
+
+
 class ConvBlock(nn.Module):
     """Two 3x3x3 convolutions with group norm, residual.
 
@@ -43,8 +58,8 @@ class ConvBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.first = nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.second = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
+        self.first = Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.second = Conv3d(outputs, outputs, 3, padding=1, bias=False)
         self.norm1, self.norm2 = Norm(outputs), Norm(outputs)
         plain = inputs == outputs and stride == 1
         self.skip = nn.Identity() if plain else nn.Conv3d(inputs, outputs, 1, stride=stride, bias=False)

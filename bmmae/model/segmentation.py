@@ -15,7 +15,7 @@ from torch import nn
 from bmmae.arrays import Bool, Float, Tensor
 from bmmae.errors import ConfigError
 from bmmae.model.config import ModelConfig
-from bmmae.model.convolution import SLOPE, ConvBlock, Fusion, FusionKind, SubsetStem
+from bmmae.model.convolution import SLOPE, Conv3d, ConvBlock, Fusion, FusionKind, SubsetStem
 from bmmae.model.encoder import Encoder
 from bmmae.model.mae import stack_modalities
 from bmmae.model.pretrained import PretrainedModel
@@ -136,7 +136,7 @@ class SegmentationModel(PretrainedModel):
         self.merge = nn.ModuleList(ConvBlock(n * w, w) for n, w in zip(joined, widths[1:], strict=True))
         self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in pairwise(widths))
         inputs = [widths[0] + self.stem.inputs, *widths[1 : config.supervision + 1]]
-        heads = [nn.Conv3d(channels, len(config.regions), 3, padding=1) for channels in inputs]
+        heads = [Conv3d(channels, len(config.regions), 3, padding=1) for channels in inputs]
         for head in heads:
             if head.bias is not None:  # lesions are rare: start from "no region anywhere"
                 nn.init.constant_(head.bias, -3.0)

@@ -169,6 +169,11 @@ class VoxelSynthesis(nn.Module):
         known[:, where] = self.fitted[:, list(wanted)][codes].T
         return Voxels(out[0], out[1], known)
 
+    def knows(self, given: Sequence[int], wanted: Sequence[int]) -> list[bool]:
+        """Return which modalities it has been fitted to predict from a subset; all as places in the table."""
+        code = sum(1 << place for place in given)
+        return [bool(self.fitted[code, place]) for place in wanted]
+
     def _codes(self, given: Bool[Tensor, "N M"]) -> Int[Tensor, " N"]:
         return (given * 2 ** torch.arange(self.modalities, device=given.device)).sum(1)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ class PatientTask:
     """Negative log-likelihoods of the targets, added up over the targets and the patients whose label is known.
 
     The count is that of the patients with a label of any target, so a target with few labels counts for what it has.
-    A Cox target's risk sets are those of a batch: for it alone, two half batches are not one whole batch.
+    A Cox target's risk sets are those of a batch: for it alone, two half batches are not one whole batch. In
+    evaluation they are those of the whole validation set (`judge_together`).
 
     Args:
         config: The model's config; class weights are the targets' own.
@@ -53,10 +55,28 @@ class PatientTask:
         Metrics: `loss_<target>` (lower is better) and, where there are classes, `accuracy_<target>` (higher is
         better), over the patients whose label is known.
         """
-        return self.judge(run_model(model, batch, self.config), batch, metrics=True)
+        outputs = run_model(model, batch, self.config)
+        cox = [target.name for target in self.config.targets if target.kind == "cox"]
+        found = self.judge(outputs, batch, metrics=True, but=cox)
+        if not cox:
+            return found
+        time, event = tensors(batch, "time", "event")
+        return replace(found, rows={"time": time, "event": event} | {name: outputs[name][:, 0] for name in cox})
 
-    def judge(self, outputs: Mapping[str, Tensor], batch: Batch, *, metrics: bool = False) -> StepOutput:
-        """Compare outputs of a patient model with a batch's `label`, `time` and `event`; see `evaluate`."""
+    def judge_together(self, rows: Mapping[str, Tensor]) -> StepOutput:
+        """Return the Cox targets' partial likelihood over the whole validation set; see `JudgesTogether`."""
+        total, shown = torch.zeros(()), {}
+        for target in self.config.targets:
+            if target.kind == "cox":
+                loss, deaths = cox_partial_likelihood(rows[target.name], rows["time"], rows["event"] > 0)
+                total = total + self.importance.get(target.name, 1.0) * loss
+                shown[f"loss_{target.name}"] = (loss, deaths)
+        return StepOutput(total, torch.zeros(()), shown)
+
+    def judge(
+        self, outputs: Mapping[str, Tensor], batch: Batch, *, metrics: bool = False, but: Collection[str] = ()
+    ) -> StepOutput:
+        """Compare outputs with a batch's `label`, `time` and `event`, but for some targets; see `evaluate`."""
         total = torch.zeros((), device=next(iter(outputs.values())).device)
         labelled = torch.zeros(len(next(iter(outputs.values()))), dtype=torch.bool, device=total.device)
         shown: dict[str, tuple[Tensor, Tensor]] = {}
@@ -64,8 +84,10 @@ class PatientTask:
         for target in self.config.targets:
             logits = outputs[target.name]
             loss, known = self._loss(target, logits, batch, columns)
-            total = total + self.importance.get(target.name, 1.0) * loss.sum()
             labelled = labelled | known
+            if target.name in but:
+                continue
+            total = total + self.importance.get(target.name, 1.0) * loss.sum()
             if metrics:
                 count = _counted(target, known, batch)
                 shown[f"loss_{target.name}"] = (loss.detach().sum(), count)

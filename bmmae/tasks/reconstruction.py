@@ -49,12 +49,14 @@ def fit_synthesis(model: MAE, studies: Sequence[Study], preprocess: PreprocessCo
     names = model.config.modalities
     chosen = np.unique(np.linspace(0, len(studies) - 1, MOST_STUDIES).round().astype(int))
     found = []
-    for number, index in enumerate(chosen):
+    patients = list(dict.fromkeys(studies[index].group for index in chosen))
+    for index in chosen:
         header = read_header(next(iter(studies[index].images.values())))
         prepared = prepare_study(
             studies[index], no_finer_than(config, as_triple(header.shape[:3]), header.affine), names
         )
-        found.append(_examples(model.synthesis, prepared, names, MOST_VOXELS // len(chosen), half=number % 2 == 0))
+        half = patients.index(studies[index].group) % 2 == 0
+        found.append(_examples(model.synthesis, prepared, names, MOST_VOXELS // len(chosen), half=half))
     joined = (torch.cat([getattr(each, name) for each in found]) for name in ("inputs", "given", "half"))
     model.synthesis.fit(Examples(*joined))
 

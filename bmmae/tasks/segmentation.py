@@ -49,51 +49,66 @@ class SegmentationTask:
         config: The model's config.
         distill: What hard subsets learn from the full set.
         seed: The run's seed, for the subsets that are drawn here.
+        visible_share: Share of the tokens that the encoder sees of them, if batches hide tokens.
     """
 
-    selection: tuple[str, Mode] = ("dice", "max")
+    selection: tuple[str, Mode] = ("dice_any", "max")
 
-    def __init__(self, config: SegmentationConfig, distill: DistillConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: SegmentationConfig,
+        distill: DistillConfig | None = None,
+        seed: int = 0,
+        visible_share: float = 1.0,
+    ) -> None:
         self.config = config
         self.distill = distill or DistillConfig()
         self.seed = seed
+        self.visible_share = visible_share
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Compute the loss of one batch; see `Task`."""
         label, available = tensors(batch, "label", "available")
-        kept = self._subsets(batch, available) if self.distill.weight else available
-        scales = self._scales(model, batch, kept)
-        losses = self._supervised(scales, label)
-        metrics = {}
+        visible = ~tensors(batch, "mask")[0] if "mask" in batch else None
+        if not self.distill.weight:
+            losses = self._supervised(self._scales(model, batch, available, visible), label)
+            return StepOutput(losses.sum(), losses.new_tensor(len(losses)), {})
+        kept = self._subsets(batch, available, self.distill.dropout)
         hard = (kept != available).any(dim=1)
-        if bool(hard.any()):
-            told = self._distilled(model, batch, available, scales[0], hard)
-            losses = losses + self.distill.weight * told
-            metrics["distillation"] = (told.detach().sum(), hard.sum().float())
+        scales = self._scales(model, batch, kept, self._seen_of_less(batch, visible, hard))
+        losses = self._supervised(scales, label)
+        told = self._distilled(model, batch, available, scales[0], hard)
+        losses = losses + self.distill.weight * told
+        metrics = {"distillation": (told.detach().sum(), hard.sum().float())} if bool(hard.any()) else {}
         return StepOutput(losses.sum(), losses.new_tensor(len(losses)), metrics)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Compute loss and Dice inside the validation windows.
+        """Compute loss and Dice inside the validation windows, from all modalities and from some.
 
-        Metrics: `dice_<region>` and their mean `dice`, higher is better; a region that is neither there nor
-        predicted is not counted.
+        Metrics: `dice_<region>` and their mean `dice` from all modalities of a sample; `dice_subset` from a random
+        subset of them, the same in every evaluation; `dice_any`, of both together, by which checkpoints are chosen.
+        Higher is better; a region that is neither there nor predicted is not counted.
         """
         label, available = tensors(batch, "label", "available")
         logits: Tensor = model(*self._inputs(batch, available))
         losses = dice_and_cross_entropy(logits, label)
         scores, counts = region_dice(logits > 0, label)
+        less: Tensor = model(*self._inputs(batch, self._subsets(batch, available, chance=1.0)))
+        of_less, counts_of_less = (part.sum() for part in region_dice(less > 0, label))
         metrics = {f"dice_{n}": (scores[:, i].sum(), counts[:, i].sum()) for i, n in enumerate(self.config.regions)}
         metrics["dice"] = (scores.sum(), counts.sum())
+        metrics["dice_subset"] = (of_less, counts_of_less)
+        metrics["dice_any"] = (scores.sum() + of_less, counts.sum() + counts_of_less)
         return StepOutput(losses.sum(), losses.new_tensor(len(losses)), metrics)
 
     def _inputs(self, batch: Batch, available: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         images, valid, brain = tensors(batch, "images", "valid", "brain")
         return images, available, brain[:, None] if self.config.model.tissue_only else None, valid
 
-    def _scales(self, model: nn.Module, batch: Batch, available: Tensor) -> tuple[Tensor, ...]:
+    def _scales(self, model: nn.Module, batch: Batch, available: Tensor, visible: Tensor | None) -> tuple[Tensor, ...]:
         """Logits of each supervised resolution, full resolution first."""
         inputs = self._inputs(batch, available)
-        more: dict[str, object] = {"visible": ~tensors(batch, "mask")[0]} if "mask" in batch else {}
+        more: dict[str, object] = {} if visible is None else {"visible": visible}
         if self.config.supervision:
             return cast(tuple[Tensor, ...], model(*inputs, every_scale=True, **more))
         return (cast(Tensor, model(*inputs, **more)),)
@@ -106,25 +121,41 @@ class SegmentationTask:
             losses = losses + weights[scale] * dice_and_cross_entropy(scales[scale], coarse)
         return losses / sum(weights)
 
-    def _subsets(self, batch: Batch, available: Bool[Tensor, "B M"]) -> Bool[Tensor, "B M"]:
-        """Draw which modalities each sample keeps: a function of its address, as everything about a sample."""
+    def _subsets(self, batch: Batch, available: Bool[Tensor, "B M"], chance: float) -> Bool[Tensor, "B M"]:
+        """Draw which modalities each sample keeps, with what chance: a function of its address, as all about it."""
         kept = available.clone()
         for index, (epoch, place) in enumerate(batch["address"]):
             rng = sample_generator(self.seed, int(epoch), int(place), purpose="distillation subset")
-            if rng.random() < self.distill.dropout:
+            if rng.random() < chance:
                 drawn = keep_random_subset(available[index].cpu().numpy(), rng)
                 kept[index] = torch.from_numpy(drawn).to(kept.device)
         return kept
+
+    def _seen_of_less(self, batch: Batch, visible: Tensor | None, hard: Tensor) -> Tensor | None:
+        """Draw anew which tokens the encoder sees where a modality was taken away: as large a share of what is left."""
+        if visible is None:
+            return None
+        visible = visible.clone()
+        for index in hard.nonzero()[:, 0].tolist():
+            epoch, place = batch["address"][index]
+            rng = sample_generator(self.seed, int(epoch), int(place), purpose="distillation tokens")
+            drawn = rng.random(tuple(visible.shape[1:])) < self.visible_share
+            visible[index] = torch.from_numpy(drawn).to(visible.device)
+        return visible
 
     def _distilled(
         self, model: nn.Module, batch: Batch, available: Tensor, logits: Tensor, hard: Tensor
     ) -> Float[Tensor, " B"]:
         """The distance of the hard samples' predictions from those with all modalities; 0 for the others."""
-        inputs = [None if part is None else part[hard] for part in self._inputs(batch, available)]
+        # Where none is hard the teacher looks at one sample all the same: ranks that share the weights (FSDP) gather
+        # them together, and one that stayed away would keep the others waiting for ever.
+        chosen = hard if bool(hard.any()) else torch.arange(len(hard), device=hard.device) == 0
+        inputs = [None if part is None else part[chosen] for part in self._inputs(batch, available)]
         with torch.no_grad():
             teacher: Tensor = model(*inputs).float().sigmoid()
         told = logits.new_zeros(len(logits), dtype=torch.float32)
-        return told.index_put((hard.nonzero(as_tuple=True)[0],), agreement_with_teacher(logits[hard], teacher))
+        places = chosen.nonzero(as_tuple=True)[0]
+        return told.index_put((places,), agreement_with_teacher(logits[chosen], teacher)) * hard
 
 
 def label_coding(config: SegmentationConfig) -> Coding:

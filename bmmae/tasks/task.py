@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bmmae.data.loaders import Batch
 
-__all__ = ["Batch", "Mode", "StepOutput", "Task", "tensors"]
+__all__ = ["Batch", "JudgesTogether", "Mode", "StepOutput", "Task", "tensors"]
 
 Mode: TypeAlias = Literal["min", "max"]
 
@@ -28,12 +28,14 @@ class StepOutput:
         loss_count: Scalar; how many were counted. May be zero, and then `loss_sum` is zero too.
         metrics: By name, (sum, count), scalars both. Counts may be zero; the value shown is sum / count.
         operations: Of the forward pass, if the task can count them; 0 if not.
+        rows: In evaluation, one value a sample by name: for what is no sum over batches, see `JudgesTogether`.
     """
 
     loss_sum: Tensor
     loss_count: Tensor
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     operations: float = 0.0
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -51,6 +53,15 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Compute loss and metrics of one validation batch; gradients are off and the model is in eval mode."""
+        ...
+
+
+@runtime_checkable
+class JudgesTogether(Protocol):
+    """A task some of whose metrics need the whole validation set at once."""
+
+    def judge_together(self, rows: Mapping[str, Tensor]) -> StepOutput:
+        """Compute them from the `rows` of all batches and ranks, joined; they are added to what `evaluate` returned."""
         ...
 
 

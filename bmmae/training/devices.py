@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -43,7 +45,18 @@ def start_accelerator() -> Any:
             f"Training runs data-parallel (DDP, FSDP) or on one device; the launch configuration says "
             f"{accelerator.distributed_type.value}. Use one of configs/accelerate/."
         )
+    if accelerator.num_processes > 1:
+        atexit.register(_leave)
     return accelerator
+
+
+def _leave() -> None:
+    """End the process group before the interpreter ends: threads of it that still run then abort the process.
+
+    After an exception it is left as it is, for other ranks may be waiting in it.
+    """
+    if torch.distributed.is_initialized() and getattr(sys, "last_value", None) is None:
+        torch.distributed.destroy_process_group()
 
 
 def _start(cpu: bool | None) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from bmmae.data.loaders import Batch
 from bmmae.errors import TrainingError
-from bmmae.tasks.task import Mode, Task
+from bmmae.tasks.task import JudgesTogether, Mode, Task
 from bmmae.training.devices import gather, seed_from_address, to_device
 from bmmae.training.signals import StopRequest
 from bmmae.training.totals import Totals
@@ -42,7 +42,7 @@ def evaluate(
     Returns:
         Metrics by name; empty if a stop was asked of any rank, for then they are incomplete.
     """
-    totals = Totals()
+    totals, rows = Totals(), []
     device = accelerator.device
     model.eval()
     seed_from_address(seed)
@@ -51,7 +51,14 @@ def evaluate(
             if stop.level:
                 break
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                totals.add(task.evaluate(model, to_device(batch, device)))
+                output = task.evaluate(model, to_device(batch, device))
+            totals.add(output)
+            if output.rows:
+                rows.append({name: value.detach().float().cpu() for name, value in output.rows.items()})
+        if isinstance(task, JudgesTogether):
+            every = [each for own in gather(rows) for each in own]
+            if every and accelerator.is_main_process:  # what ranks have found is added up: one of them says it
+                totals.add(task.judge_together({name: torch.cat([each[name] for each in every]) for name in every[0]}))
     model.train()
     totals.merge()
     interrupted = any(gather(stop.level))

@@ -107,6 +107,7 @@ def fit(
         optim=optim,
         run_dir=run_dir,
         save_model=save_model,
+        data=getattr(train_dataset, "identity", None),
     )
     if main:
         write_config(run_dir, config)

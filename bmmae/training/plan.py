@@ -143,12 +143,22 @@ def make_plan(train: TrainConfig, optim: OptimConfig, length: int, world: int) -
     )
 
 
-def what_must_not_change(plan: Plan, train: TrainConfig, optim: OptimConfig) -> dict[str, int | float | str | None]:
-    """What a resumed run must share with the interrupted one to be its continuation."""
+def what_must_not_change(
+    plan: Plan, train: TrainConfig, optim: OptimConfig, data: str | None = None
+) -> dict[str, int | float | str | None]:
+    """What a resumed run must share with the interrupted one to be its continuation.
+
+    Args:
+        plan: The run's.
+        train: Its configuration.
+        optim: Its optimiser's.
+        data: What tells its training samples from others, if they tell: another fold may have as many.
+    """
     return {
         "train.seed": plan.stream.seed,
         "global batch (train.batch_size x train.accumulate x processes)": plan.stream.global_batch,
         "number of training samples": plan.stream.length,
+        "training samples (data.cohort, data.splits, data.fold ...)": data,
         "train.ema_decay": train.ema_decay,
         "optim.lr": optim.lr,
         "optim.schedule": optim.schedule,

@@ -244,8 +244,9 @@ def begin_run(
     optim: OptimConfig,
     run_dir: Path,
     save_model: SaveModel,
+    data: str | None = None,
 ) -> Run:
-    """Put the parts of a run together, fresh or as the last checkpoint left them.
+    """Put the parts of a run together, fresh or as the last checkpoint left them; `data` tells its samples from others.
 
     Raises:
         TrainingError: The run folder holds a run that is not to be resumed, or one that is another training.
@@ -256,7 +257,7 @@ def begin_run(
     optimizer = make_optimizer(model, optim)
     average = None if train.ema_decay is None else _running_mean(model, train.ema_decay)
     averaged = None if average is None else average.module
-    identity = what_must_not_change(plan, train, optim)
+    identity = what_must_not_change(plan, train, optim, data)
     progress, window = restore(start, model, optimizer, averaged, identity) if start else (Progress(), {})
     accelerator.wait_for_everyone()  # all have looked at the folder before anyone changes it
     if train.recompute:

@@ -81,6 +81,8 @@ def shard(
         make_optimizer: Makes the same optimiser for the divided parameters.
         accelerator: Knows device and ranks.
     """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # channels-last weights cannot be divided
     for tensor in _tensors(model):
         torch.distributed.broadcast(tensor.detach(), src=0)
     whole = copy.deepcopy(model)

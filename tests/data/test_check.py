@@ -156,6 +156,15 @@ def test_one_patient_under_two_names_is_found(tmp_path: Path, splits: tuple[str 
     assert "same voxels as t1.nii.gz of a" in report.findings[0].message
 
 
+def test_one_path_for_two_patients_or_two_modalities_is_found(tmp_path: Path) -> None:
+    one = study(tmp_path / "a", split="train")
+    findings = check_cohort(Cohort((one, Study("b", one.images, split="test"))), progress=False).findings
+    assert [(f.study, f.severity, f.code) for f in findings] == [("b", "error", "duplicate")] * 2
+    twice = Study("c", {"t1": one.images["t1"], "t2": one.images["t1"]})
+    findings = check_cohort(Cohort((twice,)), progress=False).findings
+    assert ("c", "warning", "duplicate") in [(f.study, f.severity, f.code) for f in findings]
+
+
 def test_the_table_lines_up_and_counts(tmp_path: Path) -> None:
     findings = (
         Finding("a", "error", "file", tmp_path, "is broken"),

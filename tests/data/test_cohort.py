@@ -189,3 +189,10 @@ def test_rows_without_an_image_are_set_apart_where_that_is_asked_for(tmp_path: P
     cohort = read_cohort(table(tmp_path, "subject,t1\n1,\n2,b.nii\n"), set_bare_apart=True)
     assert [study.subject for study in cohort] == ["2"]
     assert [study.subject for study in cohort.bare] == ["1"]
+
+
+def test_long_codes_keep_every_digit(tmp_path: Path) -> None:
+    table = tmp_path / "cohort.csv"
+    table.write_text("subject,t1,accession\na,a.nii,12345678901234567891\nb,b.nii,12345678901234567892\n")
+    again = read_cohort(read_cohort(table).write(tmp_path / "again.csv"))
+    assert [study.values["accession"] for study in again] == ["12345678901234567891", "12345678901234567892"]

@@ -182,6 +182,19 @@ def test_lesion_centred_windows_hold_a_lesion_voxel(studies: list[Study], tmp_pa
     assert not all(sample["label"].any() for sample in free)
 
 
+@pytest.mark.parametrize("place", [(4, 10, 8), (14, 15, 7), (8, 8, 8)])
+def test_what_is_judged_for_its_lesions_is_seen_where_they_are(
+    studies: list[Study], tmp_path: Path, place: Triple
+) -> None:
+    label = np.zeros(SHAPE, np.int16)
+    label[place] = 4
+    study = replace(studies[0], seg=save(tmp_path / "seg.nii", label))
+    assert dataset([study], (8, 8, 8))[EVALUATION_EPOCH, 0]["label"].sum() == 3
+    unlabelled = dataset([replace(study, seg=save(tmp_path / "none.nii", np.zeros(SHAPE, np.int16)))], (8, 8, 8))
+    plain = StudyDataset([study], unlabelled.view, unlabelled.cache)
+    assert torch.equal(unlabelled[EVALUATION_EPOCH, 0]["images"], plain[EVALUATION_EPOCH, 0]["images"])
+
+
 @pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 6), (1.0, 18, 42)])
 def test_a_lesion_of_one_voxel_is_aimed_at_as_often_as_a_large_one(
     studies: list[Study], tmp_path: Path, share: float, least: int, most: int

@@ -97,6 +97,28 @@ def test_test_studies_of_the_table_are_in_no_fold() -> None:
     assert {subject for subject, _ in used} == {f"p{p:02}" for p in range(5, 30)}
 
 
+def test_no_visit_of_a_test_patient_is_in_a_fold(tmp_path: Path) -> None:
+    table = Cohort(tuple(replace(s, split="test" if s.key == ("p03", "0") else None) for s in cohort()))
+    folds = make_folds(table, FoldPlan(3))
+    assert "p03" not in {subject for fold in folds for part in PARTS for subject, _ in getattr(fold, part)}
+    before = make_folds(cohort(), FoldPlan(3))  # of a table that marked nobody
+    without = [
+        replace(fold, **{part: tuple(k for k in getattr(fold, part) if k != ("p03", "0")) for part in PARTS})
+        for fold in before
+    ]
+    with pytest.raises(CohortError, match="holds visits of 'p03', of whom the table marks another visit as test"):
+        write_folds(tmp_path / "folds.json", table, without, FoldPlan(3))
+
+
+def test_the_table_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = written(tmp_path).write(tmp_path / "cohort.csv")
+    before = table.read_bytes()
+    for words in (["split", str(table), "--out", str(table)], ["check", str(table), "--html", str(table)]):
+        assert main(words) == 2
+        assert "would be written over" in capsys.readouterr().err
+    assert table.read_bytes() == before
+
+
 def test_a_file_gives_back_what_was_written_and_feeds_training(tmp_path: Path) -> None:
     table, plan = written(tmp_path), FoldPlan(3)
     folds = make_folds(table, plan)
@@ -168,7 +190,7 @@ def test_impossible_plans_are_refused(tmp_path: Path) -> None:
         FoldPlan(validation_share=0.0)
     table, plan = written(tmp_path), FoldPlan(2)
     path = write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)
-    with pytest.raises(CohortError, match=re.escape("has folds 0 to 1, got data.fold 2")):
+    with pytest.raises(CohortError, match=re.escape("has folds 0 to 1, got 2")):
         read_fold(path, table, 2)
 
 

@@ -93,6 +93,23 @@ def test_brats_editions(tmp_path: Path) -> None:
     assert not report.problems
 
 
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("acq-postGd_T1w", "t1ce"),
+        ("acq-ce_T1w", "t1ce"),
+        ("acq-t1ce_T1w", "t1ce"),
+        ("rec-contrast_T1w", "t1ce"),
+        ("acq-space_T1w", "t1"),
+        ("acq-preGd_T1w", "t1"),
+        ("acq-mprage_T1w", "t1"),
+    ],
+)
+def test_contrast_told_by_acquisition_or_reconstruction(tmp_path: Path, name: str, modality: str) -> None:
+    (study,) = index_folder(tree(tmp_path, f"sub-01/anat/sub-01_{name}.nii.gz")).cohort
+    assert set(study.images) == {modality}
+
+
 def test_bids_entities(tmp_path: Path) -> None:
     anat = "sub-01/ses-a/anat/sub-01_ses-a"
     report = index_folder(

@@ -141,6 +141,35 @@ def test_codings_are_found_by_name() -> None:
         find_coding("brats")
 
 
+def test_an_own_coding_is_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "coding.yaml"
+    file.write_text("width: 8\nclasses: {core: 1, rim: 2}\nregions: {lesion: [1, 2], core: [1]}\n")
+    assert find_coding(str(file)) == own_coding({1: "core", 2: "rim"}, {"lesion": [1, 2], "core": [1]})
+    file.write_text("classes: {lesion: 3}\n")
+    assert find_coding(str(file)).regions == {"lesion": (3,)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read the label coding"),
+        ("classes: {core: 1", "cannot read the label coding"),
+        ("- 1\n", "does not say what labels mean"),
+        ("regions: {lesion: [1]}\n", "does not say what labels mean"),
+        ("classes: {core: one}\n", "does not say what labels mean"),
+        ("classes: {core: 1}\nregions: {lesion: 1}\n", "does not say what labels mean"),
+        ("classes: {core: 1, rim: 1}\n", "a label value of its own"),
+        ("classes: {core: 1}\nregions: {lesion: [2]}\n", "region 'lesion' unites values"),
+    ],
+)
+def test_a_file_that_says_no_coding_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    file = tmp_path / "coding.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(LabelError, match=message):
+        find_coding(str(file))
+
+
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("folder", "coding"),

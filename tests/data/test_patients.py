@@ -185,7 +185,11 @@ def test_scaling_is_that_of_the_training_fold() -> None:
         (TargetsConfig(labels=("subtype",)), BesideConfig(clinical=("subtype",)), "'subtype' is predicted"),
         (TargetsConfig(survival=("cox",)), BesideConfig(clinical=("time",)), "'time' is predicted"),
         (TargetsConfig(multilabel={"m": ("sex",)}), BesideConfig(), "column 'sex' holds 'F': expected 1, 0"),
-        (TargetsConfig(labels=("subtype",)), BesideConfig(vector=("sex",)), "has all of the 1 numbers sex"),
+        (
+            TargetsConfig(labels=("subtype",)),
+            BesideConfig(vector=("sex",)),
+            "column 'sex' holds 'F': expected a number",
+        ),
     ],
 )
 def test_columns_that_cannot_be_used_are_one_sentence(

@@ -197,6 +197,19 @@ def test_codes_and_units_follow_the_input(tmp_path: Path, codes: tuple[int, int]
         np.testing.assert_allclose(written.affine, given.affine, atol=1e-5)
 
 
+def test_matrices_that_differ_are_both_kept(tmp_path: Path) -> None:
+    turned = np.array([[0.0, -2, 0, 3], [2, 0, 0, 4], [0, 0, 2, 5], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(RAMP, np.diag([2.0, 2, 2, 1]))
+    image.set_qform(turned, code=1)
+    image.set_sform(np.diag([2.0, 2, 2, 1]), code=2)
+    image.to_filename(tmp_path / "in.nii")
+    given = read_image(tmp_path / "in.nii")
+    write_image(tmp_path / "out.nii", RAMP, given.affine, like=given.path)
+    written = nib.load(tmp_path / "out.nii")
+    np.testing.assert_allclose(written.get_qform(), turned, atol=1e-5)
+    np.testing.assert_allclose(written.get_sform(), np.diag([2.0, 2, 2, 1]), atol=1e-5)
+
+
 def test_a_shear_survives_a_header_that_has_only_a_qform(tmp_path: Path) -> None:
     image = nib.Nifti1Image(RAMP, np.diag([1.0, 1, 2, 1]))
     image.set_qform(image.affine, code=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
+from tiny_studies import SHAPE, save, write_study
 
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.cache import StudyCache
@@ -14,6 +16,7 @@ from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.labels import own_coding
 from bmmae.data.preprocess import PreprocessConfig
+from bmmae.data.small_lesions import warn_of_lost_lesions
 from bmmae.data.synthetic import SyntheticConfig, make_cohort, make_study
 from bmmae.errors import ConfigError
 from bmmae.metrics.lesions import TOUCHING, count_lesions
@@ -64,3 +67,17 @@ def test_windows_aim_at_each_of_them_alike(tmp_path: Path) -> None:
 def test_impossible_radii_are_refused(radii: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match="smallest and a largest radius"):
         SyntheticConfig(lesion_radius_mm=radii)
+
+
+def test_lesions_that_a_coarse_grid_loses_are_told(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    study = write_study(tmp_path / "p", ("t1",))
+    labels = np.zeros(SHAPE, np.int16)
+    for corner in ((6, 8, 6), (6, 14, 6), (12, 8, 6), (12, 14, 9)):
+        labels[tuple(slice(start, start + 2) for start in corner)] = 1
+    labels[9, 11, 11] = 1  # a speck is no lesion
+    study = replace(study, seg=save(tmp_path / "small.nii.gz", labels))
+    plain = replace(study, subject="q", seg=None)
+    warn_of_lost_lesions([study, plain], StudyCache(None, PreprocessConfig(spacing=(1.0,) * 3), ("t1",)))
+    assert not recwarn
+    with pytest.warns(UserWarning, match="of 4 lesions in 1 segmentations, 0 are left on the model.s grid of 4 x 4"):
+        warn_of_lost_lesions([study, plain], StudyCache(None, PreprocessConfig(spacing=(4.0,) * 3), ("t1",)))

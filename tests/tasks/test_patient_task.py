@@ -15,7 +15,7 @@ from bmmae.losses import cox_partial_likelihood, logistic_hazard
 from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.targets import UNKNOWN, Target
 from bmmae.tasks.patient import PatientTask
-from bmmae.tasks.task import Task
+from bmmae.tasks.task import JudgesTogether, Task
 
 SUBTYPE = Target("subtype", "binary", ("subtype",), ("a", "b"))
 SITE = Target("site", "multiclass", ("site",), ("x", "y", "z"))
@@ -126,6 +126,23 @@ def test_two_halves_of_a_batch_add_up() -> None:
     halves = [own.evaluate(model, {k: v[part] for k, v in batch.items()}) for part in (slice(0, 2), slice(2, 4))]
     torch.testing.assert_close(whole.loss_sum, halves[0].loss_sum + halves[1].loss_sum)
     torch.testing.assert_close(whole.loss_count, halves[0].loss_count + halves[1].loss_count)
+
+
+def test_a_validation_set_is_judged_by_its_risk_sets_whatever_the_batches() -> None:
+    model = PatientModel(PatientModelConfig(tiny_config(), (COX, HAZARD))).eval()
+    torch.nn.init.normal_(model.heads[0].weight)
+    own, batch = PatientTask(model.config, importance={"cox": 3.0}), images()
+    assert isinstance(own, JudgesTogether)
+    whole = own.evaluate(model, batch).rows
+    expected, deaths = cox_partial_likelihood(whole["cox"].detach(), whole["time"], whole["event"])
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        parts = [own.evaluate(model, {k: v[order[i : i + 2]] for k, v in batch.items()}) for i in (0, 2)]
+        assert all(set(part.metrics) == {"loss_survival"} for part in parts)
+        together = own.judge_together({name: torch.cat([part.rows[name] for part in parts]) for name in parts[0].rows})
+        torch.testing.assert_close(together.metrics["loss_cox"], (expected, deaths))
+        torch.testing.assert_close(together.loss_sum, 3 * expected)
+        assert float(together.loss_count) == 0  # patients are counted in their batches
+        assert sum(float(part.loss_count) for part in parts) == 3
 
 
 def test_tokens_are_dropped_in_training_only() -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import flags, tiny_mae, volumes
+from tiny_studies import write_study
 
 from bmmae.config import PretrainConfig, parse
 from bmmae.data.loaders import Batch
+from bmmae.data.preprocess import PreprocessConfig
 from bmmae.model.mae import MAE
+from bmmae.model.synthesis import Examples, VoxelSynthesis
 from bmmae.patches import patchify, unpatchify
-from bmmae.tasks.reconstruction import ReconstructionTask
+from bmmae.tasks.reconstruction import ReconstructionTask, fit_synthesis
 from bmmae.tasks.task import Task, tensors
 
 
@@ -150,3 +153,18 @@ def test_standardised_patches_change_the_loss_and_no_metric() -> None:
         patches = ReconstructionTask(replace(model.config, targets="patches")).step(model, data)
     assert float(patches.loss_sum) != pytest.approx(float(voxels.loss_sum), rel=1e-3)
     assert patches.metrics == voxels.metrics
+
+
+def test_visits_of_a_patient_are_in_one_half_of_the_regression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that the variance is fitted to are on patients, not visits, that the coefficients have not seen."""
+    visits = [
+        replace(write_study(tmp_path / str(i), ("t1", "t2"), seed=i), group=patient) for i, patient in enumerate("aabb")
+    ]
+    model = tiny_mae((24, 24, 24), kind="cross", synthesis=8)
+    seen: list[Examples] = []
+    monkeypatch.setattr(VoxelSynthesis, "fit", lambda _, examples: seen.append(examples))
+    fit_synthesis(model, visits, PreprocessConfig())
+    (examples,) = seen
+    first = examples.half.nonzero()[:, 0]
+    assert torch.equal(first, torch.arange(len(first)))  # the first patient's two visits, then the other's
+    assert len(first) == pytest.approx(len(examples.half) / 2, rel=0.1)

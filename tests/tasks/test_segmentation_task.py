@@ -67,12 +67,27 @@ def test_a_region_neither_there_nor_predicted_is_not_counted() -> None:
 
 
 def test_the_mean_dice_is_that_of_the_regions(model: SegmentationModel) -> None:
-    output = SegmentationTask(model.config).evaluate(model, batch())
-    assert list(output.metrics) == ["dice_ET", "dice_TC", "dice_WT", "dice"]
+    output = SegmentationTask(model.config).evaluate(model, addressed())
+    assert list(output.metrics) == ["dice_ET", "dice_TC", "dice_WT", "dice", "dice_subset", "dice_any"]
     for place in (0, 1):
         parts = [float(output.metrics[f"dice_{region}"][place]) for region in ("ET", "TC", "WT")]
         assert sum(parts) == pytest.approx(float(output.metrics["dice"][place]))
     assert torch.equal(output.loss_sum, SegmentationTask(model.config).step(model, batch()).loss_sum)
+
+
+def test_checkpoints_are_chosen_by_what_they_make_of_all_modalities_and_of_some(model: SegmentationModel) -> None:
+    task, data = SegmentationTask(model.config), addressed()
+    first, again = (task.evaluate(model, data).metrics for _ in range(2))
+    assert all(torch.equal(first[name][place], again[name][place]) for name in first for place in (0, 1))
+    kept = task._subsets(data, data["available"], 1.0)  # type: ignore[arg-type]
+    less = model(data["images"], kept, data["brain"][:, None], data["valid"])
+    scores, counts = region_dice(less > 0, data["label"])  # type: ignore[arg-type]
+    assert first["dice_subset"] == (scores.sum(), counts.sum())
+    for place in (0, 1):
+        assert float(first["dice_any"][place]) == pytest.approx(
+            float(first["dice"][place]) + float(first["dice_subset"][place])
+        )
+    assert task.selection == ("dice_any", "max")
 
 
 def test_what_was_not_scanned_is_not_read(model: SegmentationModel) -> None:
@@ -95,7 +110,7 @@ def test_tissue_decides_about_tokens_only_where_the_model_says_so(model: Segment
 
 
 def test_the_encoder_sees_the_visible_tokens_in_training_and_all_in_evaluation(model: SegmentationModel) -> None:
-    data, task = batch(), SegmentationTask(model.config)
+    data, task = addressed(), SegmentationTask(model.config)
     masked = data | {"mask": flags(3, 4, 8, share=0.5)}
     seen: list[torch.Tensor | None] = []
     hook = model.register_forward_pre_hook(lambda _, __, words: seen.append(words.get("visible")), with_kwargs=True)
@@ -106,7 +121,7 @@ def test_the_encoder_sees_the_visible_tokens_in_training_and_all_in_evaluation(m
         hook.remove()
     assert seen[0] is not None
     assert torch.equal(seen[0], ~masked["mask"])
-    assert seen[1:] == [None, None]
+    assert seen[1:] == [None, None, None]
 
 
 def test_it_is_a_task(model: SegmentationModel) -> None:
@@ -135,7 +150,7 @@ def test_distillation_is_zero_where_student_and_teacher_agree() -> None:
 def test_hard_subsets_learn_from_the_full_set_and_the_teacher_gets_no_gradient(model: SegmentationModel) -> None:
     task = SegmentationTask(model.config, DistillConfig(weight=1.0, dropout=1.0), seed=1)
     data = addressed()
-    kept = task._subsets(data, data["available"])  # type: ignore[arg-type]
+    kept = task._subsets(data, data["available"], 1.0)  # type: ignore[arg-type]
     assert kept.any(dim=1).all()
     assert not (kept & ~data["available"]).any()  # type: ignore[operator]
     hard = (kept != data["available"]).any(dim=1)
@@ -155,7 +170,7 @@ def test_hard_subsets_learn_from_the_full_set_and_the_teacher_gets_no_gradient(m
 def test_the_subsets_are_a_function_of_the_address(model: SegmentationModel) -> None:
     task = SegmentationTask(model.config, DistillConfig(weight=1.0, dropout=0.7), seed=1)
     everything = torch.ones(3, 4, dtype=torch.bool)
-    drawn = [task._subsets(addressed(epoch), everything) for epoch in (0, 0, *range(1, 20))]
+    drawn = [task._subsets(addressed(epoch), everything, 0.7) for epoch in (0, 0, *range(1, 20))]
     assert torch.equal(drawn[0], drawn[1])
     assert len({str(kept.tolist()) for kept in drawn}) > 5
 
@@ -165,6 +180,35 @@ def test_without_dropped_modalities_nothing_is_distilled(model: SegmentationMode
     output = task.step(model, addressed())
     assert "distillation" not in output.metrics
     assert torch.equal(output.loss_sum, SegmentationTask(model.config).step(model, batch()).loss_sum)
+
+
+def test_the_teacher_looks_in_every_step_so_that_ranks_that_share_weights_stay_together(
+    model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    forward = model.forward
+
+    def counted(images: torch.Tensor, *rest: object, **more: object) -> object:
+        calls.append(len(images))
+        return forward(images, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "forward", counted)
+    for dropout in (0.0, 1.0):
+        SegmentationTask(model.config, DistillConfig(weight=1.0, dropout=dropout), seed=1).step(model, addressed())
+    assert len(calls) == 4
+    assert calls[:2] == [3, 1]
+
+
+def test_what_is_left_of_a_sample_shows_the_same_share_of_its_tokens(model: SegmentationModel) -> None:
+    task = SegmentationTask(model.config, DistillConfig(weight=1.0, dropout=1.0), seed=1, visible_share=0.25)
+    visible = torch.zeros(3, 4, 4000, dtype=torch.bool)
+    visible[:, 0] = True
+    hard = torch.tensor([True, False, True])
+    drawn = task._seen_of_less(addressed(), visible, hard)
+    assert drawn is not None
+    assert torch.equal(drawn[1], visible[1])
+    assert drawn[hard].float().mean(2) == pytest.approx(0.25, abs=0.03)
+    assert task._seen_of_less(addressed(), None, hard) is None
 
 
 @pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"dropout": 2.0}])

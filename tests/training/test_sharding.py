@@ -29,7 +29,13 @@ KEYS = ("train/loss", "grad_norm", "val/loss")
 
 
 def two_ranks(run_dir: Path, sharded: bool = True, **changes: object) -> None:
-    """Train over gloo, as a scheduler starts it."""
+    """Train an autoencoder on two ranks."""
+    options = [part for key, value in changes.items() for part in (f"--{key}", json.dumps(value))]
+    start_two([SCRIPT, str(run_dir), *options], sharded=sharded)
+
+
+def start_two(words: list[str], *, sharded: bool = True) -> None:
+    """Start a script twice over gloo, as a scheduler does."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = str(server.getsockname()[1])
@@ -39,10 +45,9 @@ def two_ranks(run_dir: Path, sharded: bool = True, **changes: object) -> None:
         "OMP_NUM_THREADS": "1",
     }
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    options = [part for key, value in changes.items() for part in (f"--{key}", json.dumps(value))]
     ranks = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, str(run_dir), *options],
+            [sys.executable, *words],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -95,6 +100,12 @@ def test_a_modality_absent_from_a_ranks_batch_breaks_nothing(tmp_path: Path, mon
     train_smallest(tmp_path / "one", batch_size=1, accumulate=2)
     for two, one in zip(histories(tmp_path / "two"), histories(tmp_path / "one"), strict=True):
         assert dict(two) == pytest.approx(dict(one), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its processes would take the GPUs")
+def test_a_divided_segmentation_model_learns_and_no_rank_waits_for_the_others_teacher() -> None:
+    start_two([str(Path(__file__).with_name("segmentation_ranks.py"))])
 
 
 @pytest.mark.parametrize(("change", "name"), [({"ema_decay": 0.9}, "ema_decay"), ({"compile": True}, "compile")])

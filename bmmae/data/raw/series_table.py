@@ -96,7 +96,8 @@ def apply_table(path: Path, rows: Sequence[Row], wanted: Sequence[str] = STANDAR
     """Return the rows with the modalities of an edited table; rows that it lacks are left out.
 
     Raises:
-        CohortError: If it is no such table, is of another folder, or gives one visit a modality twice.
+        CohortError: If it is no such table, is of another folder, names other patients than the import would, or gives
+            one visit a modality twice.
         ModalityError: If it names an unknown modality.
     """
     known = {row.key: row for row in rows}
@@ -108,6 +109,14 @@ def apply_table(path: Path, rows: Sequence[Row], wanted: Sequence[str] = STANDAR
             raise CohortError(
                 f"{path}, line {line}: no series with key '{cells['key']}' in this folder; make the table again by "
                 "running import-dicom without --table"
+            )
+        name = known[cells["key"]].name
+        said = cells.get("subject", name.subject), cells.get("session", name.session)
+        if said != (name.subject, name.session):
+            raise CohortError(
+                f"{path}, line {line}: the series is of {' '.join(said).strip()} there and of "
+                f"{' '.join((name.subject, name.session)).strip()} now: patients of a larger folder are numbered anew. "
+                "Give the numbers of the first import with --mapping, or make the table again in a new --out"
             )
         cell = "" if is_blank(cells["modality"]) else cells["modality"].lower()
         chosen = cell if cell in {"", STRUCTURES} else canonical(cell, wanted)

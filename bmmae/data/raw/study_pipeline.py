@@ -88,13 +88,13 @@ def reference_of(study: Study) -> str:
 
 
 def state_of(study: Study, config: PipelineConfig, atlas: Atlas | None) -> str:
-    """Return a hash of everything that the result depends on: sources by size and time, settings, versions.
+    """Return a hash of everything that the result depends on: sources by role, size and time, settings, versions.
 
     Raises:
         ImageError: If a file of the study does not exist.
     """
     # Not the place: a cohort that moves as a whole is not prepared again.
-    stats = [fingerprint(file)[1:] for file in study.files()]
+    stats = {role: fingerprint(file)[1:] for role, file in study.by_role().items()}
     program = stripping.installed()
     content = (stats, asdict(config), atlas.state if atlas else "", program, __version__)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

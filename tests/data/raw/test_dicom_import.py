@@ -176,6 +176,20 @@ def test_an_edited_table_decides(patient: Patient, tmp_path: Path, capsys: pytes
     assert "no series with key 'ffff' in this folder" in capsys.readouterr().err
 
 
+def test_a_table_of_other_numbers_is_refused(
+    patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient.series("T2 tse", number=1, **LONG)
+    command = ["import-dicom", str(patient.folder), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    table = tmp_path / "table.csv"
+    table.write_text((tmp_path / "out" / "series.csv").read_text().replace("sub-0001", "sub-0002"))
+    capsys.readouterr()
+    assert main([*command, "--table", str(table)]) == 2
+    assert "is of sub-0002" in (said := capsys.readouterr().err)
+    assert "numbered anew" in said
+
+
 def test_a_missing_slice_or_a_short_file_leaves_a_series_out(
     patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,8 @@ def test_a_finished_study_is_kept_until_its_sources_or_settings_change(
     assert read_cohort(again.table)[0] == study
     state = study_pipeline.state_of(raw, COARSE, None)
     assert state != study_pipeline.state_of(raw, replace(COARSE, spacing=3.0), None)
+    swapped = {T1CE: raw.images[T2], T2: raw.images[T1CE]}  # a table whose columns were corrected
+    assert state != study_pipeline.state_of(replace(raw, images=swapped), COARSE, None)
     os.utime(raw.images[T2])
     assert state != study_pipeline.state_of(raw, COARSE, None)
 

@@ -1,0 +1,42 @@
+"""Clinical columns: numbers stay numbers, whatever else a table holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from bmmae.clinical import ClinicalVariable, VectorInput, fit_clinical, fit_vector
+from bmmae.errors import CohortError
+
+
+def test_text_in_another_part_of_the_table_changes_nothing() -> None:
+    # A column with any text in it is read as text, for all rows.
+    assert fit_clinical("age", ["61.5", None, "42"]) == fit_clinical("age", [61.5, None, 42.0])
+    age = ClinicalVariable("age", "numeric", 60.0, 10.0)
+    assert age.encode("70") == age.encode(70.0) == (1.0, True)
+    with pytest.raises(CohortError, match="column 'age' holds '>89': expected a number"):
+        age.encode(">89")
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["61", "42", ">89"], "'age' holds numbers and '>89': write numbers with a decimal point"),
+        (["61,5", "42,1", "50,0"], "'age' holds numbers and '61,5', '42,1', '50,0'"),
+    ],
+)
+def test_numbers_that_cannot_be_read_are_named(cells: list[str], message: str) -> None:
+    with pytest.raises(CohortError, match=message):
+        fit_clinical("age", cells)
+
+
+def test_words_are_categories_though_one_is_a_number() -> None:
+    assert fit_clinical("grade", ["low", "high", "4"]).categories == ("4", "high", "low")
+    assert fit_clinical("sex", ["F", "M", None]).kind == "categorical"
+
+
+def test_a_vector_takes_numbers_alone() -> None:
+    vector = fit_vector(("a", "b"), [{"a": 1.0, "b": "2"}, {"a": 3.0, "b": "4"}])
+    assert vector == VectorInput(("a", "b"), (2.0, 3.0), (1.0, 1.0))
+    assert vector.encode({"a": 2.0, "b": None}) == ([0.0, 0.0], False)
+    with pytest.raises(CohortError, match="column 'b' holds 'error': expected a number or a blank cell"):
+        vector.encode({"a": 2.0, "b": "error"})
