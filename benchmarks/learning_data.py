@@ -92,10 +92,15 @@ def synthetic_source(train: int, test: int, *, size: int = 64, seed: int = 100, 
     cohort = synthetic_cohort(SyntheticConfig(train + test, seed, size), work)
     parts = (Parts(cohort.studies[:train], (), cohort.studies[train:]),)
     preprocess = PreprocessConfig(spacing=(FIELD_OF_VIEW / size,) * 3)
-    name = f"synthetic-{GENERATOR_VERSION}-{size}-{train}-{test}"
+    name = synthetic_name(train, test, size)
     cache = StudyCache(work / "cache", preprocess, STANDARD)
     prepare(cohort, cache)
     return Source(name, parts, cache, EDITIONS, (size, size, size))
+
+
+def synthetic_name(train: int, test: int, size: int = 64) -> str:
+    """Return what cells call a synthetic cohort."""
+    return f"synthetic-{GENERATOR_VERSION}-{size}-{train}-{test}"
 
 
 def prepare(cohort: Cohort, cache: StudyCache) -> None:

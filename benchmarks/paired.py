@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from full_volumes import flat
+from full_volumes import Scores, counter_intuitive_rate, flat
 from harness import Figure
 
 from bmmae.evaluation.intervals import mean_with_interval
@@ -52,6 +52,24 @@ def differences(ours: ByPlace, theirs: ByPlace) -> dict[str, float]:
         if shared:
             found[patient] = statistics.fmean(ours[patient][place] - theirs[patient][place] for place in shared)
     return found
+
+
+def counter_intuitive_by_patient(tables: Iterable[Scores]) -> Figure:
+    """Return how often Dice falls by over half a point when a modality is added, as the mean of patients' rates."""
+    rates: dict[str, list[float]] = {}
+    for table in tables:
+        for patient in {patient for regions in table.values() for scores in regions.values() for patient in scores}:
+            rates.setdefault(patient, []).append(counter_intuitive_rate([_of_one(table, patient)]).rate)
+    unit = f"share of (patient, pair, region), {len(rates)} patients, lower is better"
+    values = {patient: statistics.fmean(found) for patient, found in rates.items()}
+    return figure_by_patient(values, asked=0.1, unit=unit, scale=1.0)
+
+
+def _of_one(table: Scores, patient: str) -> Scores:
+    return {
+        subset: {region: {patient: scores[patient]} for region, scores in regions.items() if patient in scores}
+        for subset, regions in table.items()
+    }
 
 
 def figure_by_patient(

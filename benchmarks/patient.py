@@ -104,7 +104,7 @@ def _parse() -> argparse.Namespace:
     if unknown:
         sys.exit(f"error: unknown method {', '.join(sorted(unknown))}: expected some of {', '.join(methods())}")
     if given.quick:
-        given.seconds = 2.0
+        given.seconds = 1.0
         given.only = given.only or list(QUICK_METHODS)
     return given
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,12 @@ class Encoded:
         chosen = np.array([name == label for name in self.subsets])
         return Encoded(self.rows.taken(chosen), (label,) * int(chosen.sum()), 0.0)
 
+    def of_studies(self, keys: Collection[object]) -> Encoded:
+        """Return the rows of some studies; the time to encode them is their share."""
+        chosen = np.array([study.key in keys for study in self.rows.studies])
+        subsets = tuple(name for name, kept in zip(self.subsets, chosen, strict=True) if kept)
+        return Encoded(self.rows.taken(chosen), subsets, self.seconds * float(chosen.mean()))
+
 
 def measured_parts(source: Source, work: Path = WORK) -> tuple[tuple[Study, ...], tuple[Study, ...]]:
     """Return the training and the test studies with their measures, made once."""
@@ -75,17 +81,22 @@ def model_of(
     return model
 
 
-def encode(model: PatientModel, studies: Sequence[Study], source: Source, name: str, work: Path = WORK) -> Encoded:
-    """Encode studies from every subset of their modalities, once for all contestants of that name."""
-    told = json.dumps([name, source.name, model.config.lesion, [study.subject for study in studies]])
+def encode(
+    model: PatientModel, studies: Sequence[Study], source: Source, name: str, work: Path = WORK, *, every: bool = True
+) -> Encoded:
+    """Encode studies once for all contestants of that name, from every subset of their modalities or from all."""
+    told = json.dumps(
+        [name, source.name, model.config.lesion, [study.subject for study in studies], *([] if every else ["all"])]
+    )
     kept = work / f"features-{hashlib.sha256(told.encode()).hexdigest()[:16]}.npz"
     if not kept.exists():
         started = time.process_time()
-        found = over_subsets(model, Visits(studies, source.cache, columns_of(model), every=True), _look(model))
+        found = over_subsets(model, Visits(studies, source.cache, columns_of(model), every=every), _look(model))
         names = [study.subject for study in found.studies]
         labels = [subset_label(subset) for subset in found.subsets]
         features = found.logits["features"].numpy()
         spent = time.process_time() - started
+        kept.parent.mkdir(parents=True, exist_ok=True)
         np.savez(kept, subjects=names, subsets=labels, features=features, seconds=spent)
     held = np.load(kept)
     by_name = {study.subject: study for study in studies}

@@ -1,7 +1,8 @@
 """Pretrained weights for comparisons at equal compute: the library's recipe and the published one, at one size.
 
-Both have the encoder of the recipe `tiny`, the same studies, windows, batch, peak learning rate and computing
-seconds. What differs is what the recipes differ in: masking, decoder, tokens, augmentation, weight decay.
+Both have an encoder of the size of the recipe `tiny`, the same studies, windows, batch, peak learning rate and
+computing seconds. What differs is what the recipes differ in: positions, masking, decoder, tokens, aims,
+augmentation, weight decay.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ def configuration(recipe: Recipe, window: tuple[int, int, int]) -> PretrainConfi
     if recipe == "ours":
         return replace(tiny, model=replace(tiny.model, size=window))
     published = _read("published")
-    small = tiny.model.decoder
+    small, core = tiny.model.decoder, tiny.model.encoder
     decoder = replace(published.model.decoder, dim=small.dim, depth=small.depth, heads=small.heads)
-    model = replace(published.model, patch=tiny.model.patch, size=window, encoder=tiny.model.encoder, decoder=decoder)
+    encoder = replace(
+        published.model.encoder, dim=core.dim, depth=core.depth, heads=core.heads, mlp_ratio=core.mlp_ratio
+    )
+    model = replace(published.model, patch=tiny.model.patch, size=window, encoder=encoder, decoder=decoder)
     optim = replace(published.optim, lr=tiny.optim.lr)
     train = replace(published.train, batch_size=tiny.train.batch_size)
     return replace(published, model=model, optim=optim, train=train)

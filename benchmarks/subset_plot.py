@@ -24,6 +24,7 @@ def plot_subsets(runs: Mapping[str, list[dict[str, Any]]], path: Path, title: st
     regions = list(dict.fromkeys(r for scores in scored.values() for places in scores.values() for _, r in places))
     if not regions:
         return
+    most = max(map(len, scored.values()))
     figure, panels = plt.subplots(len(regions), 1, figsize=(9, 3 * len(regions)), sharex=True, squeeze=False)
     for region, panel in zip(regions, panels[:, 0], strict=True):
         for method, scores in scored.items():
@@ -34,7 +35,8 @@ def plot_subsets(runs: Mapping[str, list[dict[str, Any]]], path: Path, title: st
                     means[label] = fmean(values)
             bold = 2.5 if method == "ours" else 1.0
             places = [labels.index(label) for label in means]
-            panel.plot(places, list(means.values()), marker="o", markersize=3, linewidth=bold, label=method)
+            said = method if len(scores) == most else f"{method}, {len(scores)} of {most} patients"
+            panel.plot(places, list(means.values()), marker="o", markersize=3, linewidth=bold, label=said)
         panel.set_ylabel(f"Dice, {region}")
         panel.set_ylim(0, 1)
         panel.grid(alpha=0.3)

@@ -16,6 +16,10 @@ Values = dict[str, dict[str, dict[str, float]]]
 """`t1+t2>flair`, metric, patient: value, the mean over seeds."""
 OURS = ("saved", "ours")
 """Whose gains are the headline: weights given by hand, else those pretrained here."""
+RIVALS = {"ridge": 1.0, "ridge_2mm": None, "unet": 0.5, "published": None, "mean": None}
+"""Comparators from the three others, and by how many dB ours is asked to be above them."""
+LEFT_OUT = "left out"
+"""The method that does not synthesise: the segmenter sees the others alone."""
 FULL = 3
 FIXED = "fixed"
 NOMINAL = 0.9
@@ -70,52 +74,100 @@ def _figure(values: Mapping[str, float], unit: str, asked: float | None = None) 
 
 
 def headline_figures(cells: Sequence[Cell]) -> dict[str, Figure]:
-    """Return the headline over the folds, or on the fixed split where no fold was run; gains of ours by patient."""
-    on_folds = gather(cells, "score", fixed=False)
-    scores = on_folds or gather(cells, "score", fixed=True)
-    ours = next((scores[name] for name in OURS if name in scores), None)
+    """Return the gains of ours by patient, over the folds and (`..._fixed`) on the fixed split."""
     figures: dict[str, Figure] = {}
-    if ours is None:
-        return figures
-    pairs = full_pairs(ours)
-    every = [label for labels in pairs.values() for label in labels]
-    where = f"from the three others, {len({p for label in every for p in ours[label]['psnr']})} patients"
-    if "ridge" in scores:
-        ridge = scores["ridge"]
-        figures["psnr_gain_over_ridge_mean"] = _figure(gains(ours, ridge, every), f"dB, {where}", 1.0)
-        worst = min(pairs, key=lambda name: statistics.fmean(gains(ours, ridge, pairs[name]).values()))
-        values = gains(ours, ridge, pairs[worst])
-        figures["psnr_gain_over_ridge_min"] = _figure(values, f"dB, the smallest gain: {worst}", 0.0)
-    if "unet" in scores:
-        unet = scores["unet"]
-        figures["psnr_gain_over_unet_mean"] = _figure(gains(ours, unet, every), "dB, equal computing seconds", 0.5)
-        figures["ssim_gain_over_unet"] = _figure(gains(ours, unet, every, "ssim"), "SSIM, mean over modalities", 0.0)
-    figures |= _coverage(cells, fixed=not on_folds)
+    for fixed in (False, True):
+        found = _figures(cells, fixed=fixed)
+        figures |= {f"{name}_fixed" if fixed else name: figure for name, figure in found.items()}
     return figures
 
 
-def _coverage(cells: Sequence[Cell], *, fixed: bool) -> dict[str, Figure]:
-    """How far each patient's coverage is from what was promised."""
+def _figures(cells: Sequence[Cell], *, fixed: bool) -> dict[str, Figure]:
+    scores = gather(cells, "score", fixed=fixed)
+    name = next((name for name in OURS if name in scores), None)
+    figures: dict[str, Figure] = {}
+    if name is None:
+        return figures
+    ours = scores[name]
+    for rival, asked in RIVALS.items():
+        if rival in scores:
+            figures |= _over(ours, scores[rival], rival, asked)
+    figures |= _from_one(ours, {rival: theirs for rival, theirs in scores.items() if rival not in OURS})
+    return figures | _coverage(cells, name, fixed=fixed) | _use(gather(cells, "use", fixed=fixed), name)
+
+
+def _over(ours: Values, theirs: Values, rival: str, asked: float | None) -> dict[str, Figure]:
+    """From the three others: the mean gain over modalities, and that of the modality that gains least."""
+    figures = {}
+    pairs = full_pairs(ours)
+    every = [label for labels in pairs.values() for label in labels]
+    for metric, unit, target in (("psnr", "dB", asked), ("ssim", "SSIM", 0.0)):
+        by_modality = {wanted: gains(ours, theirs, labels, metric) for wanted, labels in pairs.items()}
+        by_modality = {wanted: values for wanted, values in by_modality.items() if values}
+        if not by_modality:
+            continue
+        whole = gains(ours, theirs, every, metric)
+        told = f"{unit}, from the three others, {len(whole)} patients"
+        figures[f"{metric}_gain_over_{rival}_mean"] = _figure(whole, told, target)
+        least = min(by_modality, key=lambda wanted: statistics.fmean(by_modality[wanted].values()))
+        figures[f"{metric}_gain_over_{rival}_min"] = _figure(
+            by_modality[least], f"{unit}, the smallest gain: {least}", 0.0
+        )
+    return figures
+
+
+def _from_one(ours: Values, rivals: Mapping[str, Values]) -> dict[str, Figure]:
+    """From one modality: the mean gain over whichever comparator is closest on the pairs that it makes."""
+    every = [label for labels in full_pairs(ours, 1).values() for label in labels]
+    over = {rival: gains(ours, theirs, every) for rival, theirs in rivals.items()}
+    over = {rival: values for rival, values in over.items() if values}
+    if not over:
+        return {}
+    closest = min(over, key=lambda rival: statistics.fmean(over[rival].values()))
+    unit = f"dB, from one modality, over {closest}, the closest of {len(over)}, {len(over[closest])} patients"
+    return {"psnr_gain_from_one": _figure(over[closest], unit, 0.0)}
+
+
+def _coverage(cells: Sequence[Cell], method: str, *, fixed: bool) -> dict[str, Figure]:
+    """How far coverage is from what was promised: of each modality of a patient, and the mean over these."""
     found: dict[str, list[float]] = {}
-    rows = [row for row in cells if (row["cell"]["fold"] == FIXED) == fixed and row.get("coverage")]
-    chosen = next((name for name in OURS if any(row["cell"]["method"] == name for row in rows)), None)
-    for row in rows:
-        if row["cell"]["method"] == chosen:
-            for patients in row["coverage"].values():
+    for row in cells:
+        if (row["cell"]["fold"] == FIXED) == fixed and row["cell"]["method"] == method:
+            for patients in row.get("coverage", {}).values():
                 for patient, share in patients.items():
-                    found.setdefault(patient, []).append(share)
+                    found.setdefault(patient, []).append(abs(share - NOMINAL))
     if not found:
         return {}
-    errors = {patient: abs(statistics.fmean(shares) - NOMINAL) for patient, shares in found.items()}
-    unit = f"distance of a patient's coverage from {NOMINAL:g}, lower is better"
+    errors = {patient: statistics.fmean(shares) for patient, shares in found.items()}
+    unit = f"distance of a modality's coverage from {NOMINAL:g}, lower is better"
     return {"coverage_error": _figure(errors, unit)}
+
+
+def _use(used: Mapping[str, Values], method: str) -> dict[str, Figure]:
+    """Dice of a segmenter on sets that ours completed, minus that on the real sets, and on sets that lack it."""
+    ours, left_out = used.get(method), used.get(LEFT_OUT)
+    if ours is None:
+        return {}
+    found = {}
+    real = {name: ours["none"] for name in STANDARD if "none" in ours}
+    for rival, name in ((real, "real"), (left_out or {}, "left_out")):
+        values: dict[str, list[float]] = {}
+        for wanted in set(ours) & set(rival) - {"none"}:
+            for region, patients in ours[wanted].items():
+                for patient in set(patients) & set(rival[wanted].get(region, {})):
+                    values.setdefault(patient, []).append(patients[patient] - rival[wanted][region][patient])
+        if values:
+            unit = f"Dice points, completed minus {name.replace('_', ' ')}, {len(values)} patients"
+            gap = {patient: statistics.fmean(gaps) for patient, gaps in values.items()}
+            found[f"use_minus_{name}"] = figure_by_patient(gap, unit=unit)
+    return found
 
 
 def table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return flat rows: how each method was trained, every mean with its interval, and gains in every modality."""
     rows: list[dict[str, Any]] = [_training_row(row) for row in cells]
     for fixed in (False, True):
-        data = "fixed split" if fixed else "folds"
+        data = FIXED if fixed else "folds"
         for part in ("score", "use"):
             found = gather(cells, part, fixed=fixed)
             for method, values in found.items():
@@ -132,7 +184,21 @@ def table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
                     for metric, patients in metrics.items()
                 ]
             rows += _gain_rows(found, data) if part == "score" else []
+        rows += _coverage_rows(cells, data, fixed=fixed)
     return rows
+
+
+def _coverage_rows(cells: Sequence[Cell], data: str, *, fixed: bool) -> list[dict[str, Any]]:
+    """Coverage of the deviations, asked for nine in ten voxels, by method and modality."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in cells:
+        if (row["cell"]["fold"] == FIXED) == fixed:
+            for label, patients in row.get("coverage", {}).items():
+                found.setdefault((row["cell"]["method"], label), {}).update(patients)
+    return [
+        {"table": "coverage", "data": data, "method": method, "pair": label, **_spread(patients)}
+        for (method, label), patients in sorted(found.items())
+    ]
 
 
 def _training_row(row: Cell) -> dict[str, Any]:

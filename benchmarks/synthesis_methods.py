@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -37,7 +38,7 @@ from bmmae.training.adversarial import AdversarialConfig, train_adversarially
 from bmmae.training.devices import uses_bf16
 
 Volumes = Mapping[str, np.ndarray]
-METHODS = ("mean", "ridge", "unet", "cyclegan", "published", "ours", "saved")
+METHODS = ("mean", "ridge", "ridge_2mm", "unet", "cyclegan", "published", "ours", "saved")
 PRETRAINED = ("published", "ours")
 TRAINED = ("unet", "cyclegan", *PRETRAINED)
 ONE_MILLIMETRE = 1.0
@@ -198,8 +199,8 @@ def _mean(assignment: Assignment) -> Method:
     return OneByOne(comparator)
 
 
-def _ridge(assignment: Assignment) -> Method:
-    comparator = VoxelRegression(preprocess=_spaced(assignment.scale.voxelwise))
+def _ridge(assignment: Assignment, spacing: float | None = None) -> Method:
+    comparator = VoxelRegression(preprocess=_spaced(spacing or assignment.scale.voxelwise))
     comparator.fit(prepared(assignment.parts.train, comparator.preprocess))
     return OneByOne(comparator)
 
@@ -266,6 +267,7 @@ def _autoencoder(folder: Path) -> MAE:
 MAKERS: dict[str, Callable[[Assignment], Method]] = {
     "mean": _mean,
     "ridge": _ridge,
+    "ridge_2mm": partial(_ridge, spacing=REAL_SPACING),
     "unet": _unet,
     "cyclegan": _cyclegan,
     "saved": _saved,

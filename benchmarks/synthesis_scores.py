@@ -170,7 +170,7 @@ def _completed(
 
 
 def _dice_by_region(segmenter: SegmentationModel, ready: PreparedStudy, source: Source) -> dict[str, float]:
-    """Dice of each region on the segmenter's grid; what is empty in truth and prediction is left out."""
+    """Dice of each region on the segmenter's grid; 1 for what is empty in truth and prediction (BraTS's rule)."""
     if ready.label is None:
         return {}
     with torch.inference_mode():
@@ -178,7 +178,7 @@ def _dice_by_region(segmenter: SegmentationModel, ready: PreparedStudy, source: 
     truth = region_masks(ready.label, source.coding)
     pairs = zip(source.coding.regions, predicted, truth, strict=True)
     values = {region: dice(np.asarray(one, bool), np.asarray(other, bool)) for region, one, other in pairs}
-    return {region: value for region, value in values.items() if not math.isnan(value)}
+    return {region: 1.0 if math.isnan(value) else value for region, value in values.items()}
 
 
 def summary(scores: Scores) -> dict[str, Any]:

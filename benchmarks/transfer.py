@@ -12,16 +12,31 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from budgeted import train
 from cells import CellStore
+from embeddings import neighbours
 from full_volumes import score_volumes
-from harness import arguments, parse, write_result
-from learning_data import WORK, Source, real_source, synthetic_source
-from patient_learning import FIGURES, fine_tune_patients, predict_patients
+from harness import RESULTS, arguments, parse, write_result
+from learning_data import WORK, Source, real_source, synthetic_name, synthetic_source
+from patient_features import answers, encode, fit, model_of
+from patient_learning import (
+    AUGMENT,
+    BATCH,
+    FIGURES,
+    IMAGES_ALONE,
+    LAYER_DECAY,
+    OPTIM,
+    Predictions,
+    dataset_of,
+    predict_patients,
+)
 from pretrained_weights import Recipe, configuration, form_of, random_weights, weights_of
 from probe import frozen_features, patch_statistics, probe, probe_unseen
 from real import Parts
@@ -34,6 +49,9 @@ from bmmae.data.cohort import Study
 from bmmae.evaluation.subsets import all_subsets
 from bmmae.modalities import STANDARD, subset_label
 from bmmae.model.mae import MAE
+from bmmae.model.patient import PatientModel
+from bmmae.patient_prediction import columns_of
+from bmmae.tasks.patient import PatientTask
 
 RECIPES: tuple[Recipe, ...] = ("ours", "published")
 WEIGHTS = ("random", *RECIPES)
@@ -48,6 +66,11 @@ CASES = (1, 3, None)
 SHARES = (0.1, 0.3, 1.0)
 TRAIN, TEST, SEGMENTED = 400, 400, 100
 """Synthetic subjects; so many of the test subjects are segmented too."""
+TOKEN_SHARE = 0.25
+"""Of a patient's tokens, in fine-tuning: five times as many steps in the same time."""
+SCRATCH = OPTIM
+PRETRAINED = replace(OPTIM, lr=1e-4, layer_decay=LAYER_DECAY)
+QUICK, QUICK_SEGMENTED, QUICK_SIZE = 8, 3, 32
 Cell = dict[str, Any]
 
 
@@ -67,11 +90,22 @@ def main() -> None:
                 if key in ("part", "weights", "given", "fitted_on", "fold", "seed", "amount")
             }
             print(*(f"{key} {value}," for key, value in told.items()), _gist(row))
-    keys = [cell for name, source in sources.items() for cell in cells(given, name, source)]
-    rows = [row for row in map(store.find, keys) if row is not None]
-    patients = {name: {s.group for parts in source.parts for s in parts.test} for name, source in sources.items()}
-    headline = headline_figures(rows, patients)
-    write_result("transfer", quick=given.quick, runs=len(rows), headline=headline, rows=table_rows(rows))
+    made = {_pretraining(given, recipe, 0, source) for recipe in RECIPES for source in sources.values()}
+    rows = [row for row in store if _is_current(row["cell"], given, made)]
+    write_result("transfer", quick=given.quick, runs=len(rows), headline=headline_figures(rows), rows=table_rows(rows))
+
+
+def _is_current(cell: Mapping[str, Any], given: argparse.Namespace, pretrainings: set[str]) -> bool:
+    """Tell whether a finished cell is about what is asked now, of any part: a short run must not hide the rest."""
+    synthetic = synthetic_name(QUICK, QUICK, QUICK_SIZE) if given.quick else synthetic_name(TRAIN, TEST)
+    return (
+        cell["data"] in ("real", synthetic)
+        and cell["threads"] == given.threads
+        and cell.get("seconds", given.seconds) == given.seconds
+        and cell.get("width", given.width) == given.width
+        and (cell["part"] != "patients" or cell.get("token_share") == TOKEN_SHARE)
+        and cell.get("pretraining", next(iter(pretrainings))) in pretrainings
+    )
 
 
 def _parse() -> argparse.Namespace:
@@ -87,6 +121,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="seeds at the smallest fraction")
     parser.add_argument("--width", type=int, default=8, help="channels of our decoder at full resolution")
     parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these folds of the real cases")
+    parser.add_argument("--amounts", nargs="+", default=None, help="only so many cases, such shares, or `all`")
     given = parse(parser)
     if given.quick:
         given.data, given.seeds, given.width = ["synthetic"], 1, 4
@@ -96,7 +131,7 @@ def _parse() -> argparse.Namespace:
 
 def _sources(given: argparse.Namespace) -> dict[str, Source]:
     if given.quick:
-        return {"synthetic": synthetic_source(8, 8, size=32)}
+        return {"synthetic": synthetic_source(QUICK, QUICK, size=QUICK_SIZE)}
     made = {"real": real_source, "synthetic": lambda: synthetic_source(TRAIN, TEST)}
     return {name: made[name]() for name in given.data}
 
@@ -142,19 +177,32 @@ def _probe_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
             yield {"weights": weights, "given": subset_label(STANDARD), "fitted_on": "train"}
 
 
+def _embedding_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
+    del given, name
+    for weights in WEIGHTS:
+        yield {"weights": weights}
+
+
 def _segmentation_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
     amounts = CASES if name == "real" else SHARES
     yield from _learning_cells(given, amounts, {"width": given.width})
 
 
+def _linear_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
+    for cell in _patient_cells(given, name):
+        yield {key: value for key, value in cell.items() if key not in ("seconds", "token_share")}
+
+
 def _patient_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
     if name == "synthetic":
-        yield from _learning_cells(given, SHARES, {})
+        yield from _learning_cells(given, SHARES, {"token_share": TOKEN_SHARE})
 
 
 def _learning_cells(given: argparse.Namespace, amounts: Sequence[float | None], more: Cell) -> Iterator[Cell]:
     chosen = amounts[-1:] if given.quick else amounts
     for place, amount in enumerate(chosen):
+        if given.amounts is not None and ("all" if amount is None else f"{amount:g}") not in given.amounts:
+            continue
         for weights in WEIGHTS:
             for seed in range(given.seeds if place == 0 else 1):
                 yield {"weights": weights, "amount": amount, "seed": seed, "seconds": given.seconds} | more
@@ -163,7 +211,9 @@ def _learning_cells(given: argparse.Namespace, amounts: Sequence[float | None], 
 PARTS = {
     "pretrain": _pretrain_cells,
     "probe": _probe_cells,
+    "embeddings": _embedding_cells,
     "segmentation": _segmentation_cells,
+    "linear": _linear_cells,
     "patients": _patient_cells,
 }
 
@@ -175,22 +225,73 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
         return _pretrained(given, cell, source)[1]
     if cell["part"] == "probe":
         return _probe(given, cell, source, parts)
+    if cell["part"] == "embeddings":
+        folder = _folder(given, cell, source)
+        model = random_weights(source) if folder is None else load_model(folder)
+        drawn = RESULTS / f"embeddings_{cell['weights']}_{{label}}.png" if not given.quick else None
+        return {"neighbours": neighbours(model, source, parts, picture=drawn)}
     studies = some(parts.train, cell["amount"], cell["seed"])
     folder = _folder(given, cell, source)
-    budget = Budget(seconds=cell["seconds"])
-    if cell["part"] == "segmentation":
-        start = Start.of(folder, source.window, cell["width"])
-        model, training = fine_tune(start, source, studies, budget, seed=cell["seed"])
-        everything = cell["weights"] == "ours" and cell["amount"] in (None, 1.0)
-        subsets = all_subsets() if everything else SUBSETS
-        scores = score_volumes(model, source, parts.test[:SEGMENTED], start.shape, subsets)
-        return {**training.row(), "studies": len(studies), "scores": scores}
-    pretrained = None if folder is None else load_model(folder)
-    shape = configuration("ours", source.window).model if pretrained is None else pretrained.model_config
-    patient_model, training = fine_tune_patients(pretrained, shape, source, studies, budget, seed=cell["seed"])
-    found = predict_patients(patient_model, patient_model.config, source, parts.test)
-    figures = {name: figure(found, list(found)) for name, figure in FIGURES.items()}
-    return {**training.row(), "studies": len(studies), "figures": figures, "predictions": found}
+    learn = {"segmentation": _segmented, "linear": _linear, "patients": _patients}[cell["part"]]
+    return {**learn(given, cell, source, folder, studies), "studies": len(studies)}
+
+
+def _segmented(
+    given: argparse.Namespace, cell: Mapping[str, Any], source: Source, folder: Path | None, studies: Sequence[Study]
+) -> dict[str, Any]:
+    start = Start.of(folder, source.window, cell["width"])
+    model, training = fine_tune(start, source, studies, Budget(seconds=cell["seconds"]), seed=cell["seed"])
+    everything = cell["weights"] == "ours" and cell["amount"] == (None if source.name == "real" else 1.0)
+    subsets = all_subsets() if everything else SUBSETS
+    judged = source.parts[cell["fold"]].test[: QUICK_SEGMENTED if given.quick else SEGMENTED]
+    return {**training.row(), "scores": score_volumes(model, source, judged, start.shape, subsets)}
+
+
+def _linear(
+    given: argparse.Namespace, cell: Mapping[str, Any], source: Source, folder: Path | None, studies: Sequence[Study]
+) -> dict[str, Any]:
+    """Fit linear heads to what the frozen encoder says of all modalities."""
+    model, row = _with_linear_heads(given, cell, source, folder, studies)
+    test = encode(model, source.parts[cell["fold"]].test, source, *_kept(given, cell), every=False)
+    return {**row, **_judged(dict(answers(model, test))[subset_label(STANDARD)])}
+
+
+def _patients(
+    given: argparse.Namespace, cell: Mapping[str, Any], source: Source, folder: Path | None, studies: Sequence[Study]
+) -> dict[str, Any]:
+    """Fine-tune everything: pretrained weights from linear heads with small steps, random ones with larger."""
+    started, optim = 0.0, SCRATCH
+    if folder is None:
+        torch.manual_seed(cell["seed"])
+        model = model_of(None, configuration("ours", source.window).model, studies, IMAGES_ALONE)
+    else:
+        model, row = _with_linear_heads(given, cell, source, folder, studies)
+        started, optim = row["training_seconds"], PRETRAINED
+    shown = dataset_of(source, studies, model.config, seed=cell["seed"], augment=AUGMENT)
+    budget = Budget(seconds=max(0.1, cell["seconds"] - started))
+    task = PatientTask(model.config, token_share=cell["token_share"])
+    done = train(model, task, shown, budget, optim=optim, batch_size=min(BATCH, len(shown)), seed=cell["seed"])
+    found = predict_patients(model, model.config, source, source.parts[cell["fold"]].test)
+    return {**done.row(), **_judged(found)}
+
+
+def _with_linear_heads(
+    given: argparse.Namespace, cell: Mapping[str, Any], source: Source, folder: Path | None, studies: Sequence[Study]
+) -> tuple[PatientModel, dict[str, Any]]:
+    encoder = random_weights(source) if folder is None else load_model(folder)
+    model = model_of(encoder, encoder.model_config, studies, IMAGES_ALONE)
+    encoded = encode(model, source.parts[cell["fold"]].train, source, *_kept(given, cell), every=False)
+    return model, fit(model, encoded.of_studies({study.key for study in studies}), columns_of(model))
+
+
+def _kept(given: argparse.Namespace, cell: Mapping[str, Any]) -> tuple[str, Path]:
+    """Return under which name an encoder's features are kept, and where."""
+    return f"{cell['weights']}, {cell.get('pretraining')}", WORK / "quick" if given.quick else WORK
+
+
+def _judged(found: Predictions) -> dict[str, Any]:
+    """Return the figures of some predictions, and these."""
+    return {"figures": {name: figure(found, list(found)) for name, figure in FIGURES.items()}, "predictions": found}
 
 
 def some(studies: Sequence[Study], amount: int | float | None, seed: int) -> list[Study]:
@@ -234,6 +335,9 @@ def _gist(row: Mapping[str, Any]) -> str:
     """Return a cell's outcome in a few words."""
     if "ap" in row:
         return f"AP {statistics.fmean(row['ap'].values()):.3f}, AUC {statistics.fmean(row['auc'].values()):.3f}"
+    if "neighbours" in row:
+        told = {label: statistics.fmean(each["right"].values()) for label, each in row["neighbours"].items()}
+        return ", ".join(f"neighbours tell {label} in {share:.3f}" for label, share in told.items())
     if "figures" in row:
         return ", ".join(f"{name} {value:.3f}" for name, value in row["figures"].items())
     if "scores" in row:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping
+from statistics import mode
 from typing import Any
 
 import numpy as np
-from full_volumes import counter_intuitive_rate
 from harness import Figure
-from paired import by_patient, differences, figure_by_patient
+from paired import by_patient, counter_intuitive_by_patient, differences, figure_by_patient
 from patient_learning import FIGURES, Predictions
+from real import FOLDS
 
 from bmmae.evaluation.comparison import paired_bootstrap
 
 Row = Mapping[str, Any]
-FEW = 3
+RIVALS = ("random", "published")
 TENTH = 0.1
+REAL_AMOUNTS: dict[float | None, str] = {1: "one_case", 3: "three_cases", None: "all_cases"}
+SYNTHETIC_AMOUNTS: dict[float | None, str] = {TENTH: "10pct", 0.3: "30pct", 1.0: "100pct"}
+"""How much training data, and what figures call it; 1 is a case there and a share here."""
 DRAWS = 500
 
 
@@ -25,28 +29,48 @@ def pick(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     return [row for row in rows if all(row["cell"].get(key, ...) == value for key, value in wanted.items())]
 
 
-def headline_figures(rows: list[dict[str, Any]], patients: Mapping[str, set[str]]) -> dict[str, Figure]:
-    """Return the figures for which every patient has been scored.
-
-    Args:
-        rows: Finished cells.
-        patients: The test patients of the real and of the synthetic source.
-    """
+def headline_figures(rows: list[Row]) -> dict[str, Figure]:
+    """Return the figures for which both sides have every fold."""
+    real = [row for row in rows if row["cell"]["data"] == "real"]
+    synthetic = [row for row in rows if row["cell"]["data"] != "real"]
     found: dict[str, Figure] = {}
-    real = pick([row for row in rows if row["cell"]["data"] == "real"], part="segmentation", amount=FEW)
-    everyone = patients.get("real", set())
-    for rival, name in (("random", "segmentation_gain_few"), ("published", "segmentation_gain_few_over_published")):
-        ours, theirs = by_patient(pick(real, weights="ours")), by_patient(pick(real, weights=rival))
-        if everyone and set(ours) == set(theirs) == everyone:
-            found[name] = figure_by_patient(differences(ours, theirs), asked=5.0 if rival == "random" else None)
-    tenth = pick(rows, part="patients", amount=TENTH)
-    for name, figure, asked in (("auc_gain_10pct", "auc", 0.05), ("c_index_gain_10pct", "c_index", 0.03)):
-        for rival in ("random", "published"):
-            ours, theirs = pick(tenth, weights="ours"), pick(tenth, weights=rival)
-            if ours and theirs:
-                key = name if rival == "random" else f"{name}_over_published"
-                found[key] = gain(ours, theirs, figure, asked if rival == "random" else None)
-    return found | _counter_intuitive(rows) | _probe_gains(rows, everyone)
+    for some, amounts in ((real, REAL_AMOUNTS), (synthetic, SYNTHETIC_AMOUNTS)):
+        for amount, name in amounts.items():
+            for rival in RIVALS:
+                label = name if rival == "random" else f"{name}_over_{rival}"
+                found |= _gains(pick(some, amount=amount), rival, label, asked=rival == "random")
+    return (
+        found
+        | _counter_intuitive(real, None, "")
+        | _counter_intuitive(synthetic, 1.0, "_synthetic")
+        | _probe_gains(rows)
+        | _neighbours(rows)
+    )
+
+
+def _gains(rows: list[Row], rival: str, label: str, *, asked: bool) -> dict[str, Figure]:
+    """Return what fine-tuning gains by our weights, with one amount of training data."""
+    found: dict[str, Figure] = {}
+    ours, theirs = (pick(rows, part="segmentation", weights=weights) for weights in ("ours", rival))
+    if complete(ours, theirs):
+        target = 5.0 if asked and label == REAL_AMOUNTS[3] else None
+        found[f"segmentation_gain_{label}"] = figure_by_patient(
+            differences(by_patient(ours), by_patient(theirs)), asked=target
+        )
+    for part, prefix in (("patients", ""), ("linear", "linear_")):
+        ours, theirs = (pick(rows, part=part, weights=weights) for weights in ("ours", rival))
+        for figure, wanted in (("auc", 0.05), ("c_index", 0.03)):
+            if complete(ours, theirs):
+                target = wanted if asked and not prefix and label == SYNTHETIC_AMOUNTS[TENTH] else None
+                found[f"{prefix}{figure}_gain_{label}"] = gain(ours, theirs, figure, target)
+    return found
+
+
+def complete(*sides: Iterable[Row]) -> bool:
+    """Tell whether all sides have the same folds, and of the real cases all of them."""
+    folds = [{(row["cell"]["data"], row["cell"]["fold"]) for row in side} for side in sides]
+    real = {fold for data, fold in folds[0] if data == "real"}
+    return bool(folds[0]) and all(found == folds[0] for found in folds) and (not real or real == set(range(FOLDS)))
 
 
 def gain(ours: list[Row], theirs: list[Row], name: str, asked: float | None) -> Figure:
@@ -71,47 +95,42 @@ def _predictions(row: Row) -> Predictions:
     return dict(row["predictions"])
 
 
-def _counter_intuitive(rows: list[dict[str, Any]]) -> dict[str, Figure]:
-    """Return the rate for the real folds and the synthetic test subjects, each patient's own and their mean."""
-    found = {}
-    for suffix, real in (("", True), ("_synthetic", False)):
-        chosen = [
-            row["scores"]
-            for row in pick(rows, part="segmentation", weights="ours", seed=0)
-            if (row["cell"]["data"] == "real") == real and row["cell"]["amount"] in (None, 1.0)
-        ]
-        if not chosen:
-            continue
-        people = {patient for table in chosen for regions in table.values() for p in regions.values() for patient in p}
-        rates = {patient: counter_intuitive_rate(_only(table, patient) for table in chosen).rate for patient in people}
-        unit = f"share of (patient, pair, region), {len(people)} patients, lower is better"
-        found[f"counter_intuitive_rate{suffix}"] = figure_by_patient(rates, asked=0.1, unit=unit, scale=1.0)
-    return found
+def _counter_intuitive(rows: list[Row], everything: float | None, suffix: str) -> dict[str, Figure]:
+    """Return the rate of the models that had all training data: each patient's own, and their mean."""
+    chosen = [row["scores"] for row in pick(rows, part="segmentation", weights="ours", seed=0, amount=everything)]
+    return {f"counter_intuitive_rate{suffix}": counter_intuitive_by_patient(chosen)} if chosen else {}
 
 
-def _only(table: Mapping[str, Any], patient: str) -> dict[str, Any]:
-    return {
-        subset: {region: {patient: scores[patient]} for region, scores in regions.items() if patient in scores}
-        for subset, regions in table.items()
-    }
-
-
-def _probe_gains(rows: list[dict[str, Any]], everyone: set[str]) -> dict[str, Figure]:
+def _probe_gains(rows: list[Row]) -> dict[str, Figure]:
     found = {}
     probes = pick(rows, part="probe")
     for given, on in dict.fromkeys((row["cell"]["given"], row["cell"]["fitted_on"]) for row in probes):
-        scored = {}
-        for weights in dict.fromkeys(row["cell"]["weights"] for row in probes):
-            chosen = pick(probes, given=given, fitted_on=on, weights=weights)
-            scored[weights] = {patient: value for row in chosen for patient, value in row["ap"].items()}
         label = ("all" if "+" in given else given) + ("" if on == "train" else f"_{on}")
         for rival in ("random", "patch statistics", "published"):
-            ours, theirs = scored.get("ours", {}), scored.get(rival, {})
-            if ours and set(ours) == set(theirs) and (not everyone or set(ours) == everyone):
+            sides = [pick(probes, given=given, fitted_on=on, weights=name) for name in ("ours", rival)]
+            if complete(*sides):
+                ours, theirs = ({p: v for row in side for p, v in row["ap"].items()} for side in sides)
                 gains = {patient: ours[patient] - theirs[patient] for patient in ours}
                 name = f"probe_gain_{label}_over_{rival.replace(' ', '_')}"
                 asked = None if rival == "published" else 0.1
                 found[name] = figure_by_patient(gains, asked=asked, unit="average precision", scale=1.0)
+    return found
+
+
+def _neighbours(rows: list[Row]) -> dict[str, Figure]:
+    """Return how often the nearest neighbours of a frozen embedding tell a label, and chance as the floor."""
+    found = {}
+    for weights in ("ours", "random", "published"):
+        cells = pick(rows, part="embeddings", weights=weights)
+        if not complete(cells):
+            continue
+        for label in dict.fromkeys(name for row in cells for name in row["neighbours"]):
+            told = [row["neighbours"][label] for row in cells if label in row["neighbours"]]
+            right = {patient: value for each in told for patient, value in each["right"].items()}
+            truth = [value for each in told for value in each["truth"].values()]
+            unit = f"share told by nearest neighbours, {weights}, {len(right)} patients"
+            figure = figure_by_patient(right, floor=truth.count(mode(truth)) / len(truth), unit=unit, scale=1.0)
+            found[f"neighbours_{label}_{weights}"] = figure
     return found
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import probe
 import recipe_figures
 import segmentation
+import segmentation_figures
+import transfer_figures
 from full_volumes import counter_intuitive_rate
 from learning_data import EDITIONS, OnlyModalities
 from paired import by_patient, differences, figure_by_patient, means
+from pretrained_weights import configuration
 from real import Parts
 from recipe_factors import NAMES, OURS, PUBLISHED, settings, variant
 from segmentation_contestants import DEDICATED
+from segmentation_figures import DEDICATED_TO
 from transfer import some
 
 from bmmae.data.dataset import View
@@ -65,24 +69,32 @@ def test_seeds_are_averaged_before_patients_are_compared() -> None:
     assert means(both) == pytest.approx({"a": 0.6, "b": 0.61, "c": 0.62})
 
 
-def test_figures_wait_until_every_patient_has_been_scored() -> None:
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in segmentation.methods(segmentation.DEDICATED_TO)}
-    runs |= {"ours": [row("ours", 0.2)], "scratch": [row("scratch", 0.1)], "unet": [row("unet", 0.0, people=("a",))]}
-    found = segmentation.headline_figures(runs, len(PEOPLE))
+def finished(*rows: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in segmentation.methods(DEDICATED_TO)}
+    return runs | {one["cell"]["method"]: [one] for one in rows}
+
+
+def test_a_figure_is_about_the_patients_that_both_sides_scored_and_says_so() -> None:
+    runs = finished(row("ours", 0.2), row("scratch", 0.1), row("unet", 0.0, people=("a",)))
+    found = segmentation_figures.headline_figures(runs, len(PEOPLE))
     assert found["pretrained_vs_scratch"].value == pytest.approx(10)
-    assert "best_comparator_gap" not in found
+    assert found["pretrained_vs_scratch"].unit == "Dice points"
+    assert found["best_comparator_gap"].value == pytest.approx(20)
+    assert found["best_comparator_gap"].unit == "Dice points, 1 of 3 patients, over unet, the best of 1"
     assert "any_vs_dedicated" not in found
-    assert segmentation.headline_figures(runs, len(PEOPLE) + 1) == {}
+    assert found["counter_intuitive_rate"].value == 0
+    assert segmentation_figures.headline_figures(finished(row("unet", 0.0)), len(PEOPLE)) == {}
 
 
 def test_dedicated_models_are_compared_on_their_own_subsets() -> None:
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in segmentation.methods(segmentation.DEDICATED_TO)}
-    runs["ours"] = [row("ours", 0.0, segmentation.DEDICATED_TO)]
-    for place, label in enumerate(segmentation.DEDICATED_TO):
-        runs[DEDICATED + label] = [row(DEDICATED + label, 0.1 * place, (label,))]
-    found = segmentation.headline_figures(runs, len(PEOPLE))
+    dedicated = [row(DEDICATED + label, 0.1 * place, (label,)) for place, label in enumerate(DEDICATED_TO)]
+    runs = finished(row("ours", 0.0, DEDICATED_TO), *dedicated)
+    found = segmentation_figures.headline_figures(runs, len(PEOPLE))
     assert found["any_vs_dedicated"].value == pytest.approx(-15)
     assert found["any_vs_dedicated_full_set"].value == pytest.approx(0)
+    rows = [one for one in segmentation_figures.table_rows(runs) if one["part"] == "comparison"]
+    assert [one["method"] for one in rows] == ["ours", *(DEDICATED + label for label in DEDICATED_TO)]
+    assert rows[-1]["ours_minus_it_in_points"] == pytest.approx(-30)
 
 
 def test_the_counter_intuitive_rate_counts_falls_of_more_than_half_a_point() -> None:
@@ -93,6 +105,36 @@ def test_the_counter_intuitive_rate_counts_falls_of_more_than_half_a_point() -> 
     }
     found = counter_intuitive_rate([table])
     assert (found.fallen, found.cases) == (1, 4)
+
+
+def learned(
+    weights: str, shift: float, data: str = "real", fold: int = 0, amount: float | None = None
+) -> dict[str, Any]:
+    """A segmentation cell of `transfer.py`."""
+    people = tuple(f"{person}{fold}" for person in PEOPLE)
+    found = row(weights, shift, people=people)
+    cell = {"part": "segmentation", "weights": weights, "data": data, "fold": fold, "amount": amount, "seed": 0}
+    return {**found, "cell": cell}
+
+
+def test_gains_need_every_fold_and_one_case_is_not_the_whole_share() -> None:
+    sides = [("ours", 0.1), ("random", 0.0)]
+    whole = [learned(*side, fold=fold, amount=3) for fold in range(5) for side in sides]
+    assert transfer_figures.headline_figures(whole)["segmentation_gain_three_cases"].value == pytest.approx(10)
+    assert "segmentation_gain_three_cases" not in transfer_figures.headline_figures(whole[:-2])
+    synthetic = [learned(*side, data="synthetic-2", amount=1.0) for side in sides]
+    found = transfer_figures.headline_figures([*synthetic, learned("ours", 0.3, amount=1)])
+    assert found["segmentation_gain_100pct"].value == pytest.approx(10)
+    assert "segmentation_gain_one_case" not in found
+    assert "counter_intuitive_rate_synthetic" in found
+    assert "counter_intuitive_rate" not in found  # of a model that has seen one case
+
+
+def test_the_published_recipe_is_brought_to_the_size_of_ours_and_to_nothing_else_of_it() -> None:
+    ours, published = (configuration(name, (64, 64, 64)).model for name in ("ours", "published"))
+    assert replace(published.encoder, rotary=ours.encoder.rotary) == ours.encoder
+    assert (published.encoder.rotary, published.decoder.kind, published.decoder.colocated) == (False, "self", False)
+    assert (published.surroundings, published.tissue_only, published.synthesis.units) == ((), False, 0)
 
 
 @pytest.mark.parametrize("coding", [BRATS2017, BRATS2023])
@@ -246,7 +288,7 @@ def ended(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subproces
     [
         ("segmentation", {"any_vs_dedicated", "pretrained_vs_scratch", "best_comparator_gap", "et_without_t1ce"}),
         ("recipe", {"probe_gain", "probe_gain_t1", "error_over_published"}),
-        ("transfer", {"counter_intuitive_rate_synthetic", "probe_gain_all_over_random"}),
+        ("transfer", {"counter_intuitive_rate_synthetic", "probe_gain_all_over_random", "neighbours_subtype_ours"}),
         ("patient", {"auc_to_ceiling", "c_index_to_ceiling", "any_vs_dedicated_auc"}),
     ],
 )
