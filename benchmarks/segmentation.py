@@ -103,39 +103,54 @@ def cells(given: argparse.Namespace, source: Source, store: CellStore) -> Iterat
     """Yield the cells in the order in which they are run."""
     for seed in range(given.seeds):
         for fold in range(len(source.parts)):
-            ours = cell_of(given, source, "ours", fold, seed)
+            made = _weights_of(given, source, fold, seed, store)
+            ours = cell_of(given, source, "ours", fold, seed, made=made)
             for method in given.only or _known():
                 wanted = given.folds is None or fold in given.folds
                 if not wanted or (seed and method in SEGMENTATION_NETWORKS):
                     continue
-                cell = cell_of(given, source, method, fold, seed)
+                cell = cell_of(given, source, method, fold, seed, made=made)
                 if method == "scratch" or method.startswith(DEDICATED):
                     finished = store.find(ours)
                     cell |= {"steps": finished and finished["steps"]}
                 yield cell
 
 
-def cell_of(given: argparse.Namespace, source: Source, method: str, fold: int, seed: int) -> dict[str, Any]:
-    """Return what identifies a run."""
+def cell_of(
+    given: argparse.Namespace, source: Source, method: str, fold: int, seed: int, *, made: str | None
+) -> dict[str, Any]:
+    """Return what identifies a run; `made` tells one pretraining from another."""
     cell = {"method": method, "data": source.name, "fold": fold, "seed": seed, "seconds": given.seconds}
     cell |= {"threads": given.threads}
     if method not in SEGMENTATION_NETWORKS:
         cell |= {"width": given.width, "form": form_of(source.window, given.width)}
     if method == "ours" or method.startswith(DEDICATED):
-        weights = _weights(given, fold)
-        made = digest(weights) if (weights / "model.safetensors").exists() else "not made yet"
         cell |= {"layer_decay": LAYER_DECAY, "weights": made}
     return cell
 
 
-def _weights(given: argparse.Namespace, fold: int) -> Path:
-    return Path(str(given.model).format(fold=fold))
+def _weights_of(given: argparse.Namespace, source: Source, fold: int, seed: int, store: CellStore) -> str | None:
+    """Return the digest of a fold's weights; where they are no longer kept, of those that `ours` last started from."""
+    weights = _weights(given, fold)
+    if weights is not None:
+        return digest(weights)
+    about = cell_of(given, source, "ours", fold, seed, made=None).items()
+    earlier = [row["cell"] for row in store if (row["cell"] | {"weights": None}).items() == about]
+    return str(earlier[-1]["weights"]) if earlier else None
+
+
+def _weights(given: argparse.Namespace, fold: int) -> Path | None:
+    folder = Path(str(given.model).format(fold=fold))
+    return folder if (folder / "model.safetensors").exists() else None
 
 
 def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """Train one contestant on one fold and score it on the fold's test patients."""
-    start = Start.of(_weights(given, cell["fold"]), source.window, given.width)
     method, seed, parts = cell["method"], cell["seed"], source.parts[cell["fold"]]
+    weights = _weights(given, cell["fold"])
+    if weights is None and method not in SEGMENTATION_NETWORKS:
+        sys.exit(f"error: {method} takes its encoder from {given.model}, where no model is for fold {cell['fold']}")
+    start = Start.of(weights, source.window, given.width)
     studies, subsets = [*parts.train, *parts.validation], all_subsets()
     tune = functools.partial(fine_tune, source=source, studies=studies, seed=seed)
     if method in SEGMENTATION_NETWORKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -25,19 +26,22 @@ import recipe_figures
 import segmentation
 import segmentation_figures
 import transfer_figures
+from cells import CellStore
 from full_volumes import counter_intuitive_rate
-from learning_data import EDITIONS, OnlyModalities
+from learning_data import EDITIONS, OnlyModalities, Source
 from paired import by_patient, differences, figure_by_patient, means
 from pretrained_weights import configuration
 from real import Parts
 from recipe_factors import NAMES, OURS, PUBLISHED, settings, variant
-from segmentation_contestants import DEDICATED
+from segmentation_contestants import DEDICATED, digest
 from segmentation_figures import DEDICATED_TO
 from transfer import some
 
+from bmmae.data.cache import StudyCache
 from bmmae.data.dataset import View
 from bmmae.data.labels import BRATS2017, BRATS2023, region_masks
 from bmmae.data.loaders import EVALUATION_EPOCH
+from bmmae.data.preprocess import PreprocessConfig
 from bmmae.masking import MaskingConfig
 from bmmae.modalities import STANDARD
 
@@ -54,6 +58,21 @@ def row(
         for label in labels
     }
     return {"cell": {"method": method}, "scores": scores, "steps": 3, "training_seconds": 1.0}
+
+
+def test_cells_are_found_again_when_their_weights_are_no_longer_kept(tmp_path: Path) -> None:
+    given = argparse.Namespace(model=tmp_path / "fold{fold}", seconds=1.0, threads=1, width=4)
+    given.only, given.folds, given.seeds = ["ours"], None, 1
+    nobody = Parts((), (), ())
+    source = Source("real", (nobody, nobody), StudyCache(tmp_path, PreprocessConfig(), STANDARD), EDITIONS)
+    store = CellStore("toy", folder=tmp_path)
+    for made in ("first", "second"):
+        store.run(segmentation.cell_of(given, source, "ours", 1, 0, made=made), dict)
+    assert [cell["weights"] for cell in segmentation.cells(given, source, store)] == [None, "second"]
+    kept = tmp_path / "fold1" / "model.safetensors"
+    kept.parent.mkdir()
+    kept.write_bytes(b"weights")
+    assert [cell["weights"] for cell in segmentation.cells(given, source, store)] == [None, digest(kept.parent)]
 
 
 def test_a_difference_is_taken_within_patients_and_places() -> None:
