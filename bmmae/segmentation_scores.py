@@ -37,6 +37,9 @@ SUMMARY = "metrics.md"
 PLOT = "subsets.png"
 SUMMARISED = ("dice", "hd95", "surface_dice", "lesion_f1", "lesion_sensitivity", "volume_error_ml")
 
+COLUMNS = ["subject", "group", "modalities", "region", *(item.name for item in fields(RegionMetrics))]
+"""Of the table of scores."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -149,17 +152,37 @@ def write_metrics(folder: Path, scores: Sequence[RegionScore], seen: str, *, plo
         OutputError: If a file cannot be written.
     """
     try:
-        for name in (METRICS, SUMMARY, PLOT):  # an earlier run's would be taken for this one's
+        for name in (PLOT, SUMMARY, METRICS):  # an earlier run's would be taken for this one's; see `refuse_foreign`
             (folder / name).unlink(missing_ok=True)
         if scores:
+            write_scores(scores, folder / METRICS)
             tables = (f"## {metric}\n\n{subset_table(scores, metric)}" for metric in SUMMARISED)
             (folder / SUMMARY).write_text("\n\n".join((f"{seen}.", *tables)) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write the metrics to {folder}: {error.strerror or error}") from error
-    if scores:
-        write_scores(scores, folder / METRICS)
     if scores and plot:
         save_subset_plot(scores, folder / PLOT)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder with files of the names that `write_metrics` removes, unless it made them.
+
+    Raises:
+        OutputError: If there are.
+    """
+    there = [folder / name for name in (METRICS, SUMMARY, PLOT) if (folder / name).exists()]
+    if there and not _is_table_of_scores(folder / METRICS):
+        raise OutputError(
+            f"{there[0]} is not of an earlier run of `bmmae segment` and would be replaced: name another --out"
+        )
+
+
+def _is_table_of_scores(path: Path) -> bool:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return next(csv.reader(stream), None) == COLUMNS
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
 
 
 def write_scores(scores: Sequence[RegionScore], path: Path) -> Path:
@@ -168,16 +191,15 @@ def write_scores(scores: Sequence[RegionScore], path: Path) -> Path:
     Raises:
         OutputError: If the file cannot be written.
     """
-    names = [item.name for item in fields(RegionMetrics)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as stream:
             table = csv.writer(stream)
-            table.writerow(["subject", "group", "modalities", "region", *names])
+            table.writerow(COLUMNS)
             for score in scores:
                 values = asdict(score.metrics)
                 row = [score.subject, score.group, subset_label(score.subset), score.region]
-                table.writerow([*row, *(values[name] for name in names)])
+                table.writerow([*row, *values.values()])
     except OSError as error:
         raise OutputError(f"cannot write the metrics to {path}: {error.strerror or error}") from error
     return path

@@ -39,6 +39,7 @@ from bmmae.segmentation_scores import (
     as_row,
     from_row,
     read_truth,
+    refuse_foreign,
     score,
     truth_coding,
     write_metrics,
@@ -147,6 +148,7 @@ def _refuse_overwriting(model: SegmentationModel, cohort: Cohort, folder: Path) 
     tables = [cohort.path] if cohort.path else []
     given = [file for study in cohort for file in study.files()]
     refuse_overwriting([*written, *(folder / name for name in (TABLE, METRICS, SUMMARY))], [*tables, *given])
+    refuse_foreign(folder)
 
 
 @dataclass(frozen=True)

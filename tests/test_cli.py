@@ -185,3 +185,26 @@ def test_every_command_has_a_help_text(capsys: Capture) -> None:
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])
     assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("check cohort.csv --workers -1", "argument --workers: expected a whole number from 1 on, got '-1'"),
+        ("split cohort.csv --out f.json --seed -1", "argument --seed: expected a whole number from 0 on, got '-1'"),
+        ("cache cohort.csv --out c --spacing nan", "argument --spacing: expected millimetres above 0, got 'nan'"),
+        ("preprocess cohort.csv --out c --spacing 0", "argument --spacing: expected millimetres above 0, got '0'"),
+        ("synth --out c --lesion-radius 1 inf", "argument --lesion-radius: expected millimetres above 0, got 'inf'"),
+        (
+            "segment m --cohort c --postprocess nan",
+            "argument --postprocess: expected a number from 0 on, got 'nan'",
+        ),
+        ("segment m --cohort c.csv --tolerance two", "argument --tolerance: expected a number, got 'two'"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_by_name(
+    words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    assert told in capsys.readouterr().err

@@ -282,6 +282,16 @@ def test_what_is_given_is_never_written_over(model: SegmentationModel, tmp_path:
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "metrics.md", "subsets.png"])
+def test_measurements_of_somebody_else_are_not_removed(model: SegmentationModel, tmp_path: Path, name: str) -> None:
+    theirs = tmp_path / "out" / name
+    theirs.parent.mkdir()
+    theirs.write_text("patient,volume\n")
+    with pytest.raises(OutputError, match=rf"{name} is not of an earlier run of `bmmae segment`"):
+        segment_cohort(model, Cohort((write_study(tmp_path / "a", ("t1", "flair")),)), theirs.parent)
+    assert theirs.read_text() == "patient,volume\n"
+
+
 def test_a_file_that_no_run_has_made_is_not_replaced(model: SegmentationModel, tmp_path: Path) -> None:
     study = write_study(tmp_path / "a", ("t1", "flair"))
     unlisted = Cohort((replace(study, seg=None),))

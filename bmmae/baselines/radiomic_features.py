@@ -18,13 +18,11 @@ import numpy as np
 from bmmae.arrays import Array, Bool, Volume
 from bmmae.baselines.preparation import require
 from bmmae.data.cohort import Study
+from bmmae.data.geometry import same_grid
 from bmmae.data.labels import Coding, region_masks
 from bmmae.data.reading import read_image, read_labels, spacing_of
 from bmmae.data.tables import Cell, write_rows
 from bmmae.errors import CohortError, ConfigError, GeometryError, LabelError
-
-GRID_TOLERANCE = 1e-3
-"""Largest difference in mm between the affines of an image and the segmentation."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def extract_features(study: Study, coding: Coding, extraction: Extraction = DEFA
     measured: dict[str, float] = {}
     for modality, file in study.images.items():
         image = read_image(file)
-        if image.array.shape != labels.shape or not np.allclose(image.affine, affine, atol=GRID_TOLERANCE):
+        if not same_grid(image.shape, image.affine, labels.shape, affine):
             raise GeometryError(
                 f"{file} is not on the grid of {study.seg}: expected both co-registered; run `bmmae preprocess` first"
             )

@@ -6,7 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from bmmae.cli.command import Commands, add_command, add_modalities, given_modalities, require_writable
+from bmmae.cli.command import (
+    Commands,
+    add_command,
+    add_modalities,
+    given_modalities,
+    millimetres,
+    positive,
+    require_writable,
+    whole,
+)
 from bmmae.modalities import title
 
 
@@ -19,14 +28,14 @@ def add_commands(commands: Commands) -> None:
 def _synth(commands: Commands) -> None:
     command = add_command(commands, "synth", "Make a labelled synthetic cohort; nothing is downloaded.", _run_synth)
     command.add_argument("--out", type=Path, required=True, help="folder for the cohort")
-    command.add_argument("--subjects", type=int, default=64)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--size", type=int, default=64, help="voxels along each axis (default: 64)")
+    command.add_argument("--subjects", type=positive, default=64)
+    command.add_argument("--seed", type=whole, default=0)
+    command.add_argument("--size", type=positive, default=64, help="voxels along each axis (default: 64)")
     command.add_argument("--missing", type=float, default=0.0, help="share of the modalities to leave out")
     command.add_argument(
-        "--lesion-radius", type=float, nargs=2, metavar="MM", help="scatter small lesions of such radii instead"
+        "--lesion-radius", type=millimetres, nargs=2, metavar="MM", help="scatter small lesions of such radii instead"
     )
-    command.add_argument("--workers", type=int, default=2)
+    command.add_argument("--workers", type=positive, default=2)
 
 
 def _run_synth(given: argparse.Namespace) -> int:
@@ -63,7 +72,7 @@ def _check(commands: Commands) -> None:
     command.add_argument("cohort", type=Path)
     command.add_argument("--labels", metavar="CODING", help="label coding (name or YAML file), where it is left open")
     command.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures of every study")
-    command.add_argument("--workers", type=int, default=2)
+    command.add_argument("--workers", type=positive, default=2)
     add_modalities(command)
 
 
@@ -91,11 +100,11 @@ def _split(commands: Commands) -> None:
     command = add_command(commands, "split", "Divide a cohort into folds by patient, and keep them.", _run_split)
     command.add_argument("cohort", type=Path)
     command.add_argument("--out", type=Path, required=True, help="the file to write (.json), for data.splits")
-    command.add_argument("--folds", type=int, default=5)
-    command.add_argument("--repeats", type=int, default=1)
+    command.add_argument("--folds", type=positive, default=5)
+    command.add_argument("--repeats", type=positive, default=1)
     command.add_argument("--stratify", nargs="+", default=[], metavar="COLUMN", help="spread these evenly over folds")
     command.add_argument("--validation-share", type=float, default=0.2, help="of the patients outside the test part")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=whole, default=0)
     add_modalities(command)
 
 
@@ -118,10 +127,12 @@ def _cache(commands: Commands) -> None:
     command = add_command(commands, "cache", "Preprocess a cohort once, for fast training.", _run_cache)
     command.add_argument("cohort", type=Path)
     command.add_argument("--out", type=Path, required=True, help="folder for the prepared studies")
-    command.add_argument("--spacing", type=float, nargs="+", default=[2.0], help="millimetres, one or three numbers")
-    command.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
-    command.add_argument("--shards", type=int, default=1, help="machines that share the work (default: 1)")
-    command.add_argument("--shard", type=int, default=0, help="which of them this is, from 0")
+    command.add_argument(
+        "--spacing", type=millimetres, nargs="+", default=[2.0], help="millimetres, one or three numbers"
+    )
+    command.add_argument("--workers", type=positive, default=2, help="processes (default: 2)")
+    command.add_argument("--shards", type=positive, default=1, help="machines that share the work (default: 1)")
+    command.add_argument("--shard", type=whole, default=0, help="which of them this is, from 0")
     command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and count them")
     add_modalities(command)
 

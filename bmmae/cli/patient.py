@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmmae.cli.command import Commands, add_command, add_modalities, given_modalities, positive, require_writable
+from bmmae.cli.command import (
+    Commands,
+    add_command,
+    add_modalities,
+    given_modalities,
+    millimetres,
+    positive,
+    require_writable,
+)
 from bmmae.errors import CheckpointError, CohortError, OutputError
 from bmmae.notice import NOTICE
 
@@ -30,7 +38,9 @@ def _measure(commands: Commands) -> None:
     command.add_argument("cohort", type=Path)
     command.add_argument("--out", type=Path, required=True, help="the table to write (.csv or .parquet)")
     command.add_argument("--labels", metavar="CODING", help="label coding (name or YAML file), where it is left open")
-    command.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar="MM", help="of the grid")
+    command.add_argument(
+        "--spacing", type=millimetres, nargs=3, default=(1.0, 1.0, 1.0), metavar="MM", help="of the grid"
+    )
     command.add_argument("--cache", type=Path, help="folder of prepared studies, see `bmmae cache`")
     add_modalities(command)
 
@@ -187,7 +197,7 @@ def _evaluate(commands: Commands) -> None:
     _add_cohort(command)
     command.add_argument("--out", type=Path, required=True, help="folder for tables and reports")
     command.add_argument("--beside", nargs="+", default=[], metavar="M", help="further models on the same patients")
-    command.add_argument("--draws", type=int, default=1000, metavar="N", help="bootstrap draws for the intervals")
+    command.add_argument("--draws", type=positive, default=1000, metavar="N", help="bootstrap draws for the intervals")
 
 
 def _run_evaluate(given: argparse.Namespace) -> int:

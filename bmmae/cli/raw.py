@@ -6,8 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from bmmae.cli.command import Commands, add_command, add_modalities, given_modalities, require_writable
-from bmmae.errors import ConfigError
+from bmmae.cli.command import (
+    Commands,
+    add_command,
+    add_modalities,
+    given_modalities,
+    millimetres,
+    positive,
+    require_writable,
+)
 from bmmae.modalities import title
 
 
@@ -75,9 +82,9 @@ def _preprocess(commands: Commands) -> None:
     atlas.add_argument("--atlas", type=Path, help="register to this brain (default: the MNI152 template of nilearn)")
     atlas.add_argument("--no-atlas", action="store_true", help="stay in the study's own space")
     command.add_argument("--affine", action="store_true", help="let the atlas registration scale and shear")
-    command.add_argument("--spacing", type=float, default=1.0, help="millimetres (default: 1)")
+    command.add_argument("--spacing", type=millimetres, default=1.0, help="millimetres (default: 1)")
     command.add_argument("--keep-n4", "--apply-n4", action="store_true", help="correct the bias field of the output")
-    command.add_argument("--workers", type=int, default=1, help="studies at a time")
+    command.add_argument("--workers", type=positive, default=1, help="studies at a time")
     add_modalities(command)
 
 
@@ -90,8 +97,6 @@ def _run_preprocess(given: argparse.Namespace) -> int:
 
     require_writable(given.out)
     refuse_overwriting([given.out / "cohort.csv"], [given.cohort])
-    if given.spacing <= 0:
-        raise ConfigError(f"--spacing must be positive, got {given.spacing:g}")
     config = PipelineConfig(
         atlas=None if given.no_atlas else str(given.atlas or MNI152),
         affine=given.affine,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmmae.cli.command import Commands, add_command, require_writable
+from bmmae.cli.command import Commands, add_command, amount, require_writable, whole
 from bmmae.cli.images import add_images, given_images, load, required_images
 from bmmae.errors import ConfigError
 from bmmae.notice import NOTICE
@@ -43,7 +43,7 @@ def add_segment(commands: Commands) -> None:
     )
     command.add_argument(
         "--postprocess",
-        type=float,
+        type=amount,
         nargs="?",
         const=20.0,
         metavar="MM3",
@@ -52,7 +52,7 @@ def add_segment(commands: Commands) -> None:
     command.add_argument(
         "--splits", type=Path, metavar="FILE", help="with --cohort: only a part of a fold, `bmmae split`"
     )
-    command.add_argument("--fold", type=int, default=0, help="which fold of --splits (default: 0)")
+    command.add_argument("--fold", type=whole, default=0, help="which fold of --splits (default: 0)")
     command.add_argument(
         "--part",
         choices=("train", "validation", "test"),
@@ -61,7 +61,7 @@ def add_segment(commands: Commands) -> None:
     command.add_argument("--metrics", action="store_true", help="with --cohort: refuse a cohort without segmentations")
     command.add_argument("--subsets", action="store_true", help="with --cohort: judge every subset of the modalities")
     command.add_argument("--labels", metavar="CODING", help="label coding of the truth (name or YAML file), if another")
-    command.add_argument("--tolerance", type=float, default=1.0, help="of the surface Dice, in mm (default: 1)")
+    command.add_argument("--tolerance", type=amount, default=1.0, help="of the surface Dice, in mm (default: 1)")
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -212,6 +212,7 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
             look.scans[name] = read_scan(path)
         except BmmaeError as error:
             look.add("error", "file", path, str(error))
+    _check_pictures(look)
     _check_grids(look)
     _read_masks(look)
     _check_coverage(look)
@@ -233,6 +234,15 @@ def _bare(study: Study, cohort: Cohort) -> Finding:
         "fill in a path, or delete the row"
     )
     return Finding(study.name, "error", "bare", cohort.path or Path(), message)
+
+
+def _check_pictures(look: _Look) -> None:
+    """Find masks that stand in an image's column."""
+    for scan in look.scans.values():
+        low, high = scan.percentiles
+        if low == high:
+            message = f"{scan.path.name} holds {low:g} wherever it is not 0: a mask, no image; name the image instead"
+            look.add("error", "constant", scan.path, message)
 
 
 def _check_grids(look: _Look) -> None:

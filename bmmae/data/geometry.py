@@ -7,6 +7,7 @@ per axis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +17,9 @@ import numpy as np
 from bmmae.arrays import Array, Bool, Float
 from bmmae.errors import ImageError
 from bmmae.patches import Triple
+
+GRID_TOLERANCE = 1e-3
+"""Affines of one grid may differ by this much, beside a hundred-thousandth of each entry (numpy's `allclose`)."""
 
 
 @lru_cache(maxsize=64)
@@ -46,6 +50,13 @@ def resample(
         matrix = interpolation_matrix(out.shape[axis], target, ratio)
         out = np.moveaxis(np.tensordot(matrix, out, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(out)
+
+
+def same_grid(
+    shape: Sequence[int], affine: Float[Array, "4 4"], other_shape: Sequence[int], other_affine: Float[Array, "4 4"]
+) -> bool:
+    """Tell whether two images have their voxels in the same places, but for what headers lose by rounding."""
+    return tuple(shape) == tuple(other_shape) and bool(np.allclose(affine, other_affine, atol=GRID_TOLERANCE))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Canonical orientation, one resampling to the model's spacing, a crop to the brai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +15,7 @@ from scipy import ndimage
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.data.brain import Brain, Source, find_brain
 from bmmae.data.cohort import Study
-from bmmae.data.geometry import Geometry
+from bmmae.data.geometry import Geometry, same_grid
 from bmmae.data.location import File, locate
 from bmmae.data.reading import Image, array_hash, read_chances, read_image, read_labels
 from bmmae.errors import ConfigError, GeometryError, ImageError
@@ -22,8 +23,6 @@ from bmmae.patches import Triple
 
 VERSION = 2
 """Raised whenever the same images would give other arrays; part of every cache key."""
-
-GRID_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
-        if len(self.spacing) != 3 or min(self.spacing) <= 0:
+        if len(self.spacing) != 3 or not all(0 < side < math.inf for side in self.spacing):
             raise ConfigError(f"preprocess.spacing must be three positive millimetres, got {self.spacing}")
-        if self.clip <= 0:
+        if not self.clip > 0:
             raise ConfigError(f"preprocess.clip must be positive, got {self.clip}")
 
 
@@ -249,8 +248,7 @@ def check_same_grid(images: list[Image]) -> None:
     """
     first = images[0]
     for other in images[1:]:
-        same = other.array.shape == first.array.shape and np.allclose(other.affine, first.affine, atol=GRID_TOLERANCE)
-        if not same:
+        if not same_grid(other.shape, other.affine, first.shape, first.affine):
             raise GeometryError(
                 f"{first.path.name} {first.array.shape} and {other.path.name} {other.array.shape} are on different "
                 "grids: co-register the study's modalities first (see `bmmae check`)"
@@ -277,7 +275,7 @@ def read_on_grid(path: str | File, like: Image, subject: str = "") -> Int[np.nda
 
 
 def _require_grid(name: str, array: Array, affine: Array, like: Image) -> None:
-    if array.shape != like.array.shape or not np.allclose(affine, like.affine, atol=GRID_TOLERANCE):
+    if not same_grid(array.shape, affine, like.shape, like.affine):
         raise GeometryError(f"{name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}")
 
 

@@ -10,11 +10,9 @@ import numpy as np
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import is_stripped
+from bmmae.data.geometry import same_grid
 from bmmae.data.location import File
 from bmmae.data.reading import array_hash, read_image
-
-GRID_TOLERANCE = 1e-3
-"""Affines of one study may differ by this much (mm)."""
 
 KEPT_VOXELS = 96
 """An axis is thinned by whole steps as long as more voxels than this stay."""
@@ -52,7 +50,7 @@ class Grid:
 
     def same(self, other: Grid) -> bool:
         """Tell whether two files have their voxels in the same places."""
-        return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, rtol=0, atol=GRID_TOLERANCE))
+        return same_grid(self.shape, self.affine, other.shape, other.affine)
 
     def __str__(self) -> str:
         return f"{'x'.join(map(str, self.shape))} voxels of {'x'.join(f'{size:.3g}' for size in self.spacing)} mm"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 import numpy as np
 from scipy import ndimage
@@ -29,7 +29,7 @@ class PostprocessConfig:
     smallest_mm3: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.smallest_mm3 < 0:
+        if not 0 <= self.smallest_mm3 < inf:
             raise ConfigError(f"the smallest component must have zero or more mm3, got {self.smallest_mm3}")
 
 

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import numpy as np
 
 from bmmae._version import __version__
+from bmmae.data.geometry import same_grid
 from bmmae.data.location import File, refuse_overwriting
-from bmmae.data.preprocess import GRID_TOLERANCE
 from bmmae.data.reading import Image, read_image
 from bmmae.errors import GeometryError, ModalityError
 from bmmae.inference.agreement import agreement
@@ -164,8 +164,7 @@ def _compare(made: Reconstruction, truth: Mapping[str, File]) -> Reconstruction:
 
 
 def _on_grid(image: Image, like: Image) -> np.ndarray:
-    same = image.array.shape == like.array.shape and np.allclose(image.affine, like.affine, atol=GRID_TOLERANCE)
-    if not same:
+    if not same_grid(image.shape, image.affine, like.shape, like.affine):
         raise GeometryError(
             f"{image.path.name}, the real image to compare with, is not on the grid of {like.path.name}: co-register "
             "the study's modalities first"

@@ -1,5 +1,6 @@
 """The check opens every file, lists what is wrong, and never stops at a broken one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -91,6 +92,14 @@ def test_affines_within_tolerance_are_one_grid(tmp_path: Path) -> None:
     case = study(tmp_path / "p")
     save(case.images["t2"], brain(3), shift=5e-4)
     assert check_study(case) == []
+
+
+def test_a_mask_in_an_images_column_is_an_error(tmp_path: Path) -> None:
+    one = study(tmp_path)
+    mask = save(tmp_path / "mask.nii.gz", (brain() > 0).astype(np.float32))
+    (found,) = check_study(replace(one, images=dict(one.images) | {"t1": mask}))
+    assert (found.severity, found.code) == ("error", "constant")
+    assert "mask.nii.gz holds 1 wherever it is not 0" in found.message
 
 
 def test_heads_are_warned_of_unless_they_have_a_mask(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bmmae.data.raw.dicom_files import Identity, Series
 from bmmae.data.tables import read_rows, write_rows
-from bmmae.errors import OutputError
+from bmmae.errors import CohortError, OutputError
 
 REMOVED = "[removed]"
 UID = re.compile(r"\d+(\.\d+){4,}")
@@ -29,6 +29,9 @@ LONG_NUMBER = re.compile(r"\d{6,}")
 
 SHORTEST_NAME = 3
 """Shorter parts of a name are also words of sequence names (`T1`, `AX`)."""
+
+MAPPING = ("subject", "session", "patient_id", "patient_name", "birth_date", "study_uid", "study_date")
+"""Columns of the file that says who stands behind each number."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,12 @@ def read_mapping(path: Path) -> tuple[MappingRow, ...]:
     """Return the visits of an earlier mapping file, none if there is no such file yet.
 
     Raises:
-        CohortError: If it is no table.
+        CohortError: If it is no such table.
     """
     rows = read_rows(path) if path.exists() else []
+    lacking = [name for name in MAPPING if rows and name not in rows[0]]
+    if lacking:
+        raise CohortError(f"{path} is no mapping that import-dicom wrote: it lacks the column '{lacking[0]}'")
     return tuple(
         MappingRow(
             Pseudonym(row["subject"], row["session"]),
@@ -124,16 +130,15 @@ def write_mapping(path: Path, series: Iterable[Series], names: dict[str, Pseudon
     identities = {row.identity.study_uid: row for row in read_mapping(path)}
     for item in series:
         identities[item.identity.study_uid] = MappingRow(names[item.identity.study_uid], item.identity)
-    columns = ("subject", "session", "patient_id", "patient_name", "birth_date", "study_uid", "study_date")
     rows = [
         {
             "subject": row.pseudonym.subject,
             "session": row.pseudonym.session,
-            **{name: getattr(row.identity, name) for name in columns[2:]},
+            **{name: getattr(row.identity, name) for name in MAPPING[2:]},
         }
         for row in identities.values()
     ]
-    write_rows(path, sorted(rows, key=lambda row: (str(row["subject"]), str(row["session"]))), columns)
+    write_rows(path, sorted(rows, key=lambda row: (str(row["subject"]), str(row["session"]))), MAPPING)
     os.chmod(path, 0o600)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bmmae.arrays import Array, Float, Shaped
+from bmmae.data.geometry import same_grid
 from bmmae.data.raw.extras import require
 from bmmae.patches import Triple
 
@@ -19,8 +20,6 @@ Interpolation = Literal["linear", "label"]
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From RAS to ITK's millimetres, which run left, posterior, superior; and back."""
-
-GRID_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,8 @@ class Grid:
         return (x, y, z)
 
     def same(self, other: Grid) -> bool:
-        """Tell whether voxels coincide, to a thousandth of a millimetre."""
-        near = np.allclose(self.affine, other.affine, rtol=0, atol=GRID_TOLERANCE)
-        return self.shape == other.shape and bool(near)
+        """Tell whether voxels coincide."""
+        return same_grid(self.shape, self.affine, other.shape, other.affine)
 
     def at_spacing(self, spacing: float) -> Grid:
         """Return the grid with cubic voxels over the same field of view; its outer edges stay."""

@@ -156,6 +156,14 @@ def test_a_mapping_is_written_on_request_outside_and_keeps_the_numbers(
     assert "must not lie inside" in capsys.readouterr().err
 
 
+def test_another_table_is_no_mapping(patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text("subject,t1\na,a.nii.gz\n")
+    patient.series("T1 ax")
+    assert main(["import-dicom", str(patient.folder), "--out", str(tmp_path / "out"), "--mapping", str(other)]) == 2
+    assert f"{other} is no mapping that import-dicom wrote: it lacks the column 'session'" in capsys.readouterr().err
+
+
 def test_an_edited_table_decides(patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     patient.series("T2 tse", number=1, **LONG)
     patient.series("T2 tse", phantom(1), number=2, **LONG)

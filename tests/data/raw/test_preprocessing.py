@@ -19,7 +19,7 @@ from bmmae.data.raw.native import read_registration, to_native, write_native
 from bmmae.data.raw.resampling import Grid, Volume, resample
 from bmmae.data.raw.study_pipeline import PipelineConfig, reference_of
 from bmmae.data.reading import read_image, read_labels, write_image
-from bmmae.errors import BmmaeError, CohortError, ConfigError, ImageError, ModalityError, OutputError
+from bmmae.errors import CohortError, ConfigError, ImageError, ModalityError, OutputError
 from bmmae.modalities import STANDARD
 
 pytest.importorskip("SimpleITK")
@@ -228,8 +228,3 @@ def test_the_reference_is_t1ce_or_the_best_present() -> None:
         for names in (STANDARD, (T2, FLAIR), ("ct",))
     ]
     assert found == [T1CE, FLAIR, "ct"]
-
-
-def test_a_spacing_must_be_positive(tmp_path: Path) -> None:
-    assert main(["preprocess", "cohort.csv", "--out", str(tmp_path), "--spacing", "0"]) == 2
-    assert issubclass(ConfigError, BmmaeError)
