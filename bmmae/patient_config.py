@@ -35,7 +35,7 @@ class HeadConfig:
     token_share: float = 1.0
     dropout: float = 0.1
     pool_heads: int = 8
-    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    shares: dict[str, dict[str | int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.token_share <= 1:

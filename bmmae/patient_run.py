@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import cast
 
@@ -188,7 +189,8 @@ def _model_config(
 def _fit_network(config: PatientConfig, model: PatientModel, parts: Parts, cache: StudyCache) -> int:
     head, seed, view = config.head, config.train.seed, View.of(model.model_config)
     columns = columns_of(model)
-    shares = next((Shares(column, by_class) for column, by_class in head.shares.items()), None)
+    drawn = {column: {str(name): share for name, share in classes.items()} for column, classes in head.shares.items()}
+    shares = next(starmap(Shares, drawn.items()), None)
     training = PatientDataset(parts.train, view, cache, columns, seed=seed, augment=config.augment, shares=shares)
     validation = PatientDataset(parts.validation, view, cache, columns, seed=seed)
     _require_comparisons(config, model.config.targets, parts.validation)

@@ -144,6 +144,23 @@ def test_folds_shares_and_a_modality_less(world: Path, tmp_path: Path) -> None:
     assert {key.fold for key in classes.keys} == {2}
 
 
+def test_classes_and_shares_may_be_numbers(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv")
+    table["grade"] = [2, 3] * (len(table) // 2)
+    table.to_csv(world / "graded.csv", index=False)
+    config = configured(
+        world,
+        tmp_path / "run",
+        "classification",
+        *("--data.cohort", str(world / "graded.csv"), "--targets.labels", "[grade]"),
+        *("--targets.classes", "{grade: [3, 2]}", "--head.shares", "{grade: {2: 1, 3: 2}}"),
+    )
+    assert fine_tune(config) == 0
+    model = load_model(tmp_path / "run")
+    assert isinstance(model, PatientModel)
+    assert model.config.targets[0].classes == ("3", "2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["features", "head"])
 def test_a_segmentations_probabilities_and_measures_feed_a_model(world: Path, tmp_path: Path, mode: str) -> None:

@@ -100,6 +100,11 @@ def _repeat(studies: Sequence[Study], strata: Array, plan: FoldPlan, repeat: int
     for number, test in enumerate(_divide(studies, strata, plan.folds, (plan.seed, repeat, 0))):
         rest = [index for index in range(len(studies)) if index not in test]
         patients = len({studies[index].group for index in rest})
+        if patients < 2:
+            raise CohortError(
+                f"fold {number} of {plan.folds} would leave {patients} patient to train and to validate on: some have "
+                "many visits; add patients, or choose another number of folds"
+            )
         parts = min(max(2, round(1 / plan.validation_share)), patients)
         inner = [studies[index] for index in rest]
         held = {rest[index] for index in next(_divide(inner, strata[rest], parts, (plan.seed, repeat, 1 + number)))}

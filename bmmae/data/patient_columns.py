@@ -36,7 +36,7 @@ class TargetsConfig:
     """
 
     labels: tuple[str, ...] = ()
-    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    classes: dict[str, tuple[str | int, ...]] = field(default_factory=dict)
     multilabel: dict[str, tuple[str, ...]] = field(default_factory=dict)
     survival: tuple[SurvivalForm, ...] = ()
     bins: int = 10
@@ -98,7 +98,7 @@ def fit_columns(train: Sequence[Study], targets: TargetsConfig, beside: BesideCo
 
 def _fit_targets(train: Sequence[Study], config: TargetsConfig) -> list[Target]:
     targets = [
-        fit_label(name, cells_of(train, name), config.classes.get(name, ()), balanced=config.balanced)
+        fit_label(name, cells_of(train, name), tuple(map(str, config.classes.get(name, ()))), balanced=config.balanced)
         for name in config.labels
     ]
     for name, columns in config.multilabel.items():

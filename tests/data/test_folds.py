@@ -206,3 +206,10 @@ def test_the_command_writes_what_scripts_take(tmp_path: Path, capsys: pytest.Cap
     given = ["--data.cohort", str(path), "--data.splits", str(out), "--data.fold", "3", "--train.steps", "1"]
     data = parse(PretrainConfig, given).data
     assert (data.splits, data.fold) == (out, 3)
+
+
+def test_a_patient_of_many_visits_who_leaves_nobody_else_is_refused() -> None:
+    visits = (("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("c", "1"))
+    few = Cohort(tuple(Study(who, {"t1": Path(f"{who}{when}.nii")}, session=when) for who, when in visits))
+    with pytest.raises(CohortError, match="of 2 would leave 1 patient to train and to validate on"):
+        make_folds(few, FoldPlan(2))
