@@ -14,6 +14,7 @@ from bmmae.cli.command import (
     millimetres,
     positive,
     require_writable,
+    whole,
 )
 from bmmae.errors import CheckpointError, CohortError, OutputError
 from bmmae.notice import NOTICE
@@ -197,7 +198,7 @@ def _evaluate(commands: Commands) -> None:
     _add_cohort(command)
     command.add_argument("--out", type=Path, required=True, help="folder for tables and reports")
     command.add_argument("--beside", nargs="+", default=[], metavar="M", help="further models on the same patients")
-    command.add_argument("--draws", type=positive, default=1000, metavar="N", help="bootstrap draws for the intervals")
+    command.add_argument("--draws", type=whole, default=1000, metavar="N", help="bootstrap draws (0: no intervals)")
 
 
 def _run_evaluate(given: argparse.Namespace) -> int:
