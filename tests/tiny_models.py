@@ -45,7 +45,7 @@ def tiny_segmentation(size: Triple = (16, 16, 16), **shape: Any) -> Segmentation
     """Three regions from 24 values a token; further arguments are the segmentation config's."""
     torch.manual_seed(0)
     model = SegmentationModel(SegmentationConfig(tiny_config(size), width=4, **shape)).eval()
-    torch.nn.init.zeros_(model.heads[0].bias)  # an untrained model finds nothing otherwise
+    torch.nn.init.zeros_(model.heads[0].around.bias)  # an untrained model finds nothing otherwise
     return model
 
 

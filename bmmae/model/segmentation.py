@@ -15,7 +15,7 @@ from torch import nn
 from bmmae.arrays import Bool, Float, Tensor
 from bmmae.errors import ConfigError
 from bmmae.model.config import ModelConfig
-from bmmae.model.convolution import SLOPE, Conv3d, ConvBlock, Fusion, FusionKind, SubsetStem
+from bmmae.model.convolution import Conv3d, ConvBlock, Fusion, FusionKind, SubsetStem, VoxelHead
 from bmmae.model.encoder import Encoder
 from bmmae.model.mae import stack_modalities
 from bmmae.model.pretrained import PretrainedModel
@@ -31,7 +31,7 @@ class SegmentationConfig:
         model: Shape of the pretrained model; its decoder is not used.
         regions: Names of the regions, one output channel each (they may overlap).
         coding: Name of the label coding that the regions are defined by.
-        width: Channels at full resolution; doubled at each halving, to at most eight times.
+        width: Half the channels at half resolution; doubled at each further halving, to at most eight times.
         decoder: `light` has skips from the stem alone; `unetr` also from the encoder's intermediate layers (UNETR).
         fusion: How the tokens of the available modalities become one; see `bmmae.model.convolution.Fusion`.
         supervision: How many of the coarser resolutions predict the regions too (deep supervision).
@@ -130,17 +130,17 @@ class SegmentationModel(PretrainedModel):
                 for level in self.skip_layers
             }
         )
-        # From the grid of patches to half resolution. At full resolution, where everything costs eight times as much,
-        # there is one convolution: the head's.
+        # From the grid of patches to half resolution. The head's last channels there are the voxels at full resolution.
         joined = [3 if level in self.skip_layers or level == steps else 2 for level in range(1, steps + 1)]
         self.merge = nn.ModuleList(ConvBlock(n * w, w) for n, w in zip(joined, widths[1:], strict=True))
-        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in pairwise(widths))
-        inputs = [widths[0] + self.stem.inputs, *widths[1 : config.supervision + 1]]
-        heads = [Conv3d(channels, len(config.regions), 3, padding=1) for channels in inputs]
-        for head in heads:
+        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in pairwise(widths[1:]))
+        regions, coarser = len(config.regions), widths[1 : config.supervision + 1]
+        full = VoxelHead(widths[1], self.stem.inputs, regions)
+        others = [Conv3d(channels, regions, 3, padding=1) for channels in coarser]
+        for head in (full.around, *others):
             if head.bias is not None:  # lesions are rare: start from "no region anywhere"
                 nn.init.constant_(head.bias, -3.0)
-        self.heads = nn.ModuleList(heads)
+        self.heads = nn.ModuleList([full, *others])
         # Two to three times as fast on a CPU, where these few channels fit no vector otherwise.
         self.to(memory_format=torch.channels_last_3d)
 
@@ -175,9 +175,8 @@ class SegmentationModel(PretrainedModel):
             x = self.merge[level - 1](torch.cat([x, details[level - 1], *skips.get(level, ())], dim=1))
             if every_scale and level < len(self.heads):
                 logits.insert(0, self.heads[level](x))
-            x = self.up[level - 1](x)
-        x = nn.functional.leaky_relu(x, SLOPE, inplace=True)
-        logits.insert(0, self.heads[0](torch.cat([x, seen], dim=1)))
+            x = self.up[level - 2](x) if level > 1 else x
+        logits.insert(0, self.heads[0](x, seen))
         return tuple(logits) if every_scale else logits[0]
 
     def _encode(

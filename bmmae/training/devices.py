@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -70,12 +71,32 @@ def _start(cpu: bool | None) -> Any:
 
 
 def uses_bf16(precision: Literal["auto", "no", "bf16"], device: torch.device) -> bool:
-    """Whether to compute in bf16: if asked, or by `auto` where the hardware has instructions for it."""
+    """Whether to compute in bf16: if asked, or by `auto` where the hardware is faster in it."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return device.type == "cpu" and _cpu_is_faster_in_bf16()
+
+
+def _cpu_is_faster_in_bf16() -> bool:
+    """Whether the CPU has matrix tiles, or is one of AMD's with AVX512-BF16: those double float32's rate.
+
+    Intel's cores with AVX512-BF16 whose tiles are absent or masked (in many virtual machines) need twice float32's
+    time for products and convolutions, and more for attention (benchmarks/LOG.md, 2026-11-26).
+    """
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported()) and _cpu_vendor() == "AuthenticAMD"
+
+
+def _cpu_vendor() -> str:
+    """Return the vendor as the processor names itself; empty where the system does not tell (not Linux)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -18,8 +18,9 @@ class OptimConfig:
     """The optimiser and its learning-rate schedule.
 
     Attributes:
-        kind: `adamw`, or `muon`, which turns the updates of the blocks' weight matrices into orthogonal ones as large
-            as AdamW's (Jordan 2024, as timm implements it) and leaves the others to AdamW, with Nesterov momentum.
+        kind: `adamw`; or `muon`, which turns the updates of the blocks' weight matrices into orthogonal ones as large
+            as AdamW's (Jordan 2024, as timm implements it) and leaves the others to AdamW, with Nesterov momentum; or
+            `muon_convolutions`, which does so for 3D convolutions, those of heads apart, and nothing else.
         lr: Peak learning rate, reached at the end of the warm-up.
         weight_decay: Decoupled weight decay; not applied to norms, biases, embeddings and tokens.
         betas: Decay rates of AdamW's running means.
@@ -35,7 +36,7 @@ class OptimConfig:
         frozen_steps: Optimiser steps for which the encoder stays as it is, so that a new head learns first.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: Literal["adamw", "muon", "muon_convolutions"] = "adamw"
     lr: float = 1e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
@@ -167,7 +168,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         groups = _encoder_apart(groups, model, config.frozen_steps)
     if not groups:
         raise ConfigError("The model has no trainable parameter: unfreeze some before training.")
-    if config.kind == "muon":
+    if config.kind != "adamw":
         return _muon(groups, model, config)
     device = next(model.parameters()).device.type
     return torch.optim.AdamW(
@@ -176,13 +177,20 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def _muon(groups: list[dict[str, Any]], model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Muon for the matrices of blocks, AdamW for the rest (timm's `use_fallback`)."""
+    """Muon for what the config names, AdamW for the rest (timm's `use_fallback`)."""
     from timm.optim import Muon
 
-    matrices = {id(value) for name, value in model.named_parameters() if "blocks." in name and value.ndim == 2}
-    divided = _divided(groups, matrices, lambda inside: {"use_fallback": not inside})
+    chosen = {id(value) for name, value in model.named_parameters() if _is_orthogonal(name, value, config)}
+    divided = _divided(groups, chosen, lambda inside: {"use_fallback": not inside})
     muon: torch.optim.Optimizer = Muon(divided, lr=config.lr, betas=config.betas, eps=config.eps, nesterov=True)
     return muon
+
+
+def _is_orthogonal(name: str, value: nn.Parameter, config: OptimConfig) -> bool:
+    """Tell whether Muon updates a parameter; a kernel is seen as one row of numbers an output channel."""
+    if config.kind == "muon":
+        return "blocks." in name and value.ndim == 2
+    return value.ndim == 5 and "heads." not in name
 
 
 def _encoder_apart(groups: list[dict[str, Any]], model: nn.Module, frozen_steps: int) -> list[dict[str, Any]]:

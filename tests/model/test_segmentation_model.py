@@ -11,7 +11,7 @@ import torch
 from tiny_models import flags, tiny_config, tiny_segmentation, volumes
 
 from bmmae.errors import ConfigError, ModalityError
-from bmmae.model.convolution import ConvBlock, Fusion
+from bmmae.model.convolution import ConvBlock, Fusion, Pointwise, pack_voxels, unpack_voxels
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -88,6 +88,20 @@ def test_every_parameter_gets_a_gradient_though_modalities_are_absent(variant: d
 def test_a_window_without_tissue_runs(variant: dict[str, Any]) -> None:
     nothing = torch.zeros(3, 1, 16, 16, 16, dtype=torch.bool)
     assert tiny_segmentation(**variant)(volumes(3), SUBSETS, tissue=nothing).isfinite().all()
+
+
+def test_packed_voxels_are_unpacked_where_they_were() -> None:
+    volume = torch.randn(2, 3, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    packed = pack_voxels(volume)
+    assert packed.shape == (2, 24, 2, 3, 4)
+    assert torch.equal(packed[:, :3], volume[..., ::2, ::2, ::2])  # all channels at the first place come first
+    assert torch.equal(unpack_voxels(packed), volume)
+
+
+def test_a_pointwise_layer_is_a_convolution() -> None:
+    layer, features = Pointwise(5, 7), torch.randn(2, 5, 3, 4, 2, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.conv3d(features, layer.weight[..., None, None, None], layer.bias)
+    torch.testing.assert_close(layer(features), expected)
 
 
 def test_a_grid_that_is_not_cubic_runs() -> None:
@@ -172,9 +186,9 @@ def test_a_decoder_of_the_same_shape_is_taken_over() -> None:
     before = wider.stem.down[0].first.weight.clone()
     assert not wider.take_decoder(donor)
     assert torch.equal(wider.stem.down[0].first.weight, before)
-    head = fewer.heads[0].weight.clone()
+    head = fewer.heads[0].around.weight.clone()
     assert fewer.take_decoder(donor)
-    assert torch.equal(fewer.heads[0].weight, head)
+    assert torch.equal(fewer.heads[0].around.weight, head)
     assert torch.equal(fewer.stem.down[0].first.weight, donor.stem.down[0].first.weight)
 
 

@@ -161,8 +161,8 @@ def test_hard_subsets_learn_from_the_full_set_and_the_teacher_gets_no_gradient(m
     expected = (dice_and_cross_entropy(logits, data["label"]) + told).sum()
     output = task.step(model, data)
     assert float(output.loss_sum.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
-    gradients = torch.autograd.grad(output.loss_sum, model.heads[0].bias)
-    wanted = torch.autograd.grad(expected, model.heads[0].bias)
+    gradients = torch.autograd.grad(output.loss_sum, model.heads[0].around.bias)
+    wanted = torch.autograd.grad(expected, model.heads[0].around.bias)
     torch.testing.assert_close(gradients, wanted, atol=1e-4, rtol=1e-3)
     assert float(output.metrics["distillation"][1]) == int(hard.sum())
 

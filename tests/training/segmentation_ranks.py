@@ -24,10 +24,9 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, accelerator = dist.get_rank(), SimpleNamespace(device=torch.device("cpu"), num_processes=2)
     model = tiny_segmentation()
-    before = model.heads[0].weight.detach().clone()
-    sharded = shard(
-        model, make_optimizer(model, OptimConfig()), partial(make_optimizer, config=OptimConfig()), accelerator
-    )
+    before = model.heads[0].around.weight.detach().clone()
+    optim = OptimConfig(kind="muon_convolutions")
+    sharded = shard(model, make_optimizer(model, optim), partial(make_optimizer, config=optim), accelerator)
     task = SegmentationTask(model.config, DistillConfig(weight=1.0, dropout=1.0), seed=1)
     available = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]][rank]).bool().expand(2, -1)
     for step in range(3):
@@ -44,7 +43,7 @@ def main() -> None:
         sharded.optimizer.step()
         sharded.optimizer.zero_grad()
     sharded.refresh()
-    assert not torch.equal(sharded.whole.heads[0].weight, before)
+    assert not torch.equal(sharded.whole.heads[0].around.weight, before)
     dist.destroy_process_group()
 
 

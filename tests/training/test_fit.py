@@ -163,6 +163,25 @@ def test_precision_is_what_was_asked() -> None:
     assert not uses_bf16("auto", torch.device("mps"))
 
 
+@pytest.mark.parametrize(
+    ("tiles", "avx512_bf16", "vendor", "expected"),
+    [
+        (True, True, "GenuineIntel", True),
+        (False, True, "AuthenticAMD", True),
+        (False, True, "GenuineIntel", False),  # bf16 at half float32's rate
+        (False, True, "", False),
+        (False, False, "AuthenticAMD", False),
+    ],
+)
+def test_auto_takes_bf16_on_cpus_that_are_faster_in_it(
+    monkeypatch: pytest.MonkeyPatch, *, tiles: bool, avx512_bf16: bool, vendor: str, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr("bmmae.training.devices._cpu_vendor", lambda: vendor)
+    assert uses_bf16("auto", torch.device("cpu")) is expected
+
+
 def test_running_out_of_memory_says_what_to_lower() -> None:
     with (
         pytest.raises(TrainingError, match=r"Out of memory at step 7: lower train.batch_size \(now 4; .*bf16"),

@@ -132,3 +132,25 @@ def test_muon_turns_the_matrices_of_blocks_and_leaves_the_rest_to_adamw() -> Non
     assert singular.max() / singular.min() < 3
     first = torch.full_like(head, 0.19)  # with Nesterov momentum: lr * (1 + beta) for any gradient
     torch.testing.assert_close((head - before[1]).detach().abs(), first, rtol=1e-3, atol=0)
+
+
+def test_muon_of_convolutions_turns_kernels_and_leaves_blocks_and_heads_to_adamw() -> None:
+    model = nn.ModuleDict(
+        {"down": nn.Conv3d(3, 6, 3), "blocks": nn.Sequential(nn.Linear(4, 6)), "heads": nn.Conv3d(6, 2, 3)}
+    )
+    optimizer = make_optimizer(model, OptimConfig(kind="muon_convolutions", lr=0.1, weight_decay=0.0))
+    kernel, matrix, head = (model[name].get_parameter(part) for name, part in _WEIGHTS)
+    before = [value.detach().clone() for value in (kernel, matrix, head)]
+    torch.manual_seed(0)
+    for value in model.parameters():
+        value.grad = torch.randn_like(value)
+    set_learning_rate(optimizer.param_groups, 0.1)
+    optimizer.step()
+    singular = torch.linalg.svdvals((kernel - before[0]).detach().flatten(1))  # one row an output channel
+    assert singular.max() / singular.min() < 3
+    for value, old in ((matrix, before[1]), (head, before[2])):
+        first = torch.full_like(value, 0.19)
+        torch.testing.assert_close((value - old).detach().abs(), first, rtol=1e-3, atol=0)
+
+
+_WEIGHTS = (("down", "weight"), ("blocks", "0.weight"), ("heads", "weight"))
