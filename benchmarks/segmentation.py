@@ -24,8 +24,10 @@ from harness import RESULTS, ROOT, Figure, arguments, parse, write_result
 from learning_data import Source, real_source, synthetic_source
 from paired import by_patient, means
 from segmentation_contestants import (
+    AUGMENT,
     DEDICATED,
     LAYER_DECAY,
+    OPTIM,
     Start,
     describe_contestants,
     digest,
@@ -73,7 +75,7 @@ def _parse() -> argparse.Namespace:
         default=ROOT / "checkpoints" / "tiny",
         help="pretrained weights; `{fold}` in the path: each fold's own",
     )
-    parser.add_argument("--width", type=int, default=8, help="channels of our decoder at full resolution")
+    parser.add_argument("--width", type=int, default=8, help="half the channels of our decoder at half resolution")
     parser.add_argument("--seconds", type=float, default=300.0, help="training budget of a cell")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of ours, scratch and the dedicated models")
     parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these")
@@ -121,9 +123,9 @@ def cell_of(
 ) -> dict[str, Any]:
     """Return what identifies a run; `made` tells one pretraining from another."""
     cell = {"method": method, "data": source.name, "fold": fold, "seed": seed, "seconds": given.seconds}
-    cell |= {"threads": given.threads}
+    cell |= {"threads": given.threads, "modality_dropout": AUGMENT.modality_dropout}
     if method not in SEGMENTATION_NETWORKS:
-        cell |= {"width": given.width, "form": form_of(source.window, given.width)}
+        cell |= {"width": given.width, "form": form_of(source.window, given.width), "optim": OPTIM.kind}
     if method == "ours" or method.startswith(DEDICATED):
         cell |= {"layer_decay": LAYER_DECAY, "weights": made}
     return cell

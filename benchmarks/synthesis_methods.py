@@ -66,7 +66,7 @@ class Scale:
         voxelwise: Millimetres at which methods without a window work: the native ones.
         unet: The U-Net.
         cycle: The CycleGAN.
-        segmenter_width: Channels of the segmenter at full resolution.
+        segmenter_width: Half the channels of the segmenter at half resolution.
     """
 
     voxelwise: float

@@ -24,7 +24,7 @@ from cells import CellStore
 from embeddings import neighbours
 from full_volumes import score_volumes
 from harness import RESULTS, arguments, parse, write_result
-from learning_data import WORK, Source, real_source, synthetic_name, synthetic_source
+from learning_data import WINDOW, WORK, Source, real_source, synthetic_name, synthetic_source
 from patient_features import answers, encode, fit, model_of
 from patient_learning import (
     AUGMENT,
@@ -40,7 +40,9 @@ from patient_learning import (
 from pretrained_weights import Recipe, configuration, form_of, random_weights, weights_of
 from probe import frozen_features, patch_statistics, probe, probe_unseen
 from real import Parts
+from segmentation_contestants import OPTIM as SEGMENTATION_OPTIM
 from segmentation_contestants import Start, digest, fine_tune
+from segmentation_contestants import form_of as form_of_decoder
 from transfer_figures import headline_figures, table_rows
 
 from bmmae.baselines.budget import Budget
@@ -119,7 +121,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pretrain-seconds", type=float, default=600.0)
     parser.add_argument("--seconds", type=float, default=180.0, help="fine-tuning budget of a cell")
     parser.add_argument("--seeds", type=int, default=3, help="seeds at the smallest fraction")
-    parser.add_argument("--width", type=int, default=8, help="channels of our decoder at full resolution")
+    parser.add_argument("--width", type=int, default=8, help="half the channels of our decoder at half resolution")
     parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these folds of the real cases")
     parser.add_argument("--amounts", nargs="+", default=None, help="only so many cases, such shares, or `all`")
     given = parse(parser)
@@ -185,7 +187,8 @@ def _embedding_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
 
 def _segmentation_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
     amounts = CASES if name == "real" else SHARES
-    yield from _learning_cells(given, amounts, {"width": given.width})
+    form = form_of_decoder((QUICK_SIZE,) * 3 if given.quick else WINDOW, given.width)
+    yield from _learning_cells(given, amounts, {"width": given.width, "form": form, "optim": SEGMENTATION_OPTIM.kind})
 
 
 def _linear_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:

@@ -92,7 +92,7 @@ class SegmentConfig:
         train: The loop.
         model: Pretrained weights: a folder, a hub id or a run folder; `scratch:RECIPE` starts from random weights.
         out: The run folder.
-        width: Channels of the decoder at full resolution.
+        width: Half the decoder's channels at half resolution; doubled at each further halving.
         decoder: `light`, or `unetr` with skips from the encoder's intermediate layers.
         fusion: How features of the available modalities become one: `mean_max`, `mean_variance` or `attention`.
         supervision: How many of the coarser resolutions predict the regions too.
@@ -121,7 +121,7 @@ class SegmentConfig:
     frozen: bool = False
     distill: DistillConfig = field(default_factory=DistillConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(modality_dropout=0.5, lesion_share=0.5))
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(modality_dropout=0.8, lesion_share=0.5))
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from bmmae.errors import ModalityError
@@ -116,6 +116,6 @@ def title(name: str) -> str:
     return TABLE[_ORDER[name]].title if name in _ORDER else name.upper()
 
 
-def subset_label(names: Sequence[str]) -> str:
+def subset_label(names: Collection[str]) -> str:
     """Return a short label of a subset, in table order: `"t1+flair"`."""
     return "+".join(in_table_order(names))

@@ -14,6 +14,7 @@ import torch
 from tiny_models import tiny_mae, tiny_segmentation
 from tiny_studies import SHAPE, lesion, save, write_study
 
+from bmmae.checkpoint import load_model
 from bmmae.cli import main
 from bmmae.data.coding import SEG_CODING, coding_of
 from bmmae.data.cohort import Cohort, Study, read_cohort
@@ -244,6 +245,63 @@ def test_fitted_windows_are_as_many_and_cover_all_with_the_overlap() -> None:
 def test_an_impossible_overlap_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"overlap of windows must lie in \[0, 1\), got 1"):
         list(window_starts(SIZE, SIZE, 1.0))
+
+
+def relying(model: SegmentationModel, **tables: dict[str, str]) -> SegmentationModel:
+    """The same weights, told what to rely on."""
+    other = SegmentationModel(replace(model.config, relied_on=tables)).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def test_a_region_is_taken_from_what_the_model_relies_on(model: SegmentationModel, tmp_path: Path) -> None:
+    study = write_study(tmp_path, ("t1", "flair"))
+    alone = replace(study, images={"flair": study.images["flair"]})
+    both, less = (prepare_study(each, PreprocessConfig(), model.config.model.modalities) for each in (study, alone))
+    expected = segment_prepared(model, both)
+    found = segment_prepared(relying(model, TC={"t1+flair": "flair", "t1+t2": "t2"}), both)
+    assert np.array_equal(found[[0, 2]], expected[[0, 2]])
+    np.testing.assert_allclose(found[1], segment_prepared(model, less)[1], atol=1e-5)
+    assert not np.allclose(found[1], expected[1], atol=1e-3)
+
+
+def test_where_what_is_relied_on_was_not_scanned_all_that_was_is_used(model: SegmentationModel, tmp_path: Path) -> None:
+    study = write_study(tmp_path, ("t1", "flair"))
+    prepared = prepare_study(study, PreprocessConfig(), model.config.model.modalities)
+    index = prepared.names.index("flair")
+    gaps = prepared.valid.copy()
+    gaps[index, :4] = False
+    partial = replace(prepared, valid=gaps)
+    trusting = relying(model, **{region: {"t1+flair": "flair"} for region in model.config.regions})
+    assert np.array_equal(segment_prepared(trusting, partial), segment_prepared(model, partial))
+    assert not np.array_equal(segment_prepared(trusting, prepared), segment_prepared(model, prepared))
+
+
+@pytest.mark.parametrize("table", [{"XX": {"t1+t2": "t2"}}, {"ET": {"t1+t2": "flair"}}])
+def test_a_model_cannot_rely_on_what_is_not_given(model: SegmentationModel, table: dict[str, dict[str, str]]) -> None:
+    with pytest.raises(ConfigError, match="cannot be taken from"):
+        replace(model.config, relied_on=table)
+
+
+def test_a_model_is_saved_with_what_it_has_chosen_to_rely_on(
+    model: SegmentationModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    cohort(tmp_path / "in").write(tmp_path / "cohort.csv")
+    command = ["segment", "--cohort", str(tmp_path / "cohort.csv"), "--out", str(tmp_path / "out")]
+    asked = [*command, "--subsets", "--rely", str(tmp_path / "made")]
+    assert main([*asked, "--model", str(tmp_path / "model")]) == 0
+    assert "chosen on 1 studies" in capsys.readouterr().out
+    made = load_model(tmp_path / "made")
+    assert isinstance(made, SegmentationModel)
+    given = {used for table in made.config.relied_on.values() for used in table}
+    assert given <= {"t1+flair"}
+    made.config = replace(made.config, relied_on={"ET": {"t1+flair": "t1"}})
+    made.save_pretrained(tmp_path / "made")
+    assert main([*asked, "--model", str(tmp_path / "made")]) == 2
+    assert "has chosen what to rely on already" in capsys.readouterr().err
+    assert main([*command, "--model", str(tmp_path / "model"), "--rely", str(tmp_path / "x")]) == 2
+    assert "--subsets" in capsys.readouterr().err
 
 
 def test_blending_leaves_what_all_windows_agree_on(tmp_path: Path) -> None:

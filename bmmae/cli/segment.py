@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bmmae.data.cohort import Cohort
     from bmmae.evaluation.subsets import RegionScore
     from bmmae.inference.segmentation import SegmentOptions
+    from bmmae.model.segmentation import SegmentationModel
     from bmmae.segmenting import Status, StudyResult
 
 
@@ -60,6 +61,13 @@ def add_segment(commands: Commands) -> None:
     )
     command.add_argument("--metrics", action="store_true", help="with --cohort: refuse a cohort without segmentations")
     command.add_argument("--subsets", action="store_true", help="with --cohort: judge every subset of the modalities")
+    command.add_argument(
+        "--rely",
+        type=Path,
+        metavar="MODEL",
+        help="with --subsets, on patients that are neither for training nor for testing: save a copy of the model that "
+        "takes each region from no more modalities than have improved it there",
+    )
     command.add_argument("--labels", metavar="CODING", help="label coding of the truth (name or YAML file), if another")
     command.add_argument("--tolerance", type=amount, default=1.0, help="of the surface Dice, in mm (default: 1)")
 
@@ -114,12 +122,17 @@ def _run_study(given: argparse.Namespace) -> int:
 
 def _run_cohort(given: argparse.Namespace) -> int:
     from bmmae.data.cohort import read_cohort
+    from bmmae.inference.segmentation import require_segmenter
     from bmmae.segmenting import CohortOptions, segment_cohort
 
     if given_images(given) or given.brain_mask is not None:
         raise ConfigError("--cohort names the images of all studies: leave out images and --brain-mask")
+    if given.rely is not None and not given.subsets:
+        raise ConfigError("--rely chooses by the scores of every subset: ask for them with --subsets")
     require_writable(given.out)
     model = load(given.model)
+    if given.rely is not None and require_segmenter(model).config.relied_on:
+        raise ConfigError(f"{given.model} has chosen what to rely on already: choose from the model it was made of")
     cohort = _part(given, read_cohort(given.cohort, model.model_config.modalities))
     options = CohortOptions(
         segment=_options(given),
@@ -131,6 +144,8 @@ def _run_cohort(given: argparse.Namespace) -> int:
     )
     results = segment_cohort(model, cohort, given.out, options)
     _tell(results, given.out)
+    if given.rely is not None:
+        _rely(require_segmenter(model), cohort, results, given.rely)
     return 1 if any(result.status == "failed" for result in results) else 0
 
 
@@ -162,6 +177,23 @@ def _tell(results: list[StudyResult], folder: Path) -> None:
     scores = [score for result in results for score in result.scores]
     if scores:
         _tell_scores(scores, folder)
+
+
+def _rely(model: SegmentationModel, cohort: Cohort, results: list[StudyResult], folder: Path) -> None:
+    """Save the model so that it relies on what has paid on these studies, and say what that is."""
+    from bmmae.evaluation.overlap import warn_of_overlap
+    from bmmae.evaluation.subsets import choose_subsets
+
+    scores = [score for result in results for score in result.scores]
+    judged = {score.subject for score in scores}
+    warn_of_overlap(model, [study for study in cohort if study.name in judged])
+    chosen = choose_subsets(scores)
+    model.config = replace(model.config, relied_on=chosen)
+    model.save_pretrained(folder)
+    print(f"{folder}: chosen on {len(judged)} studies")
+    for region, table in chosen.items():
+        for given, used in table.items():
+            print(f"  {region} from {used} alone where {given} are given")
 
 
 def _tell_scores(scores: list[RegionScore], folder: Path) -> None:

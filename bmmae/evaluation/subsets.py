@@ -17,11 +17,14 @@ import numpy as np
 from bmmae.errors import OutputError
 from bmmae.evaluation.intervals import mean_with_interval
 from bmmae.metrics.regions import RegionMetrics
-from bmmae.modalities import STANDARD, in_table_order, title
+from bmmae.modalities import STANDARD, in_table_order, subset_label, title
 from bmmae.provenance import Metric
 
 HALF_A_POINT = 0.005
 """Of Dice: what a score has to fall by to count as fallen."""
+
+LEAST_GAIN = 0.01
+"""Of mean Dice: what a modality has to bring to a region to be used for it."""
 
 LOWER_IS_BETTER = frozenset({"hd95", "false_lesions"})
 ZERO_IS_BEST = frozenset({"volume_error_ml", "volume_error_relative"})
@@ -107,6 +110,38 @@ def counter_intuitive(scores: Iterable[RegionScore], drop: float = HALF_A_POINT)
         fewer = [by_key.get((subject, region, subset - {name}), math.nan) for name in sorted(subset)]
         falls += [less - more > drop for less in fewer if not math.isnan(less - more)]
     return CounterIntuitive(sum(falls) / len(falls) if falls else math.nan, sum(falls), len(falls))
+
+
+def choose_subsets(scores: Iterable[RegionScore], margin: float = LEAST_GAIN) -> dict[str, dict[str, str]]:
+    """Choose, for each region and subset given, which of the modalities to take it from: fewer if more do not pay.
+
+    A subset is used whole if its mean Dice is above that of what its smaller subsets use by more than `margin`;
+    else the best of those serves it too. What a modality does not improve it then does not touch, which is what the
+    counter-intuitive rate is about.
+
+    Args:
+        scores: Of patients whom the model has not seen, from every subset; test patients must not be among them.
+        margin: Dice that a modality has to bring to be used.
+
+    Returns:
+        For `SegmentationConfig.relied_on`: by region, from the subset given to the subset used, where they differ.
+    """
+    found: dict[tuple[str, frozenset[str]], list[float]] = {}
+    for score in scores:
+        if not math.isnan(score.metrics.dice):
+            found.setdefault((score.region, frozenset(score.subset)), []).append(score.metrics.dice)
+    mean = {key: sum(values) / len(values) for key, values in found.items()}
+    used: dict[tuple[str, frozenset[str]], frozenset[str]] = {}
+    for region, subset in sorted(mean, key=lambda key: (key[0], len(key[1]), sorted(key[1]))):
+        smaller = [used[region, less] for name in sorted(subset) if (region, less := subset - {name}) in used]
+        best = max(smaller, key=lambda less: mean[region, less], default=subset)
+        pays = not smaller or mean[region, subset] > mean[region, best] + margin
+        used[region, subset] = subset if pays else best
+    tables: dict[str, dict[str, str]] = {region: {} for region, _ in used}
+    for (region, subset), chosen in used.items():
+        if chosen != subset:
+            tables[region][subset_label(subset)] = subset_label(chosen)
+    return {region: table for region, table in tables.items() if table}
 
 
 def summarise_subsets(scores: Sequence[RegionScore], metric: str = "dice") -> list[SubsetSummary]:

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from bmmae.arrays import Array, Float, Tensor
+from bmmae.arrays import Array, Bool, Float, Tensor
 from bmmae.data.labels import labels_from_regions
 from bmmae.data.preprocess import PreparedStudy
 from bmmae.errors import ImageError, ModalityError
@@ -171,17 +171,23 @@ def segment_prepared(
 
     Args:
         model: In eval mode.
-        prepared: The study; the modalities that it has are used.
+        prepared: The study; of the modalities that it has, each region is taken from those that the model's config
+            relies on (`relied_on`): from all, if it says nothing, and in windows that those do not cover.
         overlap: Share by which neighbouring windows overlap, at least.
         flips: Average with the prediction from the left-right mirror image.
         fitted: Take windows no larger than the overlap needs.
     """
-    config = model.config.model
-    available = torch.tensor([[name in prepared.names for name in config.modalities]])
+    config, parts = model.config.model, model.config.regions_by_subset(prepared.names)
 
     def probabilities(images: Tensor, valid: Tensor, brain: Tensor) -> Tensor:
-        tissue = brain if config.tissue_only else None
-        return cast(Tensor, model(images, available.to(images.device), tissue, valid)).float().sigmoid()
+        tissue, found = brain if config.tissue_only else None, []
+        for subset in parts:
+            available = _relied_on(valid, brain, [name in subset for name in config.modalities])
+            found.append(cast(Tensor, model(images, available, tissue, valid)).float().sigmoid())
+        chosen = {
+            region: said[:, region] for said, regions in zip(found, parts.values(), strict=True) for region in regions
+        }
+        return torch.stack([chosen[region] for region in sorted(chosen)], dim=1)
 
     def predict(images: Tensor, valid: Tensor, brain: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=_has_matrix_units(images.device)):
@@ -192,6 +198,14 @@ def segment_prepared(
         return found * brain
 
     return over_windows(model, prepared, predict, share=overlap, fitted=fitted)
+
+
+def _relied_on(valid: Bool[Tensor, "1 M H W D"], brain: Bool[Tensor, "1 1 H W D"], chosen: Sequence[bool]) -> Tensor:
+    """Return which modalities a window is segmented from, Bool[1, M]: the chosen ones, or all where these have gaps."""
+    there = valid.flatten(2).any(2)
+    some = there & torch.tensor([chosen], device=valid.device)
+    uncovered = brain[:, 0] & valid.any(1) & ~valid[:, some[0]].any(1)
+    return there if bool(uncovered.any()) else some
 
 
 def _has_matrix_units(device: torch.device) -> bool:

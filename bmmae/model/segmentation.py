@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
@@ -14,6 +14,7 @@ from torch import nn
 
 from bmmae.arrays import Bool, Float, Tensor
 from bmmae.errors import ConfigError
+from bmmae.modalities import subset_label
 from bmmae.model.config import ModelConfig
 from bmmae.model.convolution import Conv3d, ConvBlock, Fusion, FusionKind, SubsetStem, VoxelHead
 from bmmae.model.encoder import Encoder
@@ -37,6 +38,8 @@ class SegmentationConfig:
         supervision: How many of the coarser resolutions predict the regions too (deep supervision).
         classes: Class name to label value, where the coding is the user's own.
         united: Region name to the label values that it unites, where the coding is the user's own.
+        relied_on: Region name to the modalities (`"t1ce+flair"`) that it is taken from in use, by those that are given;
+            what is not listed is taken from all. See `bmmae.evaluation.subsets.choose_subsets`.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -48,6 +51,7 @@ class SegmentationConfig:
     supervision: int = 0
     classes: Mapping[str, int] = field(default_factory=dict)
     united: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    relied_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "regions", tuple(self.regions))
@@ -60,6 +64,22 @@ class SegmentationConfig:
             raise ConfigError(
                 f"supervision counts coarser resolutions: expected 0 to {exponent - 1}, got {self.supervision}"
             )
+        for region, given, used in self._reliances():
+            if region not in self.regions or not set(used.split("+")) <= set(given.split("+")):
+                raise ConfigError(f"relied_on: region '{region}' cannot be taken from '{used}' of '{given}'")
+
+    def _reliances(self) -> Iterator[tuple[str, str, str]]:
+        for region, table in self.relied_on.items():
+            for given, used in table.items():
+                yield region, given, used
+
+    def regions_by_subset(self, given: Collection[str]) -> dict[tuple[str, ...], list[int]]:
+        """Return which regions (their numbers) are taken from which of the modalities given."""
+        label, found = subset_label(given), dict[tuple[str, ...], list[int]]()
+        for number, region in enumerate(self.regions):
+            used = self.relied_on.get(region, {}).get(label, label)
+            found.setdefault(tuple(used.split("+")), []).append(number)
+        return found
 
     @property
     def steps(self) -> int:
@@ -202,7 +222,8 @@ class SegmentationModel(PretrainedModel):
             Whether it was copied: only between decoders of one shape.
         """
         one, other = self.config, donor.config
-        if replace(other, regions=one.regions, coding=one.coding, classes=one.classes, united=one.united) != one:
+        same = {key: getattr(one, key) for key in ("regions", "coding", "classes", "united", "relied_on")}
+        if replace(other, **same) != one:
             return False
         left = ("encoder.",) if one.regions == other.regions else ("encoder.", "heads.")
         state = {key: value for key, value in donor.state_dict().items() if not key.startswith(left)}

@@ -13,6 +13,7 @@ from bmmae.errors import OutputError
 from bmmae.evaluation.subsets import (
     RegionScore,
     all_subsets,
+    choose_subsets,
     counter_intuitive,
     save_subset_plot,
     subset_table,
@@ -53,6 +54,27 @@ def test_the_rate_counts_falls_of_more_than_half_a_point() -> None:
 
 def test_the_rate_of_nothing_is_undefined() -> None:
     assert math.isnan(counter_intuitive([score("p", ("t1",), 0.5)]).rate)
+
+
+def test_a_region_is_taken_from_no_more_modalities_than_pay() -> None:
+    means = {("t1",): 0.5, ("t2",): 0.7, ("flair",): 0.6, ("t1", "t2"): 0.705, ("t1", "flair"): 0.8}
+    means |= {("t2", "flair"): 0.69, ("t1", "t2", "flair"): 0.75}
+    scores = [score("a", subset, dice + 0.1) for subset, dice in means.items()]
+    scores += [score("b", subset, dice - 0.1) for subset, dice in means.items()]
+    assert choose_subsets(scores) == {"WT": {"t1+t2": "t2", "t2+flair": "t2", "t1+t2+flair": "t1+flair"}}
+
+
+def test_what_pays_for_one_region_may_not_for_another() -> None:
+    gains = {"ET": 0.2, "WT": 0.0}
+    scores = [score("a", ("t1",), 0.5, region) for region in gains]
+    scores += [score("a", ("t1", "t1ce"), 0.5 + gain, region) for region, gain in gains.items()]
+    assert choose_subsets(scores) == {"WT": {"t1+t1ce": "t1"}}
+
+
+def test_scores_that_are_not_defined_choose_nothing() -> None:
+    scores = [score("a", ("t1",), math.nan), score("a", ("t1", "t2"), 0.4), score("b", ("t1", "t2"), math.nan)]
+    assert choose_subsets(scores) == {}
+    assert choose_subsets([]) == {}
 
 
 def test_a_summary_gives_mean_median_and_the_worst_patient() -> None:
