@@ -107,12 +107,16 @@ def flat(scores: Scores) -> Iterator[tuple[str, str, str, float]]:
 
 def counter_intuitive_rate(scores: Iterable[Scores]) -> CounterIntuitive:
     """Return how often Dice falls by more than half a point when a modality is added, over all cells' patients."""
-    rows = [
+    return counter_intuitive(region_scores(scores))
+
+
+def region_scores(scores: Iterable[Scores]) -> list[RegionScore]:
+    """Return the scores as the library's functions take them."""
+    return [
         RegionScore(patient, tuple(subset.split("+")), region, _only_dice(value))
         for table in scores
         for subset, region, patient, value in flat(table)
     ]
-    return counter_intuitive(rows)
 
 
 def _only_dice(value: float) -> RegionMetrics:

@@ -4,8 +4,10 @@ python benchmarks/segmentation.py [--data synthetic] [--model checkpoints/tiny] 
 
 Cells are run fold by fold, everything of fold 0 first, then the next seed, and are skipped when finished. `ours` and
 the networks train for `--seconds` of processor time on `--threads` threads (a GPU: seconds that pass); `scratch` and
-the dedicated models take as many steps as `ours` of their fold and seed did. All fifteen subsets are scored on whole
-test volumes at 2 mm (synthetic: 3 mm), the dedicated models on their own. No validation: the last weights are scored.
+the dedicated models take as many steps as `ours` of their fold and seed did; `relying` is `ours` with each region taken
+from no more modalities than paid on further synthetic subjects (`bmmae segment --rely`). All fifteen subsets are scored
+on whole test volumes at 2 mm (synthetic: 3 mm), the dedicated models on their own. No validation: the last weights are
+scored.
 """
 
 from __future__ import annotations
@@ -15,19 +17,21 @@ import functools
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cells import CellStore
-from full_volumes import score_volumes
+from full_volumes import region_scores, score_volumes
 from harness import RESULTS, ROOT, Figure, arguments, parse, write_result
-from learning_data import Source, real_source, synthetic_source
+from learning_data import Source, prepare, real_source, synthetic_cohort, synthetic_source
 from paired import by_patient, means
 from segmentation_contestants import (
     AUGMENT,
     DEDICATED,
     LAYER_DECAY,
     OPTIM,
+    RELYING,
     Start,
     describe_contestants,
     digest,
@@ -44,11 +48,15 @@ from subset_plot import plot_subsets
 
 from bmmae.baselines.budget import Budget
 from bmmae.baselines.segmentation_networks import SEGMENTATION_NETWORKS
-from bmmae.evaluation.subsets import all_subsets
+from bmmae.checkpoint import load_model
+from bmmae.data.synthetic.cohort import SyntheticConfig
+from bmmae.evaluation.subsets import all_subsets, choose_subsets
 
 QUICK_METHODS = ("ours", "scratch", DEDICATED + T1CE, "unet")
 TRAIN, TEST = 400, 100
 """Synthetic subjects."""
+CHOSEN_ON = SyntheticConfig(24, seed=101)
+"""The subjects that `relying` is chosen on: neither trained on nor tested on."""
 
 
 def main() -> None:
@@ -109,8 +117,10 @@ def cells(given: argparse.Namespace, source: Source, store: CellStore) -> Iterat
             ours = cell_of(given, source, "ours", fold, seed, made=made)
             for method in given.only or _known():
                 wanted = given.folds is None or fold in given.folds
-                if not wanted or (seed and method in SEGMENTATION_NETWORKS):
+                if not wanted or (seed and method in (RELYING, *SEGMENTATION_NETWORKS)):
                     continue
+                if method == RELYING and (source.name == "real" or given.quick):
+                    continue  # a dozen real cases leave none to choose on
                 cell = cell_of(given, source, method, fold, seed, made=made)
                 if method == "scratch" or method.startswith(DEDICATED):
                     finished = store.find(ours)
@@ -126,7 +136,7 @@ def cell_of(
     cell |= {"threads": given.threads, "modality_dropout": AUGMENT.modality_dropout}
     if method not in SEGMENTATION_NETWORKS:
         cell |= {"width": given.width, "form": form_of(source.window, given.width), "optim": OPTIM.kind}
-    if method == "ours" or method.startswith(DEDICATED):
+    if method in ("ours", RELYING) or method.startswith(DEDICATED):
         cell |= {"layer_decay": LAYER_DECAY, "weights": made}
     return cell
 
@@ -149,6 +159,8 @@ def _weights(given: argparse.Namespace, fold: int) -> Path | None:
 def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """Train one contestant on one fold and score it on the fold's test patients."""
     method, seed, parts = cell["method"], cell["seed"], source.parts[cell["fold"]]
+    if method == RELYING:
+        return _relying(given, cell, source)
     weights = _weights(given, cell["fold"])
     if weights is None and method not in SEGMENTATION_NETWORKS:
         sys.exit(f"error: {method} takes its encoder from {given.model}, where no model is for fold {cell['fold']}")
@@ -169,6 +181,25 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
         model, training = tune(start, budget=_same_steps(cell), only=subsets[0])
     scores = score_volumes(model, source, parts.test, start.shape, subsets)
     return {**training.row(), "patients": len(parts.test), "scores": scores}
+
+
+def _relying(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """Choose what to rely on by other subjects, and look up what that gives on the test patients."""
+    ours = CellStore("segmentation", quick=given.quick).find({**cell, "method": "ours"})
+    folder = kept_weights(source, cell["fold"])
+    if ours is None or not (folder / "model.safetensors").exists():
+        sys.exit(f"error: {RELYING} needs the model of 'ours', which is not kept: run 'ours' first")
+    others = synthetic_cohort(replace(CHOSEN_ON, size=source.window[0]))
+    prepare(others, source.cache)
+    model = load_model(folder)
+    seen = score_volumes(model, source, others.studies, model.model_config, all_subsets())
+    chosen = choose_subsets(region_scores([seen]))
+    scores = {
+        subset: {region: ours["scores"][chosen.get(region, {}).get(subset, subset)][region] for region in regions}
+        for subset, regions in ours["scores"].items()
+    }
+    told = {key: ours[key] for key in ("steps", "training_seconds", "seconds_a_step", "loss", "patients")}
+    return {**told, "chosen": chosen, "scores": scores}
 
 
 def _same_steps(cell: Mapping[str, Any]) -> Budget:

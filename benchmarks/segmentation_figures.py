@@ -17,7 +17,7 @@ from paired import (
     figure_by_patient,
     means,
 )
-from segmentation_contestants import DEDICATED
+from segmentation_contestants import DEDICATED, RELYING
 
 from bmmae.baselines.segmentation_networks import SEGMENTATION_NETWORKS
 from bmmae.modalities import STANDARD, subset_label
@@ -57,6 +57,8 @@ def headline_figures(runs: Runs, patients: int) -> dict[str, Figure]:
         best = min(gaps, key=lambda name: gaps[name].value)
         unit = f"{gaps[best].unit}, over {best}, the best of {len(rivals)}"
         found["best_comparator_gap"] = replace(gaps[best], unit=unit)
+    if scored.get(RELYING):
+        found["counter_intuitive_rate_relying"] = counter_intuitive_by_patient([row["scores"] for row in runs[RELYING]])
     return found | _alone(runs["ours"], patients)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bmmae.cli.command import Commands, add_command, amount, require_writable, whole
 from bmmae.cli.images import add_images, given_images, load, required_images
-from bmmae.errors import ConfigError
+from bmmae.errors import ConfigError, LabelError
 from bmmae.notice import NOTICE
 
 if TYPE_CHECKING:
@@ -186,6 +186,8 @@ def _rely(model: SegmentationModel, cohort: Cohort, results: list[StudyResult], 
 
     scores = [score for result in results for score in result.scores]
     judged = {score.subject for score in scores}
+    if not judged:
+        raise LabelError("no study could be judged: nothing to choose by")
     warn_of_overlap(model, [study for study in cohort if study.name in judged])
     chosen = choose_subsets(scores)
     model.config = replace(model.config, relied_on=chosen)
