@@ -198,6 +198,9 @@ class VoxelHead(nn.Module):
         super().__init__()
         self.around = Conv3d(channels, 8 * regions, 3, padding=1)
         self.here = Pointwise(inputs, 8 * regions, bias=False)
+        with torch.no_grad():  # the eight voxels start alike, so that no checkerboard has to be unlearned (Aitken 2017)
+            kernels = self.around.weight
+            kernels.copy_(kernels[:regions].repeat(8, 1, 1, 1, 1))
 
     def forward(
         self, features: Float[Tensor, "B C H2 W2 D2"], seen: Float[Tensor, "B _ H2 W2 D2"]

@@ -11,7 +11,7 @@ import torch
 from tiny_models import flags, tiny_config, tiny_segmentation, volumes
 
 from bmmae.errors import ConfigError, ModalityError
-from bmmae.model.convolution import ConvBlock, Fusion, Pointwise, pack_voxels, unpack_voxels
+from bmmae.model.convolution import ConvBlock, Fusion, Pointwise, VoxelHead, pack_voxels, unpack_voxels
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -96,6 +96,16 @@ def test_packed_voxels_are_unpacked_where_they_were() -> None:
     assert packed.shape == (2, 24, 2, 3, 4)
     assert torch.equal(packed[:, :3], volume[..., ::2, ::2, ::2])  # all channels at the first place come first
     assert torch.equal(unpack_voxels(packed), volume)
+
+
+def test_the_voxels_that_share_a_place_of_the_half_grid_start_alike() -> None:
+    model = VoxelHead(4, 9, 3)
+    features = torch.randn(1, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.zeros_(model.around.bias)
+    logits = model(features, torch.zeros(1, 9, 4, 4, 4))
+    assert logits.shape == (1, 3, 8, 8, 8)
+    blocks = pack_voxels(logits).reshape(1, 8, 3, 4, 4, 4)
+    torch.testing.assert_close(blocks, blocks[:, :1].expand_as(blocks))
 
 
 def test_a_pointwise_layer_is_a_convolution() -> None:
