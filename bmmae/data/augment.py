@@ -114,7 +114,7 @@ NO_AUGMENTATION = AugmentConfig(flip=0.0, scale=0.0, shift=0.0)
 
 HEAVY = AugmentConfig(
     scale=0.25,
-    modality_dropout=0.5,
+    modality_dropout=0.8,
     lesion_share=0.5,
     flip_others=0.5,
     rotation=Draw(0.2, -30.0, 30.0),

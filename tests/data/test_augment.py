@@ -269,4 +269,4 @@ def test_one_number_of_a_draw_can_be_given_alone() -> None:
         SegmentConfig, ["--data.cohort", "c.csv", "--model", "m", "--train.steps", "1", "--augment.gamma.chance", "0.3"]
     )
     assert config.augment.gamma == replace(AugmentConfig().gamma, chance=0.3)
-    assert config.augment.modality_dropout == 0.5
+    assert config.augment.modality_dropout == 0.8
