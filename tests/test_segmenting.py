@@ -302,6 +302,9 @@ def test_a_model_is_saved_with_what_it_has_chosen_to_rely_on(
     assert "has chosen what to rely on already" in capsys.readouterr().err
     assert main([*command, "--model", str(tmp_path / "model"), "--rely", str(tmp_path / "x")]) == 2
     assert "--subsets" in capsys.readouterr().err
+    study = ["segment", "--t1", str(tmp_path / "in" / "a" / "t1.nii.gz"), "--out", str(tmp_path / "seg.nii.gz")]
+    assert main([*study, "--model", str(tmp_path / "model"), "--rely", str(tmp_path / "x")]) == 2
+    assert "--cohort" in capsys.readouterr().err
 
 
 def test_blending_leaves_what_all_windows_agree_on(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def _run_study(given: argparse.Namespace) -> int:
     from bmmae.inference.study import load_study
     from bmmae.inference.writing import save_image
 
-    if given.metrics or given.subsets:
-        raise ConfigError("--metrics and --subsets judge a cohort: name it with --cohort")
+    if given.metrics or given.subsets or given.rely is not None:
+        raise ConfigError("--metrics, --subsets and --rely judge a cohort: name it with --cohort")
     images = required_images(given)
     if not given.out.name.endswith((".nii", ".nii.gz")):
         raise ConfigError(f"--out names the file to write, .nii or .nii.gz; got {given.out}")
@@ -129,7 +129,8 @@ def _run_cohort(given: argparse.Namespace) -> int:
         raise ConfigError("--cohort names the images of all studies: leave out images and --brain-mask")
     if given.rely is not None and not given.subsets:
         raise ConfigError("--rely chooses by the scores of every subset: ask for them with --subsets")
-    require_writable(given.out)
+    for folder in (given.out, *([given.rely] if given.rely is not None else [])):
+        require_writable(folder)
     model = load(given.model)
     if given.rely is not None and require_segmenter(model).config.relied_on:
         raise ConfigError(f"{given.model} has chosen what to rely on already: choose from the model it was made of")

@@ -180,14 +180,14 @@ def segment_prepared(
     config, parts = model.config.model, model.config.regions_by_subset(prepared.names)
 
     def probabilities(images: Tensor, valid: Tensor, brain: Tensor) -> Tensor:
-        tissue, found = brain if config.tissue_only else None, []
-        for subset in parts:
+        tissue = brain if config.tissue_only else None
+        found: Tensor | None = None
+        for subset, regions in parts.items():
             available = _relied_on(valid, brain, [name in subset for name in config.modalities])
-            found.append(cast(Tensor, model(images, available, tissue, valid)).float().sigmoid())
-        chosen = {
-            region: said[:, region] for said, regions in zip(found, parts.values(), strict=True) for region in regions
-        }
-        return torch.stack([chosen[region] for region in sorted(chosen)], dim=1)
+            said = cast(Tensor, model(images, available, tissue, valid)).float().sigmoid()
+            found = said if found is None else found
+            found[:, regions] = said[:, regions]
+        return cast(Tensor, found)
 
     def predict(images: Tensor, valid: Tensor, brain: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=_has_matrix_units(images.device)):

@@ -88,7 +88,7 @@ class SegmentationConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels at each resolution, from full resolution to one voxel a patch."""
+        """Channels by level: 0 is full resolution, which has no features of its own; the last is one voxel a patch."""
         return tuple(self.width * min(2**step, 8) for step in range(self.steps + 1))
 
 
