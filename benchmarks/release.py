@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+
+from full_volumes import score_volumes
+from learning_data import Source
+from real import Parts
 
 from bmmae.checkpoint import load_model, preprocessing_of, provenance_of, save_model
 from bmmae.data.cache import StudyCache
@@ -18,11 +23,14 @@ from bmmae.data.dataset import StudyDataset, View
 from bmmae.evaluation.intervals import mean_with_interval
 from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.synthesis import METHODS, compare_synthesis, format_synthesis, verdict
-from bmmae.modalities import title
+from bmmae.modalities import subset_label, title
 from bmmae.model.mae import MAE
+from bmmae.model.segmentation import SegmentationModel
 from bmmae.provenance import Metric
+from bmmae.tasks.segmentation import label_coding
 
 UNIT = "dB PSNR in z-scores, absent modality from all others, higher is better"
+DICE = "Dice from all modalities, whole volume at the model's spacing, higher is better"
 
 
 def main() -> None:
@@ -34,9 +42,13 @@ def main() -> None:
     parser.add_argument("--licence", default="Apache-2.0")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    model = load_model(given.run, kind="mae")
-    assert isinstance(model, MAE)
-    metrics = measure(model, given.cohort)
+    model = load_model(given.run)
+    if isinstance(model, SegmentationModel):
+        metrics = measure_segmentation(model, given.cohort)
+    elif isinstance(model, MAE):
+        metrics = measure(model, given.cohort)
+    else:
+        sys.exit(f"error: {given.run} holds a model of kind '{model.kind}': expected 'mae' or 'segmentation'")
     provenance = replace(provenance_of(model), metrics=metrics, licence=given.licence)
     save_model(model, given.out, provenance=provenance)
     digest = hashlib.sha256((given.out / "model.safetensors").read_bytes()).hexdigest()
@@ -57,6 +69,16 @@ def measure(model: MAE, cohort_path: Path) -> dict[str, Metric]:
     print(verdict(scores))
     ours = [score for score in scores if score.method == METHODS[0]]
     return {f"{title(s.modality)} from the others": mean_with_interval(s.each, UNIT) for s in ours}
+
+
+def measure_segmentation(model: SegmentationModel, cohort_path: Path) -> dict[str, Metric]:
+    """Return the Dice of each region on the test studies, with intervals by patient."""
+    shape, coding = model.model_config, label_coding(model.config)
+    test = tuple(study for study in read_cohort(cohort_path, shape.modalities) if study.split == "test")
+    cache = StudyCache(None, preprocessing_of(model), shape.modalities)
+    source = Source("release", (Parts((), (), test),), cache, coding, shape.size)
+    scores = score_volumes(model, source, test, shape, [shape.modalities])[subset_label(shape.modalities)]
+    return {region: mean_with_interval(list(scores[region].values()), DICE) for region in coding.regions}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Segmentation: one any-subset model against dedicated ones, against scratch, and against seven networks.
 
-python benchmarks/segmentation.py [--data synthetic] [--model checkpoints/tiny] [--seconds 300] [--only ours unet]
+python benchmarks/segmentation.py [--data synthetic] [--model PATH] [--masked PATH] [--seconds 300] [--only ours unet]
 
 Cells are run fold by fold, everything of fold 0 first, then the next seed, and are skipped when finished. `ours` and
-the networks train for `--seconds` of processor time on `--threads` threads (a GPU: seconds that pass); `scratch` and
-the dedicated models take as many steps as `ours` of their fold and seed did; `relying` is `ours` with each region taken
-from no more modalities than paid on further synthetic subjects (`bmmae segment --rely`). All fifteen subsets are scored
-on whole test volumes at 2 mm (synthetic: 3 mm), the dedicated models on their own. No validation: the last weights are
-scored.
+the networks train for `--seconds` of processor time on `--threads` threads (a GPU: seconds that pass); the others of our
+network take as many steps as `ours` of their fold and seed did: `scratch` from random weights, `masked` from an encoder
+that was pretrained by masking alone, the dedicated models from what `ours` starts from. `relying` is `ours` with each
+region taken from no more modalities than paid on further synthetic subjects (`bmmae segment --rely`). All fifteen
+subsets are scored on whole test volumes at 2 mm (synthetic: 3 mm), the dedicated models on their own. No validation:
+the last weights are scored.
+
+The real cases start from `checkpoints/tiny-segmentation`, which has seen synthetic subjects alone; the synthetic ones
+from `checkpoints/tiny`, which has seen no label.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from segmentation_contestants import (
     AUGMENT,
     DEDICATED,
     LAYER_DECAY,
+    MASKED,
     OPTIM,
     RELYING,
     Start,
@@ -80,9 +85,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--model",
         type=Path,
-        default=ROOT / "checkpoints" / "tiny",
-        help="pretrained weights; `{fold}` in the path: each fold's own",
+        default=None,
+        help="pretrained weights; `{fold}` in the path: each fold's own; by default those of `checkpoints`",
     )
+    parser.add_argument("--masked", type=Path, default=None, help="weights pretrained by masking alone, likewise")
     parser.add_argument("--width", type=int, default=8, help="half the channels of our decoder at half resolution")
     parser.add_argument("--seconds", type=float, default=300.0, help="training budget of a cell")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of ours, scratch and the dedicated models")
@@ -96,6 +102,8 @@ def _parse() -> argparse.Namespace:
     if given.quick:
         given.data, given.seeds, given.seconds, given.width, given.no_time = "synthetic", 1, 1.5, 4, True
         given.only = given.only or list(QUICK_METHODS)
+    start = "tiny" if given.data == "synthetic" else "tiny-segmentation"
+    given.model = given.model or ROOT / "checkpoints" / start
     return given
 
 
@@ -113,19 +121,19 @@ def cells(given: argparse.Namespace, source: Source, store: CellStore) -> Iterat
     """Yield the cells in the order in which they are run."""
     for seed in range(given.seeds):
         for fold in range(len(source.parts)):
-            made = _weights_of(given, source, fold, seed, store)
-            ours = cell_of(given, source, "ours", fold, seed, made=made)
+            ours = _cell(given, source, "ours", fold, seed, store)
             for method in given.only or _known():
                 wanted = given.folds is None or fold in given.folds
                 if not wanted or (seed and method in (RELYING, *SEGMENTATION_NETWORKS)):
                     continue
                 if method == RELYING and (source.name == "real" or given.quick):
                     continue  # a dozen real cases leave none to choose on
-                cell = cell_of(given, source, method, fold, seed, made=made)
-                if method == "scratch" or method.startswith(DEDICATED):
+                cell = _cell(given, source, method, fold, seed, store)
+                if method in ("scratch", MASKED) or method.startswith(DEDICATED):
                     finished = store.find(ours)
                     cell |= {"steps": finished and finished["steps"]}
-                yield cell
+                if method != MASKED or given.masked is not None or store.find(cell):
+                    yield cell
 
 
 def cell_of(
@@ -136,23 +144,29 @@ def cell_of(
     cell |= {"threads": given.threads, "modality_dropout": AUGMENT.modality_dropout}
     if method not in SEGMENTATION_NETWORKS:
         cell |= {"width": given.width, "form": form_of(source.window, given.width), "optim": OPTIM.kind}
-    if method in ("ours", RELYING) or method.startswith(DEDICATED):
+    if method in ("ours", MASKED, RELYING) or method.startswith(DEDICATED):
         cell |= {"layer_decay": LAYER_DECAY, "weights": made}
     return cell
 
 
-def _weights_of(given: argparse.Namespace, source: Source, fold: int, seed: int, store: CellStore) -> str | None:
-    """Return the digest of a fold's weights; where they are no longer kept, of those that `ours` last started from."""
-    weights = _weights(given, fold)
+def _cell(
+    given: argparse.Namespace, source: Source, method: str, fold: int, seed: int, store: CellStore
+) -> dict[str, Any]:
+    """Return what identifies a run, with the digest of the weights that it starts from.
+
+    Where they are no longer kept, it is that of the weights that `ours` or `masked` last started from.
+    """
+    weights = _weights(given, method, fold)
     if weights is not None:
-        return digest(weights)
-    about = cell_of(given, source, "ours", fold, seed, made=None).items()
+        return cell_of(given, source, method, fold, seed, made=digest(weights))
+    starting = MASKED if method == MASKED else "ours"
+    about = cell_of(given, source, starting, fold, seed, made=None).items()
     earlier = [row["cell"] for row in store if (row["cell"] | {"weights": None}).items() == about]
-    return str(earlier[-1]["weights"]) if earlier else None
+    return cell_of(given, source, method, fold, seed, made=str(earlier[-1]["weights"]) if earlier else None)
 
 
-def _weights(given: argparse.Namespace, fold: int) -> Path | None:
-    folder = Path(str(given.model).format(fold=fold))
+def _weights(given: argparse.Namespace, method: str, fold: int) -> Path | None:
+    folder = Path(str(given.masked if method == MASKED else given.model).format(fold=fold))
     return folder if (folder / "model.safetensors").exists() else None
 
 
@@ -161,9 +175,9 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
     method, seed, parts = cell["method"], cell["seed"], source.parts[cell["fold"]]
     if method == RELYING:
         return _relying(given, cell, source)
-    weights = _weights(given, cell["fold"])
+    weights = _weights(given, method, cell["fold"])
     if weights is None and method not in SEGMENTATION_NETWORKS:
-        sys.exit(f"error: {method} takes its encoder from {given.model}, where no model is for fold {cell['fold']}")
+        sys.exit(f"error: {method} starts from the weights of fold {cell['fold']}, and there are none: see --model")
     start = Start.of(weights, source.window, given.width)
     studies, subsets = [*parts.train, *parts.validation], all_subsets()
     tune = functools.partial(fine_tune, source=source, studies=studies, seed=seed)
@@ -174,8 +188,8 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
         model, training = tune(start, budget=Budget(seconds=cell["seconds"]))
         if seed == 0:
             keep(model, source, kept_weights(source, cell["fold"]))
-    elif method == "scratch":
-        model, training = tune(start.scratch(), budget=_same_steps(cell))
+    elif method in ("scratch", MASKED):
+        model, training = tune(start if method == MASKED else start.scratch(), budget=_same_steps(cell))
     else:
         subsets = [tuple(method.removeprefix(DEDICATED).split("+"))]
         model, training = tune(start, budget=_same_steps(cell), only=subsets[0])

@@ -28,6 +28,8 @@ from bmmae.tasks.segmentation import SegmentationTask
 from bmmae.training.optim import OptimConfig
 
 DEDICATED = "dedicated:"
+MASKED = "masked"
+"""Our network from an encoder that was pretrained by masking alone."""
 RELYING = "relying"
 """Ours, each region taken from no more modalities than have paid on other subjects."""
 AUGMENT = AugmentConfig(modality_dropout=0.8, lesion_share=0.5)
@@ -145,7 +147,7 @@ def keep(model: nn.Module, source: Source, folder: Path) -> None:
 
 def methods(subsets: Sequence[str]) -> list[str]:
     """Return every contestant: the order in which cells are run, as equal steps refer to `ours`."""
-    return ["ours", RELYING, "scratch", *(DEDICATED + subset for subset in subsets), *SEGMENTATION_NETWORKS]
+    return ["ours", RELYING, "scratch", MASKED, *(DEDICATED + subset for subset in subsets), *SEGMENTATION_NETWORKS]
 
 
 def describe_contestants() -> list[dict[str, Any]]:

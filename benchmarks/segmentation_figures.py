@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from harness import Figure
@@ -17,7 +18,7 @@ from paired import (
     figure_by_patient,
     means,
 )
-from segmentation_contestants import DEDICATED, RELYING
+from segmentation_contestants import DEDICATED, MASKED, RELYING
 
 from bmmae.baselines.segmentation_networks import SEGMENTATION_NETWORKS
 from bmmae.modalities import STANDARD, subset_label
@@ -41,8 +42,10 @@ def headline_figures(runs: Runs, patients: int) -> dict[str, Figure]:
     if not ours:
         return {}
 
-    def against(theirs: ByPlace, asked: float) -> Figure:
-        return _of(patients, figure_by_patient(differences(ours, theirs), asked=asked), set(ours) & set(theirs))
+    def gain(mine: ByPlace, theirs: ByPlace, asked: float | None = None) -> Figure:
+        return _of(patients, figure_by_patient(differences(mine, theirs), asked=asked), set(mine) & set(theirs))
+
+    against = partial(gain, ours)
 
     if set(ours) & set(dedicated):
         found["any_vs_dedicated"] = against(dedicated, 0.0)
@@ -51,6 +54,9 @@ def headline_figures(runs: Runs, patients: int) -> dict[str, Figure]:
         found["any_vs_dedicated_full_set"] = against(full, -1.0)
     if set(ours) & set(scored.get("scratch", {})):
         found["pretrained_vs_scratch"] = against(scored["scratch"], 5.0)
+    masked = scored.get(MASKED, {})
+    if set(masked) & set(scored.get("scratch", {})):
+        found["masked_vs_scratch"] = gain(masked, scored["scratch"])
     rivals = {name: scored[name] for name in SEGMENTATION_NETWORKS if set(ours) & set(scored.get(name, {}))}
     if rivals:
         gaps = {name: against(theirs, 0.0) for name, theirs in rivals.items()}

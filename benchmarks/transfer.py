@@ -3,8 +3,9 @@
 python benchmarks/transfer.py [--data real synthetic] [--pretrain-seconds 600] [--seconds 180] [--ours PATH]
 
 Both recipes are pretrained here, on the training patients of each fold alone, with equal computing seconds; `--ours`
-and `--published` name weights made elsewhere instead (`{fold}` in the path stands for the fold's number). Fine-tuning
-has equal computing seconds for all. Finished cells are skipped.
+and `--published` name weights made elsewhere instead (`{fold}` in the path stands for the fold's number). The real
+cases' segmentation also starts from `segmenter`: weights that were pretrained on synthetic subjects, by masking and then
+by segmenting their tumours. Fine-tuning has equal computing seconds for all. Finished cells are skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from budgeted import train
 from cells import CellStore
 from embeddings import neighbours
 from full_volumes import score_volumes
-from harness import RESULTS, arguments, parse, write_result
+from harness import RESULTS, ROOT, arguments, parse, write_result
 from learning_data import WINDOW, WORK, Source, real_source, synthetic_name, synthetic_source
 from patient_features import answers, encode, fit, model_of
 from patient_learning import (
@@ -57,6 +58,9 @@ from bmmae.tasks.patient import PatientTask
 
 RECIPES: tuple[Recipe, ...] = ("ours", "published")
 WEIGHTS = ("random", *RECIPES)
+SEGMENTER = "segmenter"
+MADE = (*RECIPES, SEGMENTER)
+"""Weights that somebody pretrained."""
 STATISTICS = "patch statistics"
 T1, T1CE, T2, FLAIR = STANDARD
 SUBSETS = (STANDARD, (T1CE,), (FLAIR,), (T1, T2))
@@ -92,7 +96,7 @@ def main() -> None:
                 if key in ("part", "weights", "given", "fitted_on", "fold", "seed", "amount")
             }
             print(*(f"{key} {value}," for key, value in told.items()), _gist(row))
-    made = {_pretraining(given, recipe, 0, source) for recipe in RECIPES for source in sources.values()}
+    made = {_pretraining(given, start, 0, source) for start in MADE for source in sources.values()}
     rows = [row for row in store if _is_current(row["cell"], given, made)]
     write_result("transfer", quick=given.quick, runs=len(rows), headline=headline_figures(rows), rows=table_rows(rows))
 
@@ -115,9 +119,12 @@ def _parse() -> argparse.Namespace:
     parser.set_defaults(threads=1)
     parser.add_argument("--data", nargs="+", choices=("real", "synthetic"), default=["real", "synthetic"])
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="only these cells")
-    parser.add_argument("--weights", nargs="+", choices=(*WEIGHTS, STATISTICS), default=None, help="only these")
+    parser.add_argument(
+        "--weights", nargs="+", choices=(*WEIGHTS, SEGMENTER, STATISTICS), default=None, help="only these"
+    )
     parser.add_argument("--ours", default=None, help="weights of our recipe, instead of pretraining here")
     parser.add_argument("--published", default=None, help="weights of the published recipe, likewise")
+    parser.add_argument("--segmenter", default=str(ROOT / "checkpoints" / "tiny-segmentation"))
     parser.add_argument("--pretrain-seconds", type=float, default=600.0)
     parser.add_argument("--seconds", type=float, default=180.0, help="fine-tuning budget of a cell")
     parser.add_argument("--seeds", type=int, default=3, help="seeds at the smallest fraction")
@@ -151,15 +158,15 @@ def cells(given: argparse.Namespace, name: str, source: Source) -> Iterator[Cell
                 yield (
                     {"part": part, "data": source.name, "fold": fold, "threads": given.threads}
                     | cell
-                    | ({"pretraining": _pretraining(given, weights, fold, source)} if weights in RECIPES else {})
+                    | ({"pretraining": _pretraining(given, weights, fold, source)} if weights in MADE else {})
                 )
 
 
-def _pretraining(given: argparse.Namespace, recipe: Recipe, fold: int, source: Source) -> str:
+def _pretraining(given: argparse.Namespace, start: str, fold: int, source: Source) -> str:
     """Return what tells one pretraining from another."""
-    path = getattr(given, recipe)
+    path = getattr(given, start)
     if path is None:
-        return f"{form_of(recipe, source)}, {given.pretrain_seconds:g} s"
+        return f"{form_of(cast(Recipe, start), source)}, {given.pretrain_seconds:g} s"
     return digest(Path(path.format(fold=fold)))
 
 
@@ -188,7 +195,9 @@ def _embedding_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
 def _segmentation_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
     amounts = CASES if name == "real" else SHARES
     form = form_of_decoder((QUICK_SIZE,) * 3 if given.quick else WINDOW, given.width)
-    yield from _learning_cells(given, amounts, {"width": given.width, "form": form, "optim": SEGMENTATION_OPTIM.kind})
+    starts = (*WEIGHTS, SEGMENTER) if name == "real" else WEIGHTS
+    more = {"width": given.width, "form": form, "optim": SEGMENTATION_OPTIM.kind}
+    yield from _learning_cells(given, amounts, more, starts)
 
 
 def _linear_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
@@ -201,12 +210,14 @@ def _patient_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
         yield from _learning_cells(given, SHARES, {"token_share": TOKEN_SHARE})
 
 
-def _learning_cells(given: argparse.Namespace, amounts: Sequence[float | None], more: Cell) -> Iterator[Cell]:
+def _learning_cells(
+    given: argparse.Namespace, amounts: Sequence[float | None], more: Cell, starts: Sequence[str] = WEIGHTS
+) -> Iterator[Cell]:
     chosen = amounts[-1:] if given.quick else amounts
     for place, amount in enumerate(chosen):
         if given.amounts is not None and ("all" if amount is None else f"{amount:g}") not in given.amounts:
             continue
-        for weights in WEIGHTS:
+        for weights in starts:
             for seed in range(given.seeds if place == 0 else 1):
                 yield {"weights": weights, "amount": amount, "seed": seed, "seconds": given.seconds} | more
 
@@ -308,10 +319,10 @@ def some(studies: Sequence[Study], amount: int | float | None, seed: int) -> lis
 
 def _folder(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) -> Path | None:
     """Return where the weights are that a cell starts from; None for random ones."""
-    recipe, fold = cell["weights"], cell["fold"]
-    if recipe not in RECIPES:
+    start, fold = cell["weights"], cell["fold"]
+    if start not in MADE:
         return None
-    path = getattr(given, recipe)
+    path = getattr(given, start)
     if path is not None:
         return Path(path.format(fold=fold))
     return _pretrained(given, cell, source)[0]

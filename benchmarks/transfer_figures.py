@@ -49,14 +49,15 @@ def headline_figures(rows: list[Row]) -> dict[str, Figure]:
 
 
 def _gains(rows: list[Row], rival: str, label: str, *, asked: bool) -> dict[str, Figure]:
-    """Return what fine-tuning gains by our weights, with one amount of training data."""
+    """Return what fine-tuning gains by our weights, and by those of a segmenter, with one amount of training data."""
     found: dict[str, Figure] = {}
-    ours, theirs = (pick(rows, part="segmentation", weights=weights) for weights in ("ours", rival))
-    if complete(ours, theirs):
-        target = 5.0 if asked and label == REAL_AMOUNTS[3] else None
-        found[f"segmentation_gain_{label}"] = figure_by_patient(
-            differences(by_patient(ours), by_patient(theirs)), asked=target
-        )
+    for start, prefix in (("ours", ""), ("segmenter", "segmenter_")):
+        ours, theirs = (pick(rows, part="segmentation", weights=weights) for weights in (start, rival))
+        if complete(ours, theirs):
+            target = 5.0 if asked and label == REAL_AMOUNTS[3] else None
+            found[f"{prefix}segmentation_gain_{label}"] = figure_by_patient(
+                differences(by_patient(ours), by_patient(theirs)), asked=target
+            )
     for part, prefix in (("patients", ""), ("linear", "linear_")):
         ours, theirs = (pick(rows, part=part, weights=weights) for weights in ("ours", rival))
         for figure, wanted in (("auc", 0.05), ("c_index", 0.03)):

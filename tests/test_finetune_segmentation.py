@@ -12,11 +12,13 @@ import torch
 from tiny_models import tiny_mae
 from tiny_studies import SHAPE, lesion, save, write_study
 
-from bmmae.checkpoint import load_model, save_model
+from bmmae.checkpoint import SyntheticWeightsWarning, load_model, save_model
+from bmmae.config import SegmentConfig, parse
 from bmmae.data.cohort import Cohort, read_cohort
+from bmmae.data.labels import BRATS2023
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.errors import BmmaeError, LabelError, TrainingError
-from bmmae.model.segmentation import SegmentationModel
+from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 
 SCRIPT = Path(__file__).parents[1] / "finetune" / "segmentation.py"
 OWN = ("--classes", "{core: 1, oedema: 2, rim: 4}", "--regions", "{all: [1, 2, 4], inner: [1, 4], rim: [4]}")
@@ -109,3 +111,17 @@ def test_a_segmentation_on_another_grid_ends_before_the_first_step(
     save(world / "in" / "p0" / "seg.nii.gz", lesion((*SHAPE[:2], SHAPE[2] - 1)))
     with pytest.raises(BmmaeError, match=r"seg\.nii\.gz .* is not on the grid of"):
         finetune(world, monkeypatch, "--data.labels", "brats2017", "--train.steps", 1)
+
+
+def test_the_shipped_start_gives_the_default_configuration_its_decoder() -> None:
+    root = SCRIPT.parents[1]
+    asked = ["--config", str(root / "configs" / "finetune" / "segmentation.yaml"), "--model", "x", "--data.cohort", "y"]
+    config = parse(SegmentConfig, asked)
+    with pytest.warns(SyntheticWeightsWarning):
+        donor = load_model(root / "checkpoints" / "tiny-segmentation")
+    assert isinstance(donor, SegmentationModel)
+    shape = (config.width, config.decoder, config.fusion, config.supervision)
+    model = SegmentationModel(SegmentationConfig(donor.model_config, tuple(BRATS2023.regions), "brats2023", *shape))
+    assert model.take_decoder(donor)
+    own, given = model.state_dict(), donor.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in own.items() if not name.startswith("encoder."))

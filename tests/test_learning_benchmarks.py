@@ -62,7 +62,7 @@ def row(
 
 def test_cells_are_found_again_when_their_weights_are_no_longer_kept(tmp_path: Path) -> None:
     given = argparse.Namespace(model=tmp_path / "fold{fold}", seconds=1.0, threads=1, width=4)
-    given.only, given.folds, given.seeds = ["ours"], None, 1
+    given.only, given.folds, given.seeds, given.masked = ["ours"], None, 1, None
     nobody = Parts((), (), ())
     source = Source("real", (nobody, nobody), StudyCache(tmp_path, PreprocessConfig(), STANDARD), EDITIONS)
     store = CellStore("toy", folder=tmp_path)
@@ -72,6 +72,10 @@ def test_cells_are_found_again_when_their_weights_are_no_longer_kept(tmp_path: P
     kept = tmp_path / "fold1" / "model.safetensors"
     kept.parent.mkdir()
     kept.write_bytes(b"weights")
+    assert [cell["weights"] for cell in segmentation.cells(given, source, store)] == [None, digest(kept.parent)]
+    given.only = ["masked"]
+    assert not list(segmentation.cells(given, source, store))
+    given.masked = given.model
     assert [cell["weights"] for cell in segmentation.cells(given, source, store)] == [None, digest(kept.parent)]
 
 
@@ -94,10 +98,11 @@ def finished(*rows: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_a_figure_is_about_the_patients_that_both_sides_scored_and_says_so() -> None:
-    runs = finished(row("ours", 0.2), row("scratch", 0.1), row("unet", 0.0, people=("a",)))
+    runs = finished(row("ours", 0.2), row("scratch", 0.1), row("masked", 0.15), row("unet", 0.0, people=("a",)))
     found = segmentation_figures.headline_figures(runs, len(PEOPLE))
     assert found["pretrained_vs_scratch"].value == pytest.approx(10)
     assert found["pretrained_vs_scratch"].unit == "Dice points"
+    assert found["masked_vs_scratch"].value == pytest.approx(5)
     assert found["best_comparator_gap"].value == pytest.approx(20)
     assert found["best_comparator_gap"].unit == "Dice points, 1 of 3 patients, over unet, the best of 1"
     assert "any_vs_dedicated" not in found
@@ -139,8 +144,14 @@ def learned(
 def test_gains_need_every_fold_and_one_case_is_not_the_whole_share() -> None:
     sides = [("ours", 0.1), ("random", 0.0)]
     whole = [learned(*side, fold=fold, amount=3) for fold in range(5) for side in sides]
-    assert transfer_figures.headline_figures(whole)["segmentation_gain_three_cases"].value == pytest.approx(10)
     assert "segmentation_gain_three_cases" not in transfer_figures.headline_figures(whole[:-2])
+    whole += [learned("segmenter", 0.3, fold=fold, amount=3) for fold in range(4)]
+    found = transfer_figures.headline_figures(whole)
+    assert found["segmentation_gain_three_cases"].value == pytest.approx(10)
+    assert "segmenter_segmentation_gain_three_cases" not in found
+    whole = [learned("segmenter", 0.3, fold=4, amount=3), *whole]
+    found = transfer_figures.headline_figures(whole)
+    assert found["segmenter_segmentation_gain_three_cases"].value == pytest.approx(30)
     synthetic = [learned(*side, data="synthetic-2", amount=1.0) for side in sides]
     found = transfer_figures.headline_figures([*synthetic, learned("ours", 0.3, amount=1)])
     assert found["segmentation_gain_100pct"].value == pytest.approx(10)
