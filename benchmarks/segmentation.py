@@ -3,12 +3,12 @@
 python benchmarks/segmentation.py [--data synthetic] [--model PATH] [--masked PATH] [--seconds 300] [--only ours unet]
 
 Cells are run fold by fold, everything of fold 0 first, then the next seed, and are skipped when finished. `ours` and
-the networks train for `--seconds` of processor time on `--threads` threads (a GPU: seconds that pass); the others of our
-network take as many steps as `ours` of their fold and seed did: `scratch` from random weights, `masked` from an encoder
-that was pretrained by masking alone, the dedicated models from what `ours` starts from. `relying` is `ours` with each
-region taken from no more modalities than paid on further synthetic subjects (`bmmae segment --rely`). All fifteen
-subsets are scored on whole test volumes at 2 mm (synthetic: 3 mm), the dedicated models on their own. No validation:
-the last weights are scored.
+the networks train for `--seconds` of processor time on `--threads` threads (a GPU: seconds that pass). What is compared
+with `ours` at equal steps takes as many as it did in that fold with that seed: `scratch` from random weights, `masked`
+from an encoder that was pretrained by masking alone, the dedicated models from what `ours` starts from. `relying` is
+`ours` with each region taken from no more modalities than paid on further synthetic subjects (`bmmae segment --rely`).
+All fifteen subsets are scored on whole test volumes at 2 mm (synthetic: 3 mm), the dedicated models on their own. No
+validation: the last weights are scored.
 
 The real cases start from `checkpoints/tiny-segmentation`, which has seen synthetic subjects alone; the synthetic ones
 from `checkpoints/tiny`, which has seen no label.
@@ -121,14 +121,14 @@ def cells(given: argparse.Namespace, source: Source, store: CellStore) -> Iterat
     """Yield the cells in the order in which they are run."""
     for seed in range(given.seeds):
         for fold in range(len(source.parts)):
-            ours = _cell(given, source, "ours", fold, seed, store)
+            ours = _cell(given, source, store, "ours", fold=fold, seed=seed)
             for method in given.only or _known():
                 wanted = given.folds is None or fold in given.folds
                 if not wanted or (seed and method in (RELYING, *SEGMENTATION_NETWORKS)):
                     continue
                 if method == RELYING and (source.name == "real" or given.quick):
                     continue  # a dozen real cases leave none to choose on
-                cell = _cell(given, source, method, fold, seed, store)
+                cell = _cell(given, source, store, method, fold=fold, seed=seed)
                 if method in ("scratch", MASKED) or method.startswith(DEDICATED):
                     finished = store.find(ours)
                     cell |= {"steps": finished and finished["steps"]}
@@ -150,7 +150,7 @@ def cell_of(
 
 
 def _cell(
-    given: argparse.Namespace, source: Source, method: str, fold: int, seed: int, store: CellStore
+    given: argparse.Namespace, source: Source, store: CellStore, method: str, *, fold: int, seed: int
 ) -> dict[str, Any]:
     """Return what identifies a run, with the digest of the weights that it starts from.
 
