@@ -4,8 +4,8 @@ python benchmarks/transfer.py [--data real synthetic] [--pretrain-seconds 600] [
 
 Both recipes are pretrained here, on the training patients of each fold alone, with equal computing seconds; `--ours`
 and `--published` name weights made elsewhere instead (`{fold}` in the path stands for the fold's number). Segmentation
-of the real cases also starts from `segmenter`: pretrained on synthetic subjects, by masking and then by segmenting their
-tumours. Fine-tuning has equal computing seconds for all. Finished cells are skipped.
+of the real cases also starts from `segmenter`: pretrained on synthetic subjects, by masking and then on their tumours'
+outlines. Fine-tuning has equal computing seconds for all. Finished cells are skipped.
 """
 
 from __future__ import annotations
