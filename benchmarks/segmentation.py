@@ -121,14 +121,17 @@ def cells(given: argparse.Namespace, source: Source, store: CellStore) -> Iterat
     """Yield the cells in the order in which they are run."""
     for seed in range(given.seeds):
         for fold in range(len(source.parts)):
-            ours = _cell(given, source, store, "ours", fold=fold, seed=seed)
+            made, masked = (
+                _weights_of(given, source, store, start, fold=fold, seed=seed) for start in ("ours", MASKED)
+            )
+            ours = cell_of(given, source, "ours", fold, seed, made=made)
             for method in given.only or _known():
                 wanted = given.folds is None or fold in given.folds
                 if not wanted or (seed and method in (RELYING, *SEGMENTATION_NETWORKS)):
                     continue
                 if method == RELYING and (source.name == "real" or given.quick):
                     continue  # a dozen real cases leave none to choose on
-                cell = _cell(given, source, store, method, fold=fold, seed=seed)
+                cell = cell_of(given, source, method, fold, seed, made=masked if method == MASKED else made)
                 if method in ("scratch", MASKED) or method.startswith(DEDICATED):
                     finished = store.find(ours)
                     cell |= {"steps": finished and finished["steps"]}
@@ -149,24 +152,35 @@ def cell_of(
     return cell
 
 
-def _cell(
-    given: argparse.Namespace, source: Source, store: CellStore, method: str, *, fold: int, seed: int
-) -> dict[str, Any]:
-    """Return what identifies a run, with the digest of the weights that it starts from.
+def _weights_of(
+    given: argparse.Namespace, source: Source, store: CellStore, start: str, *, fold: int, seed: int
+) -> str | None:
+    """Return the digest of a fold's weights; where they are no longer kept, of those that `start` last started from.
 
-    Where they are no longer kept, it is that of the weights that `ours` or `masked` last started from.
+    Args:
+        given: The command line.
+        source: The data.
+        store: The finished cells.
+        start: `ours` or `masked`.
+        fold: Which one.
+        seed: Of the cell.
     """
-    weights = _weights(given, method, fold)
+    weights = _weights(given, start, fold)
     if weights is not None:
-        return cell_of(given, source, method, fold, seed, made=digest(weights))
-    starting = MASKED if method == MASKED else "ours"
-    about = cell_of(given, source, starting, fold, seed, made=None).items()
+        return digest(weights)
+    about = cell_of(given, source, start, fold, seed, made=None).items()
     earlier = [row["cell"] for row in store if (row["cell"] | {"weights": None}).items() == about]
-    return cell_of(given, source, method, fold, seed, made=str(earlier[-1]["weights"]) if earlier else None)
+    return str(earlier[-1]["weights"]) if earlier else None
+
+
+def _path(given: argparse.Namespace, method: str) -> Path | None:
+    """Return what the command line says of where a method starts from."""
+    path: Path | None = given.masked if method == MASKED else given.model
+    return path
 
 
 def _weights(given: argparse.Namespace, method: str, fold: int) -> Path | None:
-    folder = Path(str(given.masked if method == MASKED else given.model).format(fold=fold))
+    folder = Path(str(_path(given, method)).format(fold=fold))
     return folder if (folder / "model.safetensors").exists() else None
 
 
@@ -177,7 +191,8 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
         return _relying(given, cell, source)
     weights = _weights(given, method, cell["fold"])
     if weights is None and method not in SEGMENTATION_NETWORKS:
-        sys.exit(f"error: {method} starts from the weights of fold {cell['fold']}, and there are none: see --model")
+        where = _path(given, method)
+        sys.exit(f"error: {method} takes its encoder from {where}, where no model is for fold {cell['fold']}")
     start = Start.of(weights, source.window, given.width)
     studies, subsets = [*parts.train, *parts.validation], all_subsets()
     tune = functools.partial(fine_tune, source=source, studies=studies, seed=seed)
@@ -188,8 +203,10 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
         model, training = tune(start, budget=Budget(seconds=cell["seconds"]))
         if seed == 0:
             keep(model, source, kept_weights(source, cell["fold"]))
-    elif method in ("scratch", MASKED):
-        model, training = tune(start if method == MASKED else start.scratch(), budget=_same_steps(cell))
+    elif method == "scratch":
+        model, training = tune(start.scratch(), budget=_same_steps(cell))
+    elif method == MASKED:
+        model, training = tune(start, budget=_same_steps(cell))
     else:
         subsets = [tuple(method.removeprefix(DEDICATED).split("+"))]
         model, training = tune(start, budget=_same_steps(cell), only=subsets[0])
