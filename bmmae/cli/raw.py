@@ -62,6 +62,8 @@ def _run_import(given: argparse.Namespace) -> int:
         table = write_table(given.out / "series.csv", rows)
         print(f"{sum(bool(row.modality) for row in rows)} of {len(rows)} series are recognised: {table}")
     if not (given.table or given.yes):
+        for problem in found.problems:
+            print(f"warning: {problem}", file=sys.stderr)
         print(f"nothing is converted yet; correct the `modality` column, then add --table {table} (or --yes)")
         return 0
     report = import_series(found, rows, given.out, structures=choices, wanted=wanted)

@@ -18,6 +18,11 @@ GAP_TOLERANCE = 0.2
 """Slices whose distance differs from the usual one by more than this share leave a gap."""
 
 STRUCTURE_KINDS = ("RTSTRUCT", "SEG")
+MAGIC = b"DICM"
+PREAMBLE = bytes(128) + MAGIC
+"""What a DICOM file begins with; its first 128 bytes may be anything."""
+DIRECTORY = "1.2.840.10008.1.3.10"
+"""SOP class of a DICOMDIR."""
 IMPLICIT_LENGTHS = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 """Uncompressed transfer syntaxes, whose voxels have a known number of bytes."""
 
@@ -67,6 +72,20 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Scan:
+    """What is below a folder.
+
+    Attributes:
+        series: The DICOM series.
+        unreadable: Files that are DICOM by their first bytes and whose header cannot be read, or names no series:
+            slices may be missing.
+    """
+
+    series: tuple[Series, ...]
+    unreadable: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class Series:
     """The files of one series.
 
@@ -94,29 +113,35 @@ class Series:
         return self.acquisition.kind in STRUCTURE_KINDS
 
 
-def scan_folder(folder: str | Path) -> tuple[Series, ...]:
+def scan_folder(folder: str | Path) -> Scan:
     """Find the DICOM series below a folder, whatever the files are called.
 
     Raises:
-        ImageError: If it is no folder, holds no DICOM file, or a file of it cannot be opened.
+        ImageError: If it is no folder, holds no DICOM file that can be read, or a file of it cannot be opened.
         ConfigError: If pydicom is not installed.
     """
     root = Path(folder)
     if not root.is_dir():
         raise ImageError(f"{root} is not a folder: expected one with DICOM files; check the spelling")
     headers: dict[str, list[_File]] = defaultdict(list)
+    unreadable: list[Path] = []
     seen = 0
     for path in _files(root):
         seen += 1
-        file = _read_header(path)
+        try:
+            file = _read_header(path)
+        except _UnreadableError:
+            unreadable.append(path)
+            continue
         if file is not None:
             headers[str(file.header.SeriesInstanceUID)].append(file)
     if not headers:
+        damaged = f", {len(unreadable)} of them DICOM with unreadable headers" if unreadable else ""
         raise ImageError(
-            f"{root} holds no DICOM file ({seen} files looked at): expected a scanner's or an archive's export; "
-            "for NIfTI files use `bmmae index`"
+            f"{root} holds no DICOM file ({seen} files looked at{damaged}): expected a scanner's or an archive's "
+            "export; for NIfTI files use `bmmae index`"
         )
-    return tuple(_as_series(uid, found) for uid, found in headers.items())
+    return Scan(tuple(_as_series(uid, found) for uid, found in headers.items()), tuple(unreadable))
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -134,11 +159,16 @@ class _File:
     rest: int
 
 
+class _UnreadableError(Exception):
+    """A file that says it is DICOM, and nothing further that can be understood."""
+
+
 def _read_header(path: Path) -> _File | None:
-    """Return the header, or None if this is no DICOM file of a series (a DICOMDIR, a report, a text).
+    """Return the header, or None if this is no DICOM file of a series (a DICOMDIR, a text).
 
     Raises:
         ImageError: If the file cannot be opened: a slice would be missing unnoticed.
+        _UnreadableError: If it is DICOM by its preamble, and its header is damaged.
     """
     pydicom = require("pydicom", "Reading DICOM")
     try:
@@ -146,13 +176,21 @@ def _read_header(path: Path) -> _File | None:
     except OSError as error:
         raise ImageError(f"{path} cannot be opened: {error.strerror or error}; mend it or take it away") from error
     with stream:
+        is_dicom = stream.read(len(PREAMBLE))[-len(MAGIC) :] == MAGIC
+        stream.seek(0)
         try:
             # Archives hold files without the preamble; whatever is no DICOM at all then fails or has no series.
             header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-            rest = path.stat().st_size - stream.tell()
-            return _File(path, header, rest) if header.get("SeriesInstanceUID") and header.get("Modality") else None
-        except Exception:  # a parser's own exceptions: whatever it cannot read is no DICOM file
+            if header.get("SeriesInstanceUID") and header.get("Modality"):
+                return _File(path, header, path.stat().st_size - stream.tell())
+            is_directory = header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY
+        except Exception as error:  # a parser's own exceptions: whatever it cannot read, it reads as no series
+            if is_dicom:
+                raise _UnreadableError from error
             return None
+    if is_dicom and not is_directory:
+        raise _UnreadableError
+    return None
 
 
 def _as_series(uid: str, found: list[_File]) -> Series:

@@ -25,11 +25,27 @@ Grid = tuple[Triple, Float[Array, "4 4"]]
 
 @dataclass(frozen=True)
 class Found:
-    """What is in a folder: series, the numbers that stand for patients and visits, and the proposed table."""
+    """What is in a folder: series, the numbers that stand for patients and visits, and the proposed table.
+
+    Attributes:
+        series: All of them.
+        names: StudyInstanceUID to the numbers that stand for patient and visit.
+        rows: The proposed table.
+        unreadable: DICOM files whose header cannot be read; slices of a series may be missing.
+    """
 
     series: tuple[Series, ...]
     names: dict[str, Pseudonym]
     rows: tuple[Row, ...]
+    unreadable: tuple[Path, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What a reader of the table should know, a sentence each."""
+        if not self.unreadable:
+            return ()
+        listed = ", ".join(map(str, self.unreadable[:3])) + (", ..." if len(self.unreadable) > 3 else "")
+        return (f"{len(self.unreadable)} DICOM files whose header cannot be read; slices may be missing: {listed}",)
 
 
 @dataclass(frozen=True)
@@ -54,9 +70,9 @@ def find_series(folder: Path, wanted: Sequence[str] = STANDARD, mapping: Path | 
         CohortError: If the mapping file is no table.
         ConfigError: If pydicom is not installed.
     """
-    series = scan_folder(folder)
-    names = pseudonyms(series, read_mapping(mapping) if mapping else ())
-    return Found(series, names, propose(series, names, wanted))
+    scan = scan_folder(folder)
+    names = pseudonyms(scan.series, read_mapping(mapping) if mapping else ())
+    return Found(scan.series, names, propose(scan.series, names, wanted), scan.unreadable)
 
 
 def import_series(
@@ -92,7 +108,7 @@ def import_series(
         if row.modality:
             visits.setdefault(row.name, []).append(row)
     studies: list[Study] = []
-    problems: list[str] = []
+    problems = list(found.problems)
     for name, chosen in tqdm(visits.items(), desc="import", unit="visit", disable=not progress, leave=False):
         visit = _Visit(name, out, problems)
         study = visit.convert({row.modality: by_key[row.key] for row in chosen}, structures)

@@ -4,6 +4,7 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_writer import Patient, block, oblique, phantom, rectangle
 
@@ -13,6 +14,7 @@ from bmmae.data.cohort import Study, read_cohort
 from bmmae.data.raw.dicom_import import find_series, import_series
 from bmmae.data.raw.structures import Choice
 from bmmae.data.reading import read_image, read_labels
+from bmmae.errors import ImageError
 from bmmae.modalities import STANDARD
 
 T1, T1CE, T2, FLAIR = STANDARD
@@ -230,6 +232,49 @@ def test_a_file_that_cannot_be_opened_is_no_slice_to_do_without(
     (tmp_path / "slice.dcm").symlink_to(tmp_path / "gone")
     assert main(["import-dicom", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "slice.dcm cannot be opened: No such file or directory" in capsys.readouterr().err
+
+
+def damage(path: Path, kept: int) -> Path:
+    """Keep the first bytes of a DICOM file: less than its header."""
+    path.write_bytes(path.read_bytes()[:kept])
+    return path
+
+
+def test_a_slice_with_a_damaged_header_is_told(
+    patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the end of a series it leaves no gap by which it would be missed."""
+    patient.series("T1 ax")
+    first = damage(min(find_series(patient.folder).series[0].files), 150)
+    found = find_series(patient.folder)
+    assert found.unreadable == (first,)
+    assert main(["import-dicom", str(patient.folder), "--out", str(tmp_path / "out")]) == 0
+    told = f"1 DICOM files whose header cannot be read; slices may be missing: {first}"
+    assert f"warning: {told}" in capsys.readouterr().err
+    assert main(["import-dicom", str(patient.folder), "--out", str(tmp_path / "out"), "--yes"]) == 1
+    assert f"left out: {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [132, 140, 150, 300, 500])
+def test_damaged_headers_alone_are_no_folder_without_dicom(patient: Patient, kept: int) -> None:
+    patient.series("T1 ax")
+    files = find_series(patient.folder).series[0].files
+    for path in files:
+        damage(path, kept)
+    with pytest.raises(ImageError, match=f"{len(files)} of them DICOM with unreadable headers"):
+        find_series(patient.folder)
+
+
+def test_a_directory_of_files_is_no_damaged_slice(patient: Patient) -> None:
+    patient.series("T1 ax")
+    directory = pydicom.Dataset()
+    directory.file_meta = pydicom.dataset.FileMetaDataset()
+    directory.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    directory.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    directory.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    directory.FileSetID = "EXPORT"
+    pydicom.dcmwrite(patient.folder / "DICOMDIR", directory, enforce_file_format=True)
+    assert find_series(patient.folder).unreadable == ()
 
 
 def test_without_dcm2niix_the_error_says_how_to_install_it(
