@@ -145,6 +145,7 @@ def cell_of(
     """Return what identifies a run; `made` tells one pretraining from another."""
     cell = {"method": method, "data": source.name, "fold": fold, "seed": seed, "seconds": given.seconds}
     cell |= {"threads": given.threads, "modality_dropout": AUGMENT.modality_dropout}
+    cell |= {"single_share": AUGMENT.single_share}
     if method not in SEGMENTATION_NETWORKS:
         cell |= {"width": given.width, "form": form_of(source.window, given.width), "optim": OPTIM.kind}
     if method in ("ours", MASKED, RELYING) or method.startswith(DEDICATED):

@@ -32,7 +32,8 @@ MASKED = "masked"
 """Our network from an encoder that was pretrained by masking alone."""
 RELYING = "relying"
 """Ours, each region taken from no more modalities than have paid on other subjects."""
-AUGMENT = AugmentConfig(modality_dropout=0.8, lesion_share=0.5)
+AUGMENT = AugmentConfig(modality_dropout=0.8, single_share=0.5, lesion_share=0.5)
+"""The library's default, for all contestants."""
 OPTIM = OptimConfig(kind="muon_convolutions", lr=1e-3, weight_decay=0.01)
 NETWORK_OPTIM = replace(OPTIM, kind="adamw")
 """Of the comparators: with Muon, whose steps cost more for their many kernels, the U-Net learned less (LOG.md)."""

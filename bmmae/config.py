@@ -121,7 +121,9 @@ class SegmentConfig:
     frozen: bool = False
     distill: DistillConfig = field(default_factory=DistillConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(modality_dropout=0.8, lesion_share=0.5))
+    augment: AugmentConfig = field(
+        default_factory=lambda: AugmentConfig(modality_dropout=0.8, single_share=0.5, lesion_share=0.5)
+    )
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:

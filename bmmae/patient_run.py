@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_of, provenance_of
+from bmmae.data.augment import AugmentConfig
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
 from bmmae.data.cohort import Cohort, Study, read_cohort
@@ -173,6 +174,7 @@ def _model_config(
 ) -> PatientModelConfig:
     known = [tuple(study.images) for study in train]
     every = config.mode == "features"  # linear heads see each subset of a study
+    shown = AugmentConfig(modality_dropout=1.0) if every else config.augment
     return PatientModelConfig(
         model=shape,
         targets=columns.targets,
@@ -182,7 +184,7 @@ def _model_config(
         fusion=config.beside.fusion and not every,
         pool_heads=config.head.pool_heads,
         dropout=config.head.dropout,
-        subsets=subset_shares(known, 1.0 if every else config.augment.modality_dropout),
+        subsets=subset_shares(known, shown.modality_dropout, shown.single_share),
     )
 
 

@@ -41,7 +41,10 @@ class AugmentConfig:
         flip: Chance of a left-right flip.
         scale: Intensities of each modality are multiplied by 1 plus up to this much, either way.
         shift: And shifted by up to this many standard deviations.
-        modality_dropout: Chance that a random non-empty subset of the available modalities is kept.
+        modality_dropout: Chance that a random non-empty subset of the available modalities is kept, all sizes equally
+            likely.
+        single_share: How often such a subset is one modality, whatever size was drawn: what is hardest to learn is then
+            seen more often.
         lesion_share: Chance that the window is placed so that it holds a labelled voxel, if there is one; a rotation
             or an enlargement may then move that voxel out.
         each_lesion: How many of these windows aim at a lesion chosen first, all with equal chance, instead of at any
@@ -60,6 +63,7 @@ class AugmentConfig:
     scale: float = 0.1
     shift: float = 0.1
     modality_dropout: float = 0.0
+    single_share: float = 0.0
     lesion_share: float = 0.0
     each_lesion: float = 0.0
     flip_others: float = 0.0
@@ -72,7 +76,7 @@ class AugmentConfig:
     noise: Draw = Draw(0.0, 0.0, 0.2)
 
     def __post_init__(self) -> None:
-        for name in ("flip", "modality_dropout", "lesion_share", "each_lesion", "flip_others"):
+        for name in ("flip", "modality_dropout", "single_share", "lesion_share", "each_lesion", "flip_others"):
             _require_chance(name, getattr(self, name))
         for name, (least, most) in RANGES.items():
             draw: Draw = getattr(self, name)
@@ -86,12 +90,12 @@ class AugmentConfig:
     @property
     def changes_something(self) -> bool:
         """Whether a window can come out otherwise than it went in."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in PLACING}
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in CHANGING_NOTHING}
         return any(value.chance if isinstance(value, Draw) else value for value in values.values())
 
 
-PLACING = ("lesion_share", "each_lesion")
-"""What decides where a window lies, and changes nothing in it."""
+CHANGING_NOTHING = ("lesion_share", "each_lesion", "single_share")
+"""What decides where a window lies, or which subset is kept if one is: nothing in the window changes by these."""
 
 RANGES = {
     "rotation": (-180.0, 180.0),
@@ -115,6 +119,7 @@ NO_AUGMENTATION = AugmentConfig(flip=0.0, scale=0.0, shift=0.0)
 HEAVY = AugmentConfig(
     scale=0.25,
     modality_dropout=0.8,
+    single_share=0.5,
     lesion_share=0.5,
     flip_others=0.5,
     rotation=Draw(0.2, -30.0, 30.0),
@@ -164,7 +169,7 @@ def augment_sample(
     """
     out = dict(sample)
     if rng.random() < config.modality_dropout:
-        _drop(out, keep_random_subset(out["available"], rng))
+        _drop(out, keep_random_subset(out["available"], rng, config.single_share))
     if turn is not None and size is not None:
         out = turn_sample(out, turn, size)
     chances = np.array((config.flip, config.flip_others, config.flip_others))
@@ -199,10 +204,18 @@ def _change_intensities(sample: dict[str, Array], config: AugmentConfig, rng: np
     return images
 
 
-def keep_random_subset(available: Array, rng: np.random.Generator) -> Array:
-    """Return a non-empty subset of the available modalities, all sizes equally likely."""
-    present = np.flatnonzero(available)
-    kept = rng.permutation(present)[: rng.integers(1, len(present) + 1)]
+def keep_random_subset(available: Array, rng: np.random.Generator, single_share: float = 0.0) -> Array:
+    """Return a non-empty subset of the available modalities, all sizes equally likely.
+
+    Args:
+        available: Bool[M], at least one.
+        rng: The sample's generator.
+        single_share: How often the subset is one modality, whatever size was drawn.
+    """
+    order = rng.permutation(np.flatnonzero(available))
+    size = rng.integers(1, len(order) + 1)
+    if single_share and rng.random() < single_share:
+        size = 1
     out = np.zeros_like(available)
-    out[kept] = True
+    out[order[:size]] = True
     return out

@@ -10,12 +10,15 @@ from itertools import combinations
 from bmmae.modalities import in_table_order, subset_label
 
 
-def subset_shares(studies: Iterable[Sequence[str]], modality_dropout: float) -> dict[str, float]:
+def subset_shares(
+    studies: Iterable[Sequence[str]], modality_dropout: float, single_share: float = 0.0
+) -> dict[str, float]:
     """Return the share of training samples with each subset, by label, commonest first.
 
     Args:
         studies: The modalities that each training study has.
         modality_dropout: As in `AugmentConfig`: the chance that a random subset is kept, all sizes equally likely.
+        single_share: As in `AugmentConfig`: how often that subset is one modality, whatever size was drawn.
     """
     shares: dict[str, float] = defaultdict(float)
     listed = [in_table_order(names) for names in studies]
@@ -23,7 +26,8 @@ def subset_shares(studies: Iterable[Sequence[str]], modality_dropout: float) -> 
         shares[subset_label(names)] += 1 - modality_dropout
         for subset in subsets_of(names):
             size = len(subset)
-            shares[subset_label(subset)] += modality_dropout / len(names) / math.comb(len(names), size)
+            of_this_size = (1 - single_share) / len(names) + single_share * (size == 1)
+            shares[subset_label(subset)] += modality_dropout * of_this_size / math.comb(len(names), size)
     ordered = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
     return {name: share / len(listed) for name, share in ordered if share > 0}
 

@@ -16,9 +16,9 @@ from tiny_studies import brain, picture, write_study
 from bmmae.arrays import Array
 from bmmae.config import SegmentConfig, parse
 from bmmae.data.augment import (
+    CHANGING_NOTHING,
     HEAVY,
     NO_AUGMENTATION,
-    PLACING,
     RANGES,
     AugmentConfig,
     Draw,
@@ -250,7 +250,7 @@ def test_the_config_knows_whether_anything_happens() -> None:
     assert not replace(NO_AUGMENTATION, lesion_share=1.0, each_lesion=1.0).changes_something
     for item in fields(AugmentConfig):
         value: Any = getattr(ALWAYS, item.name)
-        if item.name not in PLACING:
+        if item.name not in CHANGING_NOTHING:
             assert replace(NO_AUGMENTATION, **{item.name: value or 0.5}).changes_something
 
 

@@ -169,6 +169,16 @@ def test_random_subsets_have_all_sizes_and_invent_nothing() -> None:
     assert np.bincount(drawn.sum(1), minlength=4)[1:] == pytest.approx(100, abs=35)
 
 
+def test_single_modalities_can_be_drawn_more_often() -> None:
+    available, rng = np.array([True, False, True, True]), np.random.default_rng(0)
+    alone = [keep_random_subset(available, np.random.default_rng(seed), 1.0) for seed in range(50)]
+    assert all(kept.sum() == 1 for kept in alone)
+    assert not any(kept[1] for kept in alone)
+    assert len({int(kept.argmax()) for kept in alone}) == 3
+    sizes = np.bincount([keep_random_subset(available, rng, 0.5).sum() for _ in range(600)], minlength=4)[1:] / 600
+    assert sizes == pytest.approx([0.5 + 0.5 / 3, 0.5 / 3, 0.5 / 3], abs=0.05)
+
+
 def test_lesion_centred_windows_hold_a_lesion_voxel(studies: list[Study], tmp_path: Path) -> None:
     label = np.zeros(SHAPE, np.int16)
     label[4, 10, 8] = 4

@@ -248,15 +248,16 @@ def test_the_window_holds_every_brain(patients: list[Study], cache: StudyCache) 
     assert int(dataset[(EVALUATION_EPOCH, 0)]["brain"].sum()) == int((cache.load(patients[0]).flags & 1).sum())
 
 
-def test_subset_shares_are_the_chances_of_modality_dropout() -> None:
+@pytest.mark.parametrize("single", [0.0, 0.6])
+def test_subset_shares_are_the_chances_of_modality_dropout(single: float) -> None:
     available = torch.tensor([True, True, False, True]).numpy()
     names = tuple(name for name, there in zip(STANDARD, available, strict=True) if there)
-    shares = subset_shares([names], 0.5)
+    shares = subset_shares([names], 0.5, single)
     assert sum(shares.values()) == pytest.approx(1)
     counts: Counter[str] = Counter()
     for index in range(4000):
         rng = sample_generator(0, 0, index)
-        kept = keep_random_subset(available, rng) if rng.random() < 0.5 else available
+        kept = keep_random_subset(available, rng, single) if rng.random() < 0.5 else available
         counts[subset_label([n for n, there in zip(STANDARD, kept, strict=True) if there])] += 1
     assert counts.keys() == shares.keys()
     for name, share in shares.items():
