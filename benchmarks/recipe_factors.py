@@ -134,5 +134,7 @@ def settings(name: str) -> str:
     config = chosen.config
     parts = [asdict(part) for part in (config.model, config.masking, config.augment, config.optim)]
     del parts[0]["synthesis"]
+    if not config.augment.single_share:
+        del parts[2]["single_share"]  # came later; off, it changes nothing
     words = json.dumps([*parts, config.train.batch_size, chosen.warmup, chosen.small_start], sort_keys=True)
     return hashlib.sha256(words.encode()).hexdigest()[:8]

@@ -101,6 +101,7 @@ def fine_tune(
     *,
     seed: int,
     only: Sequence[str] | None = None,
+    augment: AugmentConfig = AUGMENT,
 ) -> tuple[nn.Module, Training]:
     """Train the library's own model.
 
@@ -111,9 +112,10 @@ def fine_tune(
         budget: How long.
         seed: Of weights and samples.
         only: Show it these modalities alone, always all of them: a dedicated model.
+        augment: Of the training windows.
     """
     model = start.model(source, seed)
-    augment = AUGMENT if only is None else replace(AUGMENT, modality_dropout=0.0)
+    augment = augment if only is None else replace(augment, modality_dropout=0.0)
     dataset = source.dataset(studies, start.shape, seed=seed, augment=augment)
     dataset.masking = MASKING
     shown = dataset if only is None else OnlyModalities(dataset, only)

@@ -170,7 +170,7 @@ def table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         data = FIXED if fixed else "folds"
         for part in ("score", "use"):
             found = gather(cells, part, fixed=fixed)
-            for method, values in found.items():
+            for method, values in _on_shared_patients(found).items():
                 rows += [
                     {
                         "table": part,
@@ -186,6 +186,26 @@ def table_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             rows += _gain_rows(found, data) if part == "score" else []
         rows += _coverage_rows(cells, data, fixed=fixed)
     return rows
+
+
+def _on_shared_patients(scores: Mapping[str, Values]) -> dict[str, Values]:
+    """Return each method's scores on the patients whom all methods with that pair have scored: means that compare."""
+    shared: dict[tuple[str, str], set[str]] = {}
+    for values in scores.values():
+        for label, metrics in values.items():
+            for metric, patients in metrics.items():
+                shared[label, metric] = shared.get((label, metric), set(patients)) & set(patients)
+    return {
+        method: {
+            label: {
+                metric: {patient: value for patient, value in patients.items() if patient in shared[label, metric]}
+                for metric, patients in metrics.items()
+                if shared[label, metric]
+            }
+            for label, metrics in values.items()
+        }
+        for method, values in scores.items()
+    }
 
 
 def _coverage_rows(cells: Sequence[Cell], data: str, *, fixed: bool) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def table(name: str) -> str:
     if result["quick"]:
         raise ValueError(f"{path} is the result of a quick run, which feeds no table")
     rows = [_row(key, figure) for key, figure in result["headline"].items()]
-    head = ["| figure | median | range | floor | asked | unit |", "|---|---|---|---|---|---|"]
+    head = ["| figure | value | range | floor | asked | unit |", "|---|---|---|---|---|---|"]
     return "\n".join([*head, *rows, "", _origin(result)]) + "\n"
 
 

@@ -41,6 +41,7 @@ from patient_learning import (
 from pretrained_weights import Recipe, configuration, form_of, random_weights, weights_of
 from probe import frozen_features, patch_statistics, probe, probe_unseen
 from real import Parts
+from segmentation_contestants import AUGMENT as SEGMENTATION_AUGMENT
 from segmentation_contestants import OPTIM as SEGMENTATION_OPTIM
 from segmentation_contestants import Start, digest, fine_tune
 from segmentation_contestants import form_of as form_of_decoder
@@ -96,7 +97,12 @@ def main() -> None:
                 if key in ("part", "weights", "given", "fitted_on", "fold", "seed", "amount")
             }
             print(*(f"{key} {value}," for key, value in told.items()), _gist(row))
-    made = {_pretraining(given, start, 0, source) for start in MADE for source in sources.values()}
+    made = {
+        _pretraining(given, start, fold, source)
+        for source in sources.values()
+        for start in MADE
+        for fold in range(len(source.parts))
+    }
     rows = [row for row in store if _is_current(row["cell"], given, made)]
     write_result("transfer", quick=given.quick, runs=len(rows), headline=headline_figures(rows), rows=table_rows(rows))
 
@@ -254,7 +260,8 @@ def _segmented(
     given: argparse.Namespace, cell: Mapping[str, Any], source: Source, folder: Path | None, studies: Sequence[Study]
 ) -> dict[str, Any]:
     start = Start.of(folder, source.window, cell["width"])
-    model, training = fine_tune(start, source, studies, Budget(seconds=cell["seconds"]), seed=cell["seed"])
+    budget, augment = Budget(seconds=cell["seconds"]), replace(SEGMENTATION_AUGMENT, single_share=0.0)
+    model, training = fine_tune(start, source, studies, budget, seed=cell["seed"], augment=augment)
     everything = cell["weights"] == "ours" and cell["amount"] == (None if source.name == "real" else 1.0)
     subsets = all_subsets() if everything else SUBSETS
     judged = source.parts[cell["fold"]].test[: QUICK_SEGMENTED if given.quick else SEGMENTED]

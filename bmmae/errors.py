@@ -47,5 +47,9 @@ class OutputError(BmmaeError):
     """A result cannot be written where it was asked for."""
 
 
+class OccupiedError(OutputError):
+    """A file that no earlier run has made is where a result would go."""
+
+
 class TrainingError(BmmaeError):
     """Training cannot start or go on (non-finite loss, no data, resume mismatch)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmmae.arrays import Array
-from bmmae.data.coding import stated_coding
+from bmmae.data.coding import SEG_ORIGIN, is_predicted, stated_coding
 from bmmae.data.cohort import Study
 from bmmae.data.labels import (
     BINARY,
@@ -66,7 +66,7 @@ def truth_coding(model: SegmentationModel, studies: Iterable[Study], name: str |
         LabelError: If there is none of that name, it lacks a region of the model's, or file names are those of an
             edition that codes otherwise.
     """
-    labelled = [study for study in studies if study.seg is not None]
+    labelled = [study for study in studies if study.seg is not None and not is_predicted(study)]
     own = label_coding(model.config)
     coding = (stated_coding(labelled) if name is None else find_coding(name)) or own
     lacking = [region for region in model.config.regions if region not in coding.regions]
@@ -96,6 +96,8 @@ def read_truth(study: Study, loaded: LoadedStudy, coding: Coding) -> tuple[Array
     """
     if study.seg is None:
         return None, ""
+    if is_predicted(study):
+        return None, f"its segmentation is a prediction, as '{SEG_ORIGIN}' says, and no truth"
     try:
         truth = read_on_grid(study.seg, loaded.reference, "the segmentation ")
         check_values(values_of(truth), coding, str(study.seg))

@@ -14,10 +14,11 @@ import torch
 from tqdm import tqdm
 
 from bmmae._version import __version__
-from bmmae.data.coding import SEG_CODING
+from bmmae.data.coding import PREDICTED, SEG_CODING, SEG_ORIGIN, is_predicted
 from bmmae.data.cohort import LESION, Cohort, Study
 from bmmae.data.location import fingerprint, refuse_overwriting
-from bmmae.errors import BmmaeError, LabelError, OutputError
+from bmmae.data.preprocess import VERSION as PREPROCESSING
+from bmmae.errors import BmmaeError, LabelError, OccupiedError, OutputError
 from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.subsets import RegionScore, all_subsets
 from bmmae.inference.segmentation import (
@@ -28,7 +29,7 @@ from bmmae.inference.segmentation import (
     segment_study,
 )
 from bmmae.inference.study import LoadedStudy, StudyFiles, load_files
-from bmmae.inference.writing import read_note, refuse_replacing, write_together
+from bmmae.inference.writing import read_note, refuse_foreign_table, refuse_replacing, write_together
 from bmmae.model.pretrained import PretrainedModel, digest
 from bmmae.model.segmentation import SegmentationModel
 from bmmae.notice import NOTICE
@@ -120,10 +121,11 @@ def segment_cohort(
             finished is kept.
     """
     segmenter, options, folder = require_segmenter(model), options or CohortOptions(), Path(folder)
-    if (options.metrics or options.subsets) and all(study.seg is None for study in cohort):
+    if (options.metrics or options.subsets) and all(study.seg is None or is_predicted(study) for study in cohort):
+        predicted = f" ('{SEG_ORIGIN}' says that it holds predictions)" if any(map(is_predicted, cohort)) else ""
         raise LabelError(
             f"no study of {cohort.path or 'the cohort'} has a segmentation to compare with: metrics need the table's "
-            "column 'seg'"
+            f"column 'seg'{predicted}"
         )
     coding = truth_coding(segmenter, cohort.studies, options.labels)
     _refuse_overwriting(segmenter, cohort, folder)
@@ -149,6 +151,7 @@ def _refuse_overwriting(model: SegmentationModel, cohort: Cohort, folder: Path) 
     given = [file for study in cohort for file in study.files()]
     refuse_overwriting([*written, *(folder / name for name in (TABLE, METRICS, SUMMARY))], [*tables, *given])
     refuse_foreign(folder)
+    refuse_foreign_table(folder / TABLE, SEG_ORIGIN)
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,8 @@ def _results(work: _Work, studies: Sequence[Study], folder: Path) -> Iterator[St
         for study in tqdm(studies, desc="segmenting", unit="study"):
             try:
                 yield _one(work, study, folder / study.name)
+            except OccupiedError as error:
+                yield StudyResult(study, "failed", problem=str(error))
             except OutputError:
                 raise
             except (MemoryError, torch.OutOfMemoryError):
@@ -229,7 +234,13 @@ def _identity(study: Study, names: Sequence[str], work: _Work) -> dict[str, Any]
     truth = {} if study.seg is None else {"seg": study.seg}
     prints = {role: fingerprint(file) for role, file in {**files, **masks, **truth}.items()}
     options = asdict(replace(work.options, metrics=False))
-    content = {"model": work.digest, "files": prints, "options": options, "coding": asdict(work.judged.coding)}
+    content = {
+        "model": work.digest,
+        "preprocessing": PREPROCESSING,
+        "files": prints,
+        "options": options,
+        "coding": asdict(work.judged.coding),
+    }
     identity: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return identity
 
@@ -262,7 +273,7 @@ def _remembered(study: Study, note: Mapping[str, Any], work: _Work) -> StudyResu
 
 def _completed(result: StudyResult, model: SegmentationModel, folder: Path, options: CohortOptions) -> Study:
     """The study with what was predicted where the patient-level models look for it."""
-    stated = {"seg_origin": "predicted", SEG_CODING: model.config.coding}
+    stated = {SEG_ORIGIN: PREDICTED, SEG_CODING: model.config.coding}
     study, own = result.study, folder / result.study.name
     chances = own / f"{LESION}.nii.gz" if options.probabilities else None
     return replace(study, seg=own / "seg.nii.gz", lesion=chances, values={**study.values, **stated})

@@ -2,8 +2,8 @@
 
 python examples/reconstruct_missing.py t1=t1.nii.gz flair=flair.nii.gz --model checkpoints/tiny --out completed
 
-Writes one NIfTI file for each absent sequence, on the grid of the input, and with --keep-out a page that compares the
-sequences left out with the real ones.
+Writes one NIfTI file for each absent sequence, on the grid of the input, and a note on how it was made; with --keep-out
+also a page that compares the sequences left out with the real ones.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 import bmmae
 from bmmae.inference import ReconstructOptions, reconstruct_to_folder
+from bmmae.modalities import canonical
 from bmmae.reconstruction_page import study_page
 
 
@@ -26,18 +28,19 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the synthesised images")
     parser.add_argument("--keep-out", nargs="+", default=[], metavar="NAME", help="hide these, and compare with them")
     given = parser.parse_args(words)
-    images = dict(pair.split("=", 1) for pair in given.images)
 
     model = bmmae.load_model(given.model)
-    shown = {name: path for name, path in images.items() if name not in given.keep_out}
-    for name, image in bmmae.reconstruct(model, shown).items():
-        values = np.asarray(image.dataobj)
-        print(f"{name}: {image.shape} voxels, median {np.median(values[values != 0]):.1f} inside the brain")
+    known = model.model_config.modalities
+    images = {canonical(name, known): path for name, path in (pair.split("=", 1) for pair in given.images)}
+    hidden = {canonical(name, known) for name in given.keep_out}
+    if hidden - images.keys():
+        parser.error(f"--keep-out {', '.join(hidden - images.keys())}: no such image is given")
 
-    # The same into a folder, with a note on how it was made and a page that compares it with what was kept out.
-    options = ReconstructOptions(subset=tuple(shown))
-    for name, path in reconstruct_to_folder(model, images, given.out, options=options, page=study_page).items():
-        print(f"{name}: {path}")
+    options = ReconstructOptions(subset=tuple(name for name in images if name not in hidden))
+    page = study_page if hidden else None
+    for name, path in reconstruct_to_folder(model, images, given.out, options=options, page=page).items():
+        values = np.asarray(nib.load(path).dataobj)
+        print(f"{path}: {name}, {values.shape} voxels, median {np.median(values[values != 0]):.1f} inside the brain")
     return 0
 
 

@@ -4,6 +4,7 @@ accelerate launch finetune/segmentation.py --config configs/finetune/segmentatio
     --model runs/pretrain --data.cohort cohort.csv
 """
 
+import warnings
 from dataclasses import asdict
 
 import numpy as np
@@ -13,7 +14,7 @@ from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_o
 from bmmae.config import SegmentConfig, parse, script
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
-from bmmae.data.coding import coding_of
+from bmmae.data.coding import SEG_ORIGIN, coding_of, is_predicted
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.labels import CODINGS, labels_from_regions, own_coding
@@ -56,6 +57,13 @@ def main() -> int:
     labels_from_regions(np.zeros((len(coding.regions), 1, 1, 1), bool), coding)  # refuses what could not be written
     known = coding.name in CODINGS  # a coding of the user's own travels with the model
     warn_of_lost_lesions(train, cache)
+    predicted = sum(map(is_predicted, [*train, *validation]))
+    if predicted:
+        warnings.warn(
+            f"{predicted} of {len(train) + len(validation)} segmentations are predictions, as the column "
+            f"'{SEG_ORIGIN}' says: the model learns another's mistakes, and its validation is no measure of the truth",
+            stacklevel=1,
+        )
     view = View.of(shape)
     masking = MaskingConfig(config.visible_share) if config.visible_share < 1 else None
     training_data = StudyDataset(train, view, cache, seed=seed, coding=coding, augment=config.augment, masking=masking)
@@ -77,8 +85,13 @@ def main() -> int:
     )
     if pretrained:
         load_encoder(model, pretrained)
-    if isinstance(pretrained, SegmentationModel):
-        model.take_decoder(pretrained)
+    if isinstance(pretrained, SegmentationModel) and not model.take_decoder(pretrained):
+        warnings.warn(
+            f"the decoder of {config.model} has another shape (width {pretrained.config.width}, decoder "
+            f"'{pretrained.config.decoder}', fusion '{pretrained.config.fusion}'): only its encoder is taken, and the "
+            "decoder starts from random weights",
+            stacklevel=1,
+        )
     model.encoder.requires_grad_(not config.frozen)
     parent = None if from_scratch else config.model
     inherited = provenance_of(pretrained) if pretrained else None

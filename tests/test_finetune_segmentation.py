@@ -14,6 +14,7 @@ from tiny_studies import SHAPE, lesion, save, write_study
 
 from bmmae.checkpoint import SyntheticWeightsWarning, load_model, save_model
 from bmmae.config import SegmentConfig, parse
+from bmmae.data.coding import PREDICTED, SEG_ORIGIN
 from bmmae.data.cohort import Cohort, read_cohort
 from bmmae.data.labels import BRATS2023
 from bmmae.data.preprocess import PreprocessConfig
@@ -125,3 +126,19 @@ def test_the_shipped_start_gives_the_default_configuration_its_decoder() -> None
     assert model.take_decoder(donor)
     own, given = model.state_dict(), donor.state_dict()
     assert all(torch.equal(value, given[name]) for name, value in own.items() if not name.startswith("encoder."))
+
+
+def test_a_start_of_another_shape_gives_its_encoder_and_says_so(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    donor = SegmentationModel(SegmentationConfig(tiny_mae((16, 16, 16)).config, width=8))
+    save_model(donor, world / "segmenter", preprocessing=PreprocessConfig())
+    asked = ("--data.labels", "brats2017", "--train.steps", 1)
+    with pytest.warns(UserWarning, match=r"the decoder of .* has another shape \(width 8, .* random weights"):
+        finetune(world, monkeypatch, *asked, model="segmenter")
+
+
+def test_segmentations_that_a_model_made_are_said_to_be(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = read_cohort(world / "cohort.csv").studies
+    made = tuple(replace(study, values={SEG_ORIGIN: PREDICTED}) for study in studies[:2])
+    Cohort((*made, *studies[2:])).write(world / "cohort.csv")
+    with pytest.warns(UserWarning, match="2 of 4 segmentations are predictions, as the column 'seg_origin' says"):
+        finetune(world, monkeypatch, "--data.labels", "brats2017", "--train.steps", 1)

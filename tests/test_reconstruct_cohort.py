@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
@@ -12,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from tiny_models import tiny_mae
-from tiny_studies import brain, save, write_study
+from tiny_studies import brain, picture, save, write_study
 
 from bmmae.checkpoint import Provenance, save_model
 from bmmae.cli import main
@@ -143,6 +144,61 @@ def test_a_file_that_no_run_has_made_is_not_replaced(mae: MAE, tmp_path: Path) -
     assert study.images["t2"].read_bytes() == before
     for _ in range(2):
         assert (reconstruct_to_folder(mae, images, tmp_path / "out")["t2"]).exists()
+
+
+def test_a_study_whose_place_is_taken_stops_no_other(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    save(out / "b" / "flair.nii.gz", picture())
+    theirs = (out / "b" / "flair.nii.gz").read_bytes()
+    assert statuses(mae, cohort, out) == ["complete", "failed", "made"]
+    assert (out / "b" / "flair.nii.gz").read_bytes() == theirs
+    (out / "b" / "flair.nii.gz").unlink()
+    assert statuses(mae, cohort, out) == ["complete", "made", "kept"]
+
+
+def test_reports_and_tables_of_somebody_else_are_not_replaced(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    report, table = tmp_path / "out" / "c" / "report.html", tmp_path / "out" / "cohort.csv"
+    report.parent.mkdir(parents=True)
+    report.write_text("theirs")
+    outcomes = reconstruct_cohort(mae, cohort, tmp_path / "out", page=study_page)
+    assert [outcome.status for outcome in outcomes] == ["complete", "made", "failed"]
+    assert report.read_text() == "theirs"
+    table.write_text("subject,t1\n")
+    with pytest.raises(OutputError, match=r"cohort.csv is not of an earlier run and would be replaced"):
+        reconstruct_cohort(mae, cohort, tmp_path / "out")
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_a_run_killed_while_it_writes_is_made_good(
+    mae: MAE, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    """Before, between and after the moves into place: a first time, and over what an earlier run has left."""
+    out, real = tmp_path / "out", Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        nonlocal left
+        left -= ".partial-" in path.parent.name
+        if left < 0:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    for options in ({}, {"only": ("t1ce",)}):
+        left = moves
+        monkeypatch.setattr(Path, "replace", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            statuses(mae, cohort, out, **options)
+        monkeypatch.undo()
+        assert "failed" not in statuses(mae, cohort, out, **options)
+        assert statuses(mae, cohort, out, **options) == ["complete", "kept", "kept"]
+    assert {path.name for path in (out / "b").iterdir()} == {"t1ce.nii.gz", "reconstruction.json"}
+
+
+def test_nothing_of_an_incomplete_earlier_run_is_left(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert statuses(mae, cohort, out) == ["complete", "made", "made"]
+    (out / "b" / "t1ce.nii.gz").unlink()
+    assert statuses(mae, cohort, out, only=("t1ce",)) == ["complete", "made", "made"]
+    assert {path.name for path in (out / "b").iterdir()} == {"t1ce.nii.gz", "reconstruction.json"}
 
 
 def test_broken_studies_are_counted_and_stop_no_other(

@@ -64,10 +64,25 @@ def test_the_example_completes_a_patient_and_compares(
     images = write_study(tmp_path, ("t1", "t2", "flair"), labelled=False).images
     words = [f"{name}={path}" for name, path in images.items()]
     main = runpy.run_path(str(SCRIPT))["main"]
-    assert main([*words, "--model", str(model), "--out", str(tmp_path / "out"), "--keep-out", "flair"]) == 0
+    assert main([*words, "--model", str(model), "--out", str(tmp_path / "out"), "--keep-out", "FLAIR"]) == 0
     printed = capsys.readouterr().out
-    assert "flair: (20, 24, 16) voxels, median" in printed
+    assert "flair.nii.gz: flair, (20, 24, 16) voxels, median" in printed
     assert np.isfinite(float(re.findall(r"median ([\d.-]+)", printed)[0]))
     html = (tmp_path / "out" / "report.html").read_text()
     assert "real FLAIR" in html
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["flair.nii.gz", "t1ce.nii.gz"]
+
+
+def test_the_example_makes_no_page_without_anything_to_compare_and_keeps_out_only_what_is_given(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_study(tmp_path, ("t1",), labelled=False).images
+    main = runpy.run_path(str(SCRIPT))["main"]
+    words = [f"T1={images['t1']}", "--model", str(model), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("flair.nii.gz", "reconstruction.json", "t1ce.nii.gz", "t2.nii.gz")
+    ]
+    with pytest.raises(SystemExit):
+        main([*words, "--keep-out", "t2"])
+    assert "--keep-out t2: no such image is given" in capsys.readouterr().err

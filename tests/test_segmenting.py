@@ -189,6 +189,16 @@ def test_metrics_without_any_truth_are_refused(model: SegmentationModel, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_predictions_are_no_truth(model: SegmentationModel, tmp_path: Path) -> None:
+    segment_cohort(model, Cohort((one(tmp_path),)), tmp_path / "out")
+    predicted = read_cohort(tmp_path / "out" / "cohort.csv")
+    with pytest.raises(LabelError, match=r"column 'seg' \('seg_origin' says that it holds predictions\)"):
+        segment_cohort(model, predicted, tmp_path / "again", CohortOptions(metrics=True))
+    (result,) = segment_cohort(model, predicted, tmp_path / "again")
+    assert (result.status, result.scores) == ("made", ())
+    assert result.problem == "its segmentation is a prediction, as 'seg_origin' says, and no truth"
+
+
 def test_a_truth_without_the_models_regions_is_refused(model: SegmentationModel, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="coding 'binary' has no region ET, TC, WT, which the model predicts"):
         segment_cohort(model, Cohort((one(tmp_path),)), tmp_path / "out", CohortOptions(labels="binary"))
@@ -245,6 +255,8 @@ def test_fitted_windows_are_as_many_and_cover_all_with_the_overlap() -> None:
 def test_an_impossible_overlap_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"overlap of windows must lie in \[0, 1\), got 1"):
         list(window_starts(SIZE, SIZE, 1.0))
+    with pytest.raises(ConfigError, match=r"overlap of windows must lie in \[0, 1\), got 1.5"):
+        SegmentOptions(overlap=1.5)
 
 
 def relying(model: SegmentationModel, **tables: dict[str, str]) -> SegmentationModel:
@@ -298,6 +310,11 @@ def test_a_model_is_saved_with_what_it_has_chosen_to_rely_on(
     assert given <= {"t1+flair"}
     made.config = replace(made.config, relied_on={"ET": {"t1+flair": "t1"}})
     made.save_pretrained(tmp_path / "made")
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    over = [*command, "--subsets", "--model", str(tmp_path / "model"), "--rely", str(tmp_path / "model")]
+    assert main(over) == 2
+    assert "model holds a model, which would be written over" in capsys.readouterr().err
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
     assert main([*asked, "--model", str(tmp_path / "made")]) == 2
     assert "has chosen what to rely on already" in capsys.readouterr().err
     assert main([*command, "--model", str(tmp_path / "model"), "--rely", str(tmp_path / "x")]) == 2
@@ -305,6 +322,18 @@ def test_a_model_is_saved_with_what_it_has_chosen_to_rely_on(
     study = ["segment", "--t1", str(tmp_path / "in" / "a" / "t1.nii.gz"), "--out", str(tmp_path / "seg.nii.gz")]
     assert main([*study, "--model", str(tmp_path / "model"), "--rely", str(tmp_path / "x")]) == 2
     assert "--cohort" in capsys.readouterr().err
+    for words in (["--labels", "binary"], ["--part", "test"], ["--splits", "folds.json"]):
+        assert main([*study, "--model", str(tmp_path / "model"), *words]) == 2
+        assert f"{words[0]}" in capsys.readouterr().err
+
+
+def test_a_table_of_somebody_else_is_not_replaced(model: SegmentationModel, tmp_path: Path) -> None:
+    table = tmp_path / "out" / "cohort.csv"
+    table.parent.mkdir()
+    table.write_text("subject,t1\n")
+    with pytest.raises(OutputError, match=r"cohort.csv is not of an earlier run and would be replaced"):
+        segment_cohort(model, Cohort((one(tmp_path / "in"),)), table.parent)
+    assert table.read_text() == "subject,t1\n"
 
 
 def test_blending_leaves_what_all_windows_agree_on(tmp_path: Path) -> None:
@@ -358,8 +387,10 @@ def test_a_file_that_no_run_has_made_is_not_replaced(model: SegmentationModel, t
     study = write_study(tmp_path / "a", ("t1", "flair"))
     unlisted = Cohort((replace(study, seg=None),))
     before = study.seg.read_bytes()  # type: ignore[union-attr]
-    with pytest.raises(OutputError, match=r"a/seg.nii.gz exists, and no earlier run has made it"):
-        segment_cohort(model, unlisted, tmp_path)
+    other = write_study(tmp_path / "data" / "b", ("t1",))
+    results = segment_cohort(model, Cohort((*unlisted, other)), tmp_path)
+    assert [result.status for result in results] == ["failed", "made"]
+    assert "a/seg.nii.gz exists, and no earlier run has made it" in results[0].problem
     assert study.seg.read_bytes() == before  # type: ignore[union-attr]
     for _ in range(2):
         (result,) = segment_cohort(model, unlisted, tmp_path / "out", CohortOptions(probabilities=True))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bmmae.cli.command import Commands, add_command, amount, require_writable, whole
 from bmmae.cli.images import add_images, given_images, load, required_images
-from bmmae.errors import ConfigError, LabelError
+from bmmae.errors import ConfigError, LabelError, OutputError
 from bmmae.notice import NOTICE
 
 if TYPE_CHECKING:
@@ -93,8 +93,11 @@ def _run_study(given: argparse.Namespace) -> int:
     from bmmae.inference.study import load_study
     from bmmae.inference.writing import save_image
 
-    if given.metrics or given.subsets or given.rely is not None:
-        raise ConfigError("--metrics, --subsets and --rely judge a cohort: name it with --cohort")
+    judging = (given.metrics, given.subsets, given.rely, given.labels, given.splits, given.part)
+    if any(judging):
+        raise ConfigError(
+            "--metrics, --subsets, --rely, --labels, --splits and --part are about a cohort: name it with --cohort"
+        )
     images = required_images(given)
     if not given.out.name.endswith((".nii", ".nii.gz")):
         raise ConfigError(f"--out names the file to write, .nii or .nii.gz; got {given.out}")
@@ -123,6 +126,7 @@ def _run_study(given: argparse.Namespace) -> int:
 def _run_cohort(given: argparse.Namespace) -> int:
     from bmmae.data.cohort import read_cohort
     from bmmae.inference.segmentation import require_segmenter
+    from bmmae.model_folder import CONFIG
     from bmmae.segmenting import CohortOptions, segment_cohort
 
     if given_images(given) or given.brain_mask is not None:
@@ -134,6 +138,8 @@ def _run_cohort(given: argparse.Namespace) -> int:
     model = load(given.model)
     if given.rely is not None and require_segmenter(model).config.relied_on:
         raise ConfigError(f"{given.model} has chosen what to rely on already: choose from the model it was made of")
+    if given.rely is not None and (given.rely / CONFIG).exists():
+        raise OutputError(f"{given.rely} holds a model, which would be written over: name another folder for --rely")
     cohort = _part(given, read_cohort(given.cohort, model.model_config.modalities))
     options = CohortOptions(
         segment=_options(given),

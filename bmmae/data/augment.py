@@ -213,7 +213,7 @@ def keep_random_subset(available: Array, rng: np.random.Generator, single_share:
         single_share: How often the subset is one modality, whatever size was drawn.
     """
     order = rng.permutation(np.flatnonzero(available))
-    size = rng.integers(1, len(order) + 1)
+    size = int(rng.integers(1, len(order) + 1))
     if single_share and rng.random() < single_share:
         size = 1
     out = np.zeros_like(available)

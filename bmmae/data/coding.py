@@ -14,6 +14,14 @@ from bmmae.errors import LabelError
 SEG_CODING = "seg_coding"
 """Column of a cohort table: the label coding of its segmentations."""
 
+SEG_ORIGIN, PREDICTED = "seg_origin", "predicted"
+"""Column of a cohort table, and what it says of segmentations that are a model's."""
+
+
+def is_predicted(study: Study) -> bool:
+    """Tell whether a study's segmentation is a model's, by what its table says: no truth to judge by."""
+    return study.seg is not None and study.values.get(SEG_ORIGIN) == PREDICTED
+
 
 def coding_of(cohort: Iterable[Study], name: str | Coding | None = None) -> Coding:
     """Return a cohort's label coding, after looking at every segmentation.

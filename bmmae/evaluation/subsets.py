@@ -115,9 +115,9 @@ def counter_intuitive(scores: Iterable[RegionScore], drop: float = HALF_A_POINT)
 def choose_subsets(scores: Iterable[RegionScore], margin: float = LEAST_GAIN) -> dict[str, dict[str, str]]:
     """Choose, for each region and subset given, which of the modalities to take it from: fewer if more do not pay.
 
-    A subset is used whole if its mean Dice is above that of what its smaller subsets use by more than `margin`;
-    else the best of those serves it too. What a modality does not improve it then does not touch, which is what the
-    counter-intuitive rate is about.
+    A subset is used whole if its mean Dice is above that of what its smaller subsets use by more than `margin`, on the
+    patients who have been scored with both; else the best of those serves it too. What a modality does not improve it
+    then does not touch, which is what the counter-intuitive rate is about.
 
     Args:
         scores: Of patients whom the model has not seen, from every subset; test patients must not be among them.
@@ -126,22 +126,28 @@ def choose_subsets(scores: Iterable[RegionScore], margin: float = LEAST_GAIN) ->
     Returns:
         For `SegmentationConfig.relied_on`: by region, from the subset given to the subset used, where they differ.
     """
-    found: dict[tuple[str, frozenset[str]], list[float]] = {}
+    found: dict[tuple[str, frozenset[str]], dict[str, float]] = {}
     for score in scores:
         if not math.isnan(score.metrics.dice):
-            found.setdefault((score.region, frozenset(score.subset)), []).append(score.metrics.dice)
-    mean = {key: sum(values) / len(values) for key, values in found.items()}
+            found.setdefault((score.region, frozenset(score.subset)), {})[score.subject] = score.metrics.dice
     used: dict[tuple[str, frozenset[str]], frozenset[str]] = {}
-    for region, subset in sorted(mean, key=lambda key: (key[0], len(key[1]), sorted(key[1]))):
+    for region, subset in sorted(found, key=lambda key: (key[0], len(key[1]), sorted(key[1]))):
         smaller = [used[region, less] for name in sorted(subset) if (region, less := subset - {name}) in used]
-        best = max(smaller, key=lambda less: mean[region, less], default=subset)
-        pays = not smaller or mean[region, subset] > mean[region, best] + margin
-        used[region, subset] = subset if pays else best
+        gains = {less: _mean_gain(found[region, less], found[region, subset]) for less in smaller}
+        known = {less: gain for less, gain in gains.items() if not math.isnan(gain)}
+        best = min(known, key=lambda less: known[less], default=subset)
+        used[region, subset] = best if known and known[best] <= margin else subset
     tables: dict[str, dict[str, str]] = {region: {} for region, _ in used}
     for (region, subset), chosen in used.items():
         if chosen != subset:
             tables[region][subset_label(subset)] = subset_label(chosen)
     return {region: table for region, table in tables.items() if table}
+
+
+def _mean_gain(less: Mapping[str, float], more: Mapping[str, float]) -> float:
+    """Return the mean over the subjects that are in both; NaN if there is none."""
+    shared = less.keys() & more.keys()
+    return sum(more[subject] - less[subject] for subject in shared) / len(shared) if shared else math.nan
 
 
 def summarise_subsets(scores: Sequence[RegionScore], metric: str = "dice") -> list[SubsetSummary]:

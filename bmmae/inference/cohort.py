@@ -15,17 +15,19 @@ from tqdm import tqdm
 
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.location import refuse_overwriting
-from bmmae.errors import BmmaeError, OutputError
+from bmmae.errors import BmmaeError, OccupiedError, OutputError
 from bmmae.inference.prediction import require_uncertainty
 from bmmae.inference.reconstruction import ReconstructOptions, require_mae
 from bmmae.inference.reconstruction_folder import NOTE, Page, Plan, carry_out, is_finished
 from bmmae.inference.study import StudyFiles
-from bmmae.inference.writing import read_note
+from bmmae.inference.writing import read_note, refuse_foreign_table
 from bmmae.modalities import in_table_order, subset_label
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel, digest
 
 TABLE = "cohort.csv"
+SYNTHETIC = "synthetic"
+"""The table's column that lists which of a study's images are."""
 Status = Literal["made", "kept", "complete", "failed"]
 
 
@@ -75,14 +77,15 @@ def reconstruct_cohort(
     Raises:
         ModalityError: If the model cannot reconstruct, or an option names an unknown modality.
         ConfigError: If the model has no uncertainty output and one is asked for.
-        OutputError: If the folder cannot be written (any more), or a file given would be written over; what is
-            finished is kept.
+        OutputError: If the folder cannot be written (any more), or a file given, or a table of another kind, would be
+            written over; what is finished is kept.
     """
     mae = require_mae(model)
     options = (options or ReconstructOptions()).named(mae.config.modalities)
     if options.uncertainty:
         require_uncertainty(mae)
     refuse_overwriting([Path(folder) / TABLE], [cohort.path] if cohort.path else [])
+    refuse_foreign_table(Path(folder) / TABLE, SYNTHETIC)
     outcomes = list(_outcomes(_Work(mae, digest(mae), options, page), cohort.studies, Path(folder)))
     studies = tuple(_completed(outcome, options) for outcome in outcomes if outcome.status != "failed")
     if studies:
@@ -106,6 +109,8 @@ def _outcomes(work: _Work, studies: Sequence[Study], folder: Path) -> Iterator[O
         for study in tqdm(studies, desc="reconstructing", unit="study"):
             try:
                 yield _one(work, study, folder / study.name)
+            except OccupiedError as error:
+                yield Outcome(study, "failed", {}, str(error))
             except OutputError as error:
                 advice = "make room" if os.strerror(errno.ENOSPC) in str(error) else "choose another --out"
                 message = f"{error}; what is finished is kept: {advice} and run the same command again"
@@ -139,4 +144,4 @@ def _completed(outcome: Outcome, options: ReconstructOptions) -> Study:
     study, made = outcome.study, outcome.files
     shown = {name: path for name, path in study.images.items() if not options.subset or name in options.subset}
     images = {name: {**shown, **made}[name] for name in in_table_order({**shown, **made})}
-    return replace(study, images=images, values={**study.values, "synthetic": subset_label(tuple(made))})
+    return replace(study, images=images, values={**study.values, SYNTHETIC: subset_label(tuple(made))})

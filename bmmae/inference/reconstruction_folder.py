@@ -12,6 +12,7 @@ import numpy as np
 from bmmae._version import __version__
 from bmmae.data.geometry import same_grid
 from bmmae.data.location import File, refuse_overwriting
+from bmmae.data.preprocess import VERSION as PREPROCESSING
 from bmmae.data.reading import Image, read_image
 from bmmae.errors import GeometryError, ModalityError
 from bmmae.inference.agreement import agreement
@@ -86,6 +87,7 @@ class Plan:
         how = {name: value for name, value in asdict(self.options).items() if name not in {"only", "subset"}}
         return {
             "model": model,
+            "preprocessing": PREPROCESSING,
             "content": self.given.content(),
             "place": self.given.place(),
             "truth": StudyFiles(self.truth, {}).content(),
@@ -137,7 +139,7 @@ def carry_out(
     names = [*plan.absent, *(plan.given.images if plan.options.complete else ())]
     written = [folder / f"{name}{suffix}.nii.gz" for name in names for suffix in ("", DEVIATION)]
     refuse_overwriting(written, [*plan.given.images.values(), *plan.given.masks.values(), *plan.truth.values()])
-    refuse_replacing(written, folder, NOTE)
+    refuse_replacing([*written, *([folder / REPORT] if page else [])], folder, NOTE)
     made = synthesise(model, load_files(model, plan.given, plan.absent), plan.absent, plan.options)
     made = _compare(made, plan.truth)
     images = made.images()
@@ -145,7 +147,7 @@ def carry_out(
         images |= {name: image_like(image.array, image, "") for name, image in made.study.images.items()}
     modalities = in_table_order(name for name in images if not name.endswith(DEVIATION))
     ordered = [key for name in modalities for key in (name, name + DEVIATION) if key in images]
-    pages = {REPORT: page(folder.name, made)} if page else {}
+    pages = {REPORT: page(folder.resolve().name, made)} if page else {}
     note = _note(plan, made, model, identity)
     return write_together({key: images[key] for key in ordered}, note, folder, NOTE, pages)
 

@@ -14,7 +14,7 @@ import torch
 from bmmae.arrays import Array, Bool, Float, Tensor
 from bmmae.data.labels import labels_from_regions
 from bmmae.data.preprocess import PreparedStudy
-from bmmae.errors import ImageError, ModalityError
+from bmmae.errors import ConfigError, ImageError, ModalityError
 from bmmae.inference.decision import Cut, parse_cut, regions_of
 from bmmae.inference.postprocess import Cleaned, PostprocessConfig, clean_regions
 from bmmae.inference.study import LoadedStudy, caveat, load_study
@@ -37,7 +37,7 @@ class SegmentOptions:
         cut: Probability above which a voxel belongs to a region, or `dice`; see `bmmae.inference.decision`.
 
     Raises:
-        ConfigError: If `cut` is neither.
+        ConfigError: If `overlap` is not below 1, or `cut` is neither.
     """
 
     overlap: float = 0.25
@@ -48,6 +48,8 @@ class SegmentOptions:
 
     def __post_init__(self) -> None:
         parse_cut(str(self.cut))
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(f"overlap of windows must lie in [0, 1), got {self.overlap:g}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ import numpy as np
 
 from bmmae.arrays import Array
 from bmmae.data.reading import Header, Image, read_header, write_image
-from bmmae.errors import OutputError
+from bmmae.errors import OccupiedError, OutputError
 
 
 def image_like(values: Array, like: Image, description: str) -> nib.Nifti1Image:
@@ -48,15 +49,33 @@ def refuse_replacing(written: Iterable[Path], folder: Path, note_name: str) -> N
         note_name: The note's file name.
 
     Raises:
-        OutputError: Naming the file.
+        OccupiedError: Naming the file.
     """
-    try:
-        made = {str(name) for name in json.loads((folder / note_name).read_text())["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        made = set()
+    made = _listed(folder, note_name)
     for path in written:
         if path.exists() and path.name not in made:
-            raise OutputError(f"{path} exists, and no earlier run has made it: move it away, or choose another --out")
+            raise OccupiedError(f"{path} exists, and no earlier run has made it: move it away, or choose another --out")
+
+
+def refuse_foreign_table(path: Path, column: str) -> None:
+    """Refuse to replace a table that no earlier run has made.
+
+    Args:
+        path: Where a table is going to be written.
+        column: A column that runs add, and other tables lack.
+
+    Raises:
+        OccupiedError: If there is a file that is no such table.
+    """
+    if not path.exists():
+        return
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            known = column in next(csv.reader(stream), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        known = False
+    if not known:
+        raise OccupiedError(f"{path} is not of an earlier run and would be replaced: name another --out")
 
 
 def write_together(
@@ -66,9 +85,10 @@ def write_together(
     note_name: str,
     pages: Mapping[str, str] | None = None,
 ) -> dict[str, Path]:
-    """Write images, pages and a note beside each other first, then move all into place, the note last.
+    """Write images, pages and a note beside each other first, then move all into place.
 
-    So a full disk leaves nothing behind, and a folder with a note is complete.
+    So a full disk leaves nothing behind. The note goes first, once what an earlier one lists is gone: whenever a run
+    is killed, a note lists each of its files, and `read_note` finds a folder complete only if all of them are there.
 
     Args:
         images: By the stem of their file names.
@@ -91,8 +111,9 @@ def write_together(
                 (Path(partial) / name).write_text(text, encoding="utf-8")
             names += pages or {}
             (Path(partial) / note_name).write_text(json.dumps({**note, "files": names}, indent=2, default=str))
-            _clear(folder, note_name)
-            for name in (*names, note_name):
+            for name in _listed(folder, note_name):
+                (folder / Path(name).name).unlink(missing_ok=True)
+            for name in (note_name, *names):
                 (Path(partial) / name).replace(folder / name)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -109,10 +130,9 @@ def read_note(folder: Path, note_name: str) -> dict[str, object] | None:
     return note if complete else None
 
 
-def _clear(folder: Path, note_name: str) -> None:
-    """Remove what an earlier run left: its note first, so that what is half removed does not look complete."""
-    old = read_note(folder, note_name)
-    if old is not None:
-        (folder / note_name).unlink()
-        for name in map(str, old["files"] if isinstance(old["files"], list) else ()):
-            (folder / Path(name).name).unlink(missing_ok=True)
+def _listed(folder: Path, note_name: str) -> tuple[str, ...]:
+    """Return the names of the files that a folder's note lists, whether they are all there or not."""
+    try:
+        return tuple(map(str, json.loads((folder / note_name).read_text())["files"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()

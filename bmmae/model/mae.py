@@ -176,8 +176,9 @@ class MAE(PretrainedModel):
         for sample, asked in enumerate(targets.any(-1)):
             wanted = asked.nonzero()[:, 0].tolist()
             readable = visible[sample] & ~asked[:, None]
-            brain = (volumes[sample] * readable.any(-1)[:, None, None, None] != 0).any(0)
-            scanned = spread(readable, grid, self.config.patch) & brain
+            scanned = (volumes[sample] != 0) & readable.any(-1)[:, None, None, None]
+            brain = scanned.any(0)
+            scanned &= spread(readable, grid, self.config.patch)
             here = spread(targets[sample][wanted], grid, self.config.patch)
             made = self.synthesis.predict(volumes[sample], scanned, brain & here.any(0), spacing, wanted)
             known = made.known & here

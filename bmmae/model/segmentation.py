@@ -215,6 +215,8 @@ class SegmentationModel(PretrainedModel):
     def take_decoder(self, donor: SegmentationModel) -> bool:
         """Copy what stands around another segmentation model's encoder: stem and decoder, and heads of equal regions.
 
+        Heads of coarser resolutions that the donor lacks stay as they are.
+
         Args:
             donor: Trained for the same modalities.
 
@@ -222,7 +224,8 @@ class SegmentationModel(PretrainedModel):
             Whether it was copied: only between decoders of one shape.
         """
         one, other = self.config, donor.config
-        same = {key: getattr(one, key) for key in ("regions", "coding", "classes", "united", "relied_on")}
+        free = ("regions", "coding", "classes", "united", "relied_on", "supervision")
+        same = {key: getattr(one, key) for key in free}
         if replace(other, **same) != one:
             return False
         left = ("encoder.",) if one.regions == other.regions else ("encoder.", "heads.")

@@ -26,7 +26,9 @@ from bmmae.tasks.task import Batch, Mode, StepOutput, tensors
 
 SURROUNDINGS_WEIGHT = 2
 MOST_STUDIES, MOST_VOXELS = 32, 150_000
-"""Studies and voxels that the voxel-wise regression is fitted to: more change its coefficients little."""
+"""Studies and voxels that the voxel-wise regression is fitted to, apart from `RARE` studies."""
+RARE = 2
+"""So many studies more of each set of modalities that is not among those."""
 
 
 @torch.no_grad()
@@ -35,8 +37,8 @@ def fit_synthesis(model: MAE, studies: Sequence[Study], preprocess: PreprocessCo
 
     Args:
         model: Its regression is changed in place.
-        studies: The training studies; of more than `MOST_STUDIES`, evenly spaced ones are taken. Every other one
-            judges the errors of those between.
+        studies: The training studies; of more than `MOST_STUDIES`, evenly spaced ones are taken, and some of each set
+            of modalities that these lack. Every other patient judges the errors of those between.
         preprocess: How studies become model input, but for the spacing: the regression has one of its own, and is
             fitted to no finer grid than a study has.
 
@@ -47,7 +49,7 @@ def fit_synthesis(model: MAE, studies: Sequence[Study], preprocess: PreprocessCo
         return
     config = replace(preprocess, spacing=model.config.synthesis.spacing)
     names = model.config.modalities
-    chosen = np.unique(np.linspace(0, len(studies) - 1, MOST_STUDIES).round().astype(int))
+    chosen = _representative(studies)
     found = []
     patients = list(dict.fromkeys(studies[index].group for index in chosen))
     for index in chosen:
@@ -59,6 +61,17 @@ def fit_synthesis(model: MAE, studies: Sequence[Study], preprocess: PreprocessCo
         found.append(_examples(model.synthesis, prepared, names, MOST_VOXELS // len(chosen), half=half))
     joined = (torch.cat([getattr(each, name) for each in found]) for name in ("inputs", "given", "half"))
     model.synthesis.fit(Examples(*joined))
+
+
+def _representative(studies: Sequence[Study]) -> list[int]:
+    """Return evenly spaced studies, then a few of each set of modalities that is not among them, set by set."""
+    even = np.unique(np.linspace(0, len(studies) - 1, MOST_STUDIES).round().astype(int)).tolist()
+    known = {frozenset(studies[index].images) for index in even}
+    rare: dict[frozenset[str], list[int]] = {}
+    for index, study in enumerate(studies):
+        if frozenset(study.images) not in known:
+            rare.setdefault(frozenset(study.images), []).append(index)
+    return [*even, *(index for found in rare.values() for index in found[:RARE])]
 
 
 def _examples(

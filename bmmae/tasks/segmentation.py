@@ -27,16 +27,19 @@ class DistillConfig:
         weight: Of the distillation loss beside the supervised one; 0 for none.
         dropout: Chance that a sample keeps only a random subset of its modalities. The task draws the subset, because
             the teacher has to see the others: leave `augment.modality_dropout` at 0.
+        single_share: How often such a subset is one modality, as `augment.single_share`.
     """
 
     weight: float = 0.0
     dropout: float = 0.5
+    single_share: float = 0.5
 
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ConfigError(f"distill.weight must be zero or more, got {self.weight}")
-        if not 0 <= self.dropout <= 1:
-            raise ConfigError(f"distill.dropout must lie in [0, 1], got {self.dropout}")
+        for name in ("dropout", "single_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"distill.{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 class SegmentationTask:
@@ -73,7 +76,7 @@ class SegmentationTask:
         if not self.distill.weight:
             losses = self._supervised(self._scales(model, batch, available, visible), label)
             return StepOutput(losses.sum(), losses.new_tensor(len(losses)), {})
-        kept = self._subsets(batch, available, self.distill.dropout)
+        kept = self._subsets(batch, available, self.distill.dropout, self.distill.single_share)
         hard = (kept != available).any(dim=1)
         scales = self._scales(model, batch, kept, self._seen_of_less(batch, visible, hard))
         losses = self._supervised(scales, label)
@@ -121,13 +124,15 @@ class SegmentationTask:
             losses = losses + weights[scale] * dice_and_cross_entropy(scales[scale], coarse)
         return losses / sum(weights)
 
-    def _subsets(self, batch: Batch, available: Bool[Tensor, "B M"], chance: float) -> Bool[Tensor, "B M"]:
+    def _subsets(
+        self, batch: Batch, available: Bool[Tensor, "B M"], chance: float, single_share: float = 0.0
+    ) -> Bool[Tensor, "B M"]:
         """Draw which modalities each sample keeps, with what chance: a function of its address, as all about it."""
         kept = available.clone()
         for index, (epoch, place) in enumerate(batch["address"]):
             rng = sample_generator(self.seed, int(epoch), int(place), purpose="distillation subset")
             if rng.random() < chance:
-                drawn = keep_random_subset(available[index].cpu().numpy(), rng)
+                drawn = keep_random_subset(available[index].cpu().numpy(), rng, single_share)
                 kept[index] = torch.from_numpy(drawn).to(kept.device)
         return kept
 

@@ -71,6 +71,15 @@ def test_what_pays_for_one_region_may_not_for_another() -> None:
     assert choose_subsets(scores) == {"WT": {"t1+t1ce": "t1"}}
 
 
+def test_a_modality_is_judged_on_the_patients_who_have_it() -> None:
+    """Hard cases alone had flair: what it gains there is not hidden by easy cases that lack it."""
+    hard = [score(f"h{i}", ("t1",), 0.3) for i in range(5)] + [score(f"h{i}", ("t1", "flair"), 0.5) for i in range(5)]
+    easy = [score(f"e{i}", ("t1",), 0.9) for i in range(15)]
+    assert choose_subsets(hard + easy) == {}
+    apart = [score("a", ("t1",), 0.9), score("b", ("t1", "flair"), 0.1)]
+    assert choose_subsets(apart) == {}
+
+
 def test_scores_that_are_not_defined_choose_nothing() -> None:
     scores = [score("a", ("t1",), math.nan), score("a", ("t1", "t2"), 0.4), score("b", ("t1", "t2"), math.nan)]
     assert choose_subsets(scores) == {}

@@ -189,6 +189,22 @@ def test_the_model_prefers_voxels_to_patches_where_they_are_known() -> None:
     torch.testing.assert_close(model.predict(images, visible, targets)[0, FLAIR], patches)
 
 
+def test_voxels_that_one_modality_lacks_are_not_read_as_its_mean() -> None:
+    """A field of view that ends inside a patch."""
+    model, images = tiny_mae(synthesis=8), volumes()
+    images[:, T1CE, :, :, 12:] = 0
+    visible = torch.zeros(1, 4, 8, dtype=torch.bool)
+    visible[:, :2] = True
+    targets = torch.zeros_like(visible)
+    targets[:, FLAIR] = True
+    scanned = images[0] != 0
+    scanned[2:] = False
+    assert model.synthesis is not None
+    expected = model.synthesis.predict(images[0], scanned, scanned.any(0), ONE_MM, [FLAIR])
+    assert bool(expected.known.all())
+    torch.testing.assert_close(model.predict(images, visible, targets)[0, FLAIR], expected.values[0])
+
+
 @pytest.mark.parametrize("like", [T1, FLAIR])
 def test_a_fit_grows_without_forgetting(like: int) -> None:
     synthesis, inputs = fitted(related()), related(seed=2)

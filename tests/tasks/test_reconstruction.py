@@ -14,6 +14,7 @@ from tiny_studies import write_study
 from bmmae.config import PretrainConfig, parse
 from bmmae.data.loaders import Batch
 from bmmae.data.preprocess import PreprocessConfig
+from bmmae.modalities import STANDARD
 from bmmae.model.mae import MAE
 from bmmae.model.synthesis import Examples, VoxelSynthesis
 from bmmae.patches import patchify, unpatchify
@@ -168,3 +169,18 @@ def test_visits_of_a_patient_are_in_one_half_of_the_regression(tmp_path: Path, m
     first = examples.half.nonzero()[:, 0]
     assert torch.equal(first, torch.arange(len(first)))  # the first patient's two visits, then the other's
     assert len(first) == pytest.approx(len(examples.half) / 2, rel=0.1)
+
+
+def test_the_regression_sees_rare_sets_of_sequences_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three studies in a hundred have FLAIR: evenly spaced ones would miss it."""
+    common = write_study(tmp_path / "common", ("t1", "t2"))
+    rare = write_study(tmp_path / "rare", ("t1", "flair"))
+    studies = [replace(rare if i in (1, 50, 52) else common, group=str(i)) for i in range(100)]
+    model = tiny_mae((24, 24, 24), kind="cross", synthesis=8)
+    seen: list[Examples] = []
+    monkeypatch.setattr(VoxelSynthesis, "fit", lambda _, examples: seen.append(examples))
+    fit_synthesis(model, studies, PreprocessConfig())
+    (examples,) = seen
+    with_flair = examples.given[:, STANDARD.index("flair")]
+    assert float(with_flair.float().mean()) == pytest.approx(2 / 34, rel=0.1)
+    assert len(examples.half[with_flair].unique()) == 2
