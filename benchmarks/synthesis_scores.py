@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from learning_data import Source
-from segmentation_contestants import Start, fine_tune
+from segmentation_contestants import Start, fine_tune, form_of
 from synthesis_methods import Assignment, Method, Reconstruction
 
 from bmmae.baselines.budget import Budget
@@ -107,7 +107,8 @@ def coverage_of_patients(method: Method, studies: Sequence[Study]) -> dict[str, 
 def segmenter_of(fold: Assignment, seconds: float) -> SegmentationModel:
     """Return a segmenter that was trained on full sets of a fold's training patients, from random weights."""
     source = fold.source
-    folder = fold.work / f"{source.name}-segmenter-fold{fold.fold}-seed{fold.seed}-{seconds:g}s"
+    form = form_of(source.window, fold.scale.segmenter_width)
+    folder = fold.work / f"{source.name}-segmenter-{form}-fold{fold.fold}-seed{fold.seed}-{seconds:g}s"
     if not (folder / "model.safetensors").exists():
         start = Start.of(None, source.window, fold.scale.segmenter_width)
         budget = Budget(seconds=seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import json
 import re
@@ -118,9 +119,23 @@ def test_a_subset_hides_the_rest_and_is_judged_by_it(mae: MAE, cohort: Cohort, t
     assert note["hidden"] == {"t1ce": "t1ce.nii.gz", "flair": "flair.nii.gz"}
     assert set(note["agreement"]["flair"]) == {"psnr", "psnr_fitted", "ssim"}
     assert json.loads((out / "b" / "reconstruction.json").read_text())["agreement"] == {}
+    with (out / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["subject"], row["modality"]) for row in rows] == [("a", "t1ce"), ("a", "flair")]
+    assert float(rows[1]["ssim"]) == pytest.approx(note["agreement"]["flair"]["ssim"])
     shown = {name: str(cohort[0].images[name]) for name in ("t1", "t2")}
     assert np.array_equal(nib.load(out / "a" / "flair.nii.gz").dataobj, reconstruct(mae, shown)["flair"].dataobj)
     assert [study.subject for study in read_cohort(out / "cohort.csv")] == ["a", "b"]
+
+
+def test_the_command_says_how_close_it_came(saved: Path, cohort: Cohort, tmp_path: Path, capsys: Capture) -> None:
+    assert command(saved, cohort, tmp_path / "out", "--subset", "t1", "t2", "--only", "flair") == 1
+    printed = capsys.readouterr().out
+    assert re.search(r" FLAIR  PSNR [\d.-]+ dB \(as written [\d.-]+\), SSIM [\d.-]+: mean over 1 studies", printed)
+    assert "in the model's training" in printed
+    assert command(saved, cohort, tmp_path / "out") == 0
+    assert "all figures" not in capsys.readouterr().out
+    assert not (tmp_path / "out" / "metrics.csv").exists()
 
 
 def test_real_images_are_never_written_over(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:

@@ -15,9 +15,12 @@ from bmmae.modalities import title
 from bmmae.notice import NOTICE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bmmae.inference import Outcome, ReconstructOptions
     from bmmae.inference.cohort import Status
     from bmmae.inference.reconstruction_folder import Page
+    from bmmae.model.pretrained import PretrainedModel
 
 INTENSITIES = ("cohort", "given", "zscore")
 
@@ -87,6 +90,7 @@ def _run_cohort(given: argparse.Namespace, options: ReconstructOptions, page: Pa
     cohort = read_cohort(given.cohort, model.model_config.modalities)
     outcomes = reconstruct_cohort(model, cohort, given.out, options, page=page)
     _tell(outcomes, given.out)
+    _tell_agreement(model, outcomes, given.out)
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
@@ -110,3 +114,25 @@ def _tell(outcomes: list[Outcome], folder: Path) -> None:
     print(f"{len(outcomes)} studies: {done}")
     if counts["failed"] < len(outcomes):
         print(f"completed table: {folder / 'cohort.csv'}")
+
+
+def _tell_agreement(model: PretrainedModel, outcomes: list[Outcome], folder: Path) -> None:
+    """Say how close the synthetic images are to the real ones, where there are any."""
+    import statistics
+
+    from bmmae.evaluation.overlap import overlap
+
+    judged = [outcome.study for outcome in outcomes if outcome.agreement]
+    if not judged:
+        return
+    print(f"{overlap(model, judged)}.")
+    found: dict[str, list[Mapping[str, float | None]]] = {}
+    for outcome in outcomes:
+        for name, figures in outcome.agreement.items():
+            found.setdefault(name, []).append(figures)
+    for name, rows in found.items():
+        defined = {key: [value for row in rows if (value := row[key]) is not None] for key in rows[0]}
+        means = {key: f"{statistics.fmean(values):.3g}" if values else "not defined" for key, values in defined.items()}
+        told = f"PSNR {means['psnr_fitted']} dB (as written {means['psnr']}), SSIM {means['ssim']}"
+        print(f"{title(name):>6}  {told}: mean over {len(rows)} studies with a real one")
+    print(f"all figures: {folder / 'metrics.csv'}")

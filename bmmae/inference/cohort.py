@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.location import refuse_overwriting
+from bmmae.data.tables import write_rows
 from bmmae.errors import BmmaeError, OccupiedError, OutputError
+from bmmae.inference.agreement import Agreement
 from bmmae.inference.prediction import require_uncertainty
 from bmmae.inference.reconstruction import ReconstructOptions, require_mae
 from bmmae.inference.reconstruction_folder import NOTE, Page, Plan, carry_out, is_finished
@@ -25,7 +27,8 @@ from bmmae.modalities import in_table_order, subset_label
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel, digest
 
-TABLE = "cohort.csv"
+TABLE, METRICS = "cohort.csv", "metrics.csv"
+FIGURES = tuple(item.name for item in fields(Agreement))
 SYNTHETIC = "synthetic"
 """The table's column that lists which of a study's images are."""
 Status = Literal["made", "kept", "complete", "failed"]
@@ -41,6 +44,8 @@ class Outcome:
         files: The synthesised images by modality.
         problem: Why it failed.
         remarks: Reasons to doubt what was made now, one sentence each.
+        agreement: How close each synthesised image is to the real one, where the study has one: `FIGURES`, None where a
+            figure is not defined.
     """
 
     study: Study
@@ -48,6 +53,7 @@ class Outcome:
     files: dict[str, Path]
     problem: str = ""
     remarks: tuple[str, ...] = ()
+    agreement: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 def reconstruct_cohort(
@@ -62,7 +68,8 @@ def reconstruct_cohort(
 
     Studies that were finished before, by the same model from the same images with the same options, are kept. A study
     that fails stops no other. In the end `cohort.csv` names the studies' images and, where they had none, the synthetic
-    ones, with these modalities listed in a column `synthetic`; studies that failed are left out of it.
+    ones, with these modalities listed in a column `synthetic`; studies that failed are left out of it. `metrics.csv`
+    holds how close the synthetic ones are to the real ones, if there are any: a row a study and modality.
 
     Args:
         model: A masked autoencoder.
@@ -85,11 +92,13 @@ def reconstruct_cohort(
     if options.uncertainty:
         require_uncertainty(mae)
     refuse_overwriting([Path(folder) / TABLE], [cohort.path] if cohort.path else [])
-    refuse_foreign_table(Path(folder) / TABLE, SYNTHETIC)
+    for table, own in ((TABLE, SYNTHETIC), (METRICS, FIGURES[1])):
+        refuse_foreign_table(Path(folder) / table, own)
     outcomes = list(_outcomes(_Work(mae, digest(mae), options, page), cohort.studies, Path(folder)))
     studies = tuple(_completed(outcome, options) for outcome in outcomes if outcome.status != "failed")
     if studies:
         Cohort(studies, cohort.modalities).write(Path(folder) / TABLE)
+        _write_metrics(outcomes, Path(folder) / METRICS)
     return outcomes
 
 
@@ -134,9 +143,22 @@ def _one(work: _Work, study: Study, folder: Path) -> Outcome:
     status: Status = "kept" if is_finished(folder, identity) else "made"
     if status == "made":
         carry_out(plan, work.model, folder, identity, work.page)
-    remarks = (read_note(folder, NOTE) or {}).get("remarks")
+    note: dict[str, Any] = read_note(folder, NOTE) or {}
     files = {name: folder / f"{name}.nii.gz" for name in plan.absent}
-    return Outcome(study, status, files, remarks=tuple(remarks) if isinstance(remarks, list) else ())
+    return Outcome(study, status, files, "", tuple(note.get("remarks", ())), note.get("agreement", {}))
+
+
+def _write_metrics(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Write how close what was synthesised is to what is real, or remove what an earlier run has said of it."""
+    rows = [
+        {"subject": outcome.study.name, "group": outcome.study.group, "modality": name, **figures}
+        for outcome in outcomes
+        for name, figures in outcome.agreement.items()
+    ]
+    if rows:
+        write_rows(path, rows, list(rows[0]))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _completed(outcome: Outcome, options: ReconstructOptions) -> Study:
