@@ -152,7 +152,13 @@ def fit_linear_heads(
                 "cross-validation within the training studies",
                 stacklevel=2,
             )
-            count, strength, _ = search.best(_inner_folds(train))
+            count, strength, loss = search.best(_inner_folds(train))
+        if not np.isfinite(loss):
+            warnings.warn(
+                f"no part of the training studies that could judge it has a label (or a death) of '{target.name}': its "
+                "penalty is the strongest of those tried, chosen by nothing",
+                stacklevel=2,
+            )
         fit = search.fit(train, search.basis(train, count), strength)
         _set(model, index, fit.slopes, fit.intercepts, images=images)
         taken = "all features" if count is None else f"{count} components"
@@ -179,8 +185,12 @@ class _Search:
     images: bool
 
     def best(self, parts: Sequence[tuple[Rows, Rows]]) -> tuple[int | None, float, float]:
-        """Return components and inverse penalty of the lowest loss over pairs of training and held-out rows, and it."""
+        """Return components and inverse penalty of the lowest loss over pairs of training and held-out rows, and it.
+
+        Pairs whose held-out rows have no label (or no death) judge nothing; if none does, the loss is infinite.
+        """
         rows = parts[0][0]
+        parts = [(own, held) for own, held in parts if self.judges(held)] or parts[:1]
         counts: list[int | None] = [n for n in COMPONENTS if n < rows.features.shape[1]] if self.images else []
         counts += [None] if self.images else []
         counts += [0] if rows.design.shape[1] else []
@@ -221,6 +231,12 @@ class _Search:
             parts = [(self._inputs_of(part, basis), self._outcome(part), weight) for part, weight in strata]
             return basis.undo(_cox(parts, strength))
         return basis.undo(_fit(self.target, self._inputs_of(rows, basis), self._outcome(rows), rows.weights, strength))
+
+    def judges(self, rows: Rows) -> bool:
+        """Tell whether rows have what a loss needs, whatever is fitted."""
+        width = _inputs(rows, images=self.images).shape[1]
+        outputs = self.target.outputs
+        return bool(np.isfinite(self.loss(rows, _Fit(np.zeros((outputs, width)), np.zeros(outputs)))))
 
     def loss(self, rows: Rows, fit: _Fit) -> float:
         """Return the loss on rows."""

@@ -46,6 +46,10 @@ class HeadConfig:
             raise ConfigError(f"head.shares takes one column, got {', '.join(self.shares)}")
 
 
+OF_STEPS = ("focal", "importance", "shares")
+"""What linear heads on frozen features cannot follow: other losses, and other samples."""
+
+
 @dataclass(frozen=True)
 class PatientConfig:
     """A run on patients.
@@ -80,3 +84,9 @@ class PatientConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(modality_dropout=0.5))
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        plain = HeadConfig()
+        idle = [name for name in OF_STEPS if getattr(self.head, name) != getattr(plain, name)]
+        if self.mode == "features" and idle:
+            raise ConfigError(f"head.{idle[0]} has no effect in mode 'features', whose heads are not trained in steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +21,11 @@ from bmmae.explain import modality_shares, occlusion_map, shapley_values
 from bmmae.inference.study import LoadedStudy, load_study
 from bmmae.inference.windows import to_native
 from bmmae.inference.writing import image_like, write_together
-from bmmae.model.beside import Beside
+from bmmae.model.beside import Beside, shown_variables, unknown_values
 from bmmae.model.outcomes import probabilities, risk
 from bmmae.model.patient import PatientModel
 from bmmae.patches import any_in_patch, patch_grid, unpatchify
-from bmmae.patient_prediction import columns_of
+from bmmae.patient_prediction import columns_of, warn_of_unseen_categories
 from bmmae.targets import Target
 
 NOTE = "explanation.json"
@@ -85,6 +86,7 @@ def explain_patient(
         ModalityError: If an image is of no modality of the model.
         ImageError: If a file is broken.
     """
+    _warn_of_what_is_left_out(model, clinical or {})
     study = load_study(model, images, brain_mask)
     chosen = _target(model, target)
     view = _View.of(model, study, clinical or {})
@@ -116,6 +118,18 @@ def explain_patient(
         attention_map=view.native(_spread(weights.sum(axis=0), view)),
         occlusion=view.native(occlusion_map(without, view.brain, patch, patch)),
     )
+
+
+def _warn_of_what_is_left_out(model: PatientModel, clinical: Mapping[str, Cell]) -> None:
+    warn_of_unseen_categories(model, [Study("", {}, values=dict(clinical))])
+    lacking = {"a vector": model.config.vector, "a lesion map": model.config.lesion != "none"}
+    for name, wanted in lacking.items():
+        if wanted:
+            warnings.warn(
+                f"the model also takes {name}, which an explanation cannot: it counts as missing, and `bmmae predict` "
+                "may answer otherwise",
+                stacklevel=3,
+            )
 
 
 def write_explanation(explanation: Explanation, folder: Path) -> dict[str, Path]:
@@ -178,11 +192,12 @@ class _View:
         variables = torch.tensor(
             [[f"clinical: {v.name}" in wanted for v in self.model.config.clinical]], dtype=torch.bool
         )
-        beside = Beside(
-            clinical=self.values.expand(rows, -1),
-            clinical_available=(self.available & variables.to(self.available.device)).expand(rows, -1),
-        )
         images, available, tissue, valid = self._batch(rows, wanted)
+        config = self.model.config
+        shown = self.available & variables.to(self.available.device)
+        shown = shown & shown_variables(config.clinical, config.model.modalities, available)
+        values = torch.where(shown, self.values, unknown_values(config.clinical, shown.device))
+        beside = Beside(clinical=values, clinical_available=shown)
         kept = None
         if hidden is not None:
             patches = torch.from_numpy(any_in_patch(hidden, self.model.config.model.patch)).to(images.device)

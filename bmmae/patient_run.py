@@ -32,6 +32,7 @@ from bmmae.data.patients import Columns, PatientDataset, Shares, whole_brain
 from bmmae.data.splits import train_and_validation
 from bmmae.data.subset_shares import subset_shares
 from bmmae.errors import CohortError, ConfigError, TrainingError
+from bmmae.evaluation.clinical import NAME as CLINICAL
 from bmmae.evaluation.overlap import warn_of_overlap
 from bmmae.linear_heads import Rows, collect, fit_linear_heads
 from bmmae.modalities import canonical, in_table_order
@@ -85,6 +86,9 @@ def fine_tune(config: PatientConfig) -> int:
     Raises:
         BmmaeError: As the parts of the configuration say.
     """
+    main = int(os.environ.get("RANK", "0")) == 0
+    if config.mode == "features" and not main:
+        return 0  # linear heads are fitted at once, by one process
     pretrained = None if config.model.startswith(SCRATCH) else load_model(config.model)
     known = pretrained.model_config if pretrained else recipe(config.model.removeprefix(SCRATCH))
     shape = _shape(config, known)
@@ -113,7 +117,7 @@ def fine_tune(config: PatientConfig) -> int:
         if config.mode == "features"
         else _fit_network(config, model, parts, cache)
     )
-    if code == 0 and int(os.environ.get("RANK", "0")) == 0:
+    if code == 0 and main:
         finish(config, parts, cache, columns)
     return code
 
@@ -345,7 +349,7 @@ def _write_predictions(
     config: PatientConfig, model: PatientModel, studies: Sequence[Study], cache: StudyCache, place: Path
 ) -> None:
     outputs = predict(model, studies, cache, every=config.every_subset)
-    name = "clinical only" if place.parts[0] == "clinical-only" else config.mode
+    name = CLINICAL if place.parts[0] == "clinical-only" else config.mode
     found = tables(model.config.targets, outputs, name, config.data.fold, pooled=True)
     for path in write_tables(config.out / PREDICTIONS / place, found):
         print(path, file=sys.stdout)  # noqa: T201 - a program's output

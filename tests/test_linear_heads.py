@@ -203,3 +203,27 @@ def test_a_studys_rows_share_one_weight() -> None:
     _, _, once = fitted(SUBTYPE)
     _, _, thrice = fitted(SUBTYPE, per_study=3)
     np.testing.assert_allclose(once, thrice, atol=1e-2)
+
+
+def test_folds_without_a_death_judge_nothing() -> None:
+    columns = Columns((COX,), (AGE,))
+    rows = patients(60, 0)
+    groups = sorted({study.group for study in rows.studies})
+    place = dict(zip(groups, np.random.default_rng(0).permutation(len(groups)) % linear_heads.FOLDS, strict=True))
+    keep = {id(s): s if place[s.group] else replace(s, time=20.0, event=False) for s in rows.studies}
+    rows = replace(rows, studies=tuple(keep[id(study)] for study in rows.studies))
+    model = PatientModel(PatientModelConfig(tiny_config(), (COX,), (AGE,), fusion=False)).eval()
+    assert fit_linear_heads(model, rows, None, columns)["cox"]
+    with torch.no_grad():
+        size = sum(float(layer[0].weight.norm()) for layer in (model.heads, model.direct))  # type: ignore[union-attr]
+    assert size > 0.01  # not the strongest penalty, which an infinite loss of every setting would choose
+
+
+def test_a_penalty_that_nothing_can_choose_is_said(recwarn: pytest.WarningsRecorder) -> None:
+    rows = patients(30, 0)
+    alive = tuple(replace(study, event=False, time=20.0) for study in rows.studies)
+    first = (replace(alive[0], event=True, time=1.0), *alive[1:])
+    model = PatientModel(PatientModelConfig(tiny_config(), (COX,), (AGE,), fusion=False)).eval()
+    validation = replace(rows, studies=alive)
+    fit_linear_heads(model, replace(rows, studies=first), validation, Columns((COX,), (AGE,)))
+    assert any("its penalty is chosen by" in str(each.message) for each in recwarn)

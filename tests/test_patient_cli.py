@@ -225,3 +225,11 @@ def test_evaluate_without_any_truth_says_so(world: Path, tmp_path: Path, capsys:
     table[["subject", "t1", "t1ce", "t2", "flair"]].to_csv(world / "blind.csv", index=False)
     assert run(world, "evaluate", tmp_path / "ev", table="blind.csv") == 2
     assert "knows the truth of none of the targets" in error(capsys)
+
+
+def test_predictions_do_not_replace_the_cohort(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (world / "cohort.csv").read_bytes()
+    for command in ("predict", "embed"):
+        assert run(world, command, world / "cohort.csv") == 2
+        assert "is one of the files given, and would be written over" in capsys.readouterr().err
+    assert (world / "cohort.csv").read_bytes() == before

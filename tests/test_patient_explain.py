@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -117,3 +118,34 @@ def test_the_command_writes_maps_and_says_what_counted(
     for wrong, message in (("age=old", "expects a number"), ("weight=3", "expects NAME=VALUE of age, sex")):
         assert main([*common, "--clinical", wrong, "--out", str(tmp_path / "no")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_imputed_variable_that_is_hidden_counts_as_missing(world: tuple[PatientModel, Study]) -> None:
+    model, study = world
+    plain = model.config
+    imputed = tuple(
+        replace(variable, imputed=60.0 if variable.kind == "numeric" else 0.0) for variable in plain.clinical
+    )
+    model.config = replace(plain, clinical=imputed)
+    try:
+        found = explain_patient(model, {"t1": study.images["t1"]}, target="site", clinical={"age": 90.0})
+        less = explain_patient(model, {"t1": study.images["t1"]}, target="site", outcome=found.outcome)
+    finally:
+        model.config = plain
+    assert found.shapley["t1"] + found.shapley["clinical: age"] == pytest.approx(found.answer - found.base, abs=1e-6)
+    assert found.shapley["clinical: age"] == pytest.approx((found.answer - less.answer) / 2, abs=1e-5)
+    assert found.shapley["clinical: age"] != 0
+
+
+def test_what_an_explanation_leaves_out_is_said(world: tuple[PatientModel, Study]) -> None:
+    model, study = world
+    plain = model.config
+    model.config = replace(plain, lesion="attention")
+    try:
+        with pytest.warns(UserWarning, match="the model also takes a lesion map, which an explanation cannot"):
+            explain_patient(model, {"t1": study.images["t1"]}, target="cox")
+        model.config = plain
+        with pytest.warns(UserWarning, match="'female' .* training knew"):
+            explain_patient(model, {"t1": study.images["t1"]}, target="cox", clinical={"sex": "female"})
+    finally:
+        model.config = plain

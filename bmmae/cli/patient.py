@@ -53,7 +53,7 @@ def _run_measure(given: argparse.Namespace) -> int:
     from bmmae.data.measures import PREFIX, measure_cohort
     from bmmae.data.preprocess import PreprocessConfig
 
-    _require_table(given.out)
+    _require_table(given.out, given.cohort)
     cohort = read_cohort(given.cohort, given_modalities(given))
     cache = StudyCache(given.cache, PreprocessConfig(spacing=tuple(given.spacing)), cohort.modalities)
     found = measure_cohort(cohort, cache, find_coding(given.labels) if given.labels else None, progress=True)
@@ -146,7 +146,7 @@ def _run_predict(given: argparse.Namespace) -> int:
     from bmmae.patient_prediction import given_subset
     from bmmae.patient_tables import prediction_rows, write_table
 
-    _require_table(given.out)
+    _require_table(given.out, given.cohort)
     model = _patient_model(given.model)
     cohort, _, outputs = _predicted(given, model, given_subset(given.subset, model))
     path = write_table(given.out, prediction_rows(model, outputs))
@@ -171,7 +171,7 @@ def _run_embed(given: argparse.Namespace) -> int:
     from bmmae.patient_prediction import embed, given_subset
     from bmmae.patient_tables import write_table
 
-    _require_table(given.out)
+    _require_table(given.out, given.cohort)
     model = load_model(given.model, device=_device())
     only = given_subset(given.subset, model)
     cohort, cache = _opened(given, model)
@@ -217,12 +217,15 @@ def _run_evaluate(given: argparse.Namespace) -> int:
     return 0
 
 
-def _require_table(path: Path) -> None:
-    """Find out before the work whether a table can be written.
+def _require_table(path: Path, cohort: Path) -> None:
+    """Find out before the work whether a table can be written, and is not that of the cohort.
 
     Raises:
         OutputError: If it cannot.
     """
+    from bmmae.data.location import refuse_overwriting
+
     if path.suffix.lower() not in {".csv", ".tsv", ".parquet", ".pq"}:
         raise OutputError(f"cannot write {path}: expected a name ending in .csv, .tsv or .parquet")
+    refuse_overwriting([path], [cohort])
     require_writable(path.parent)

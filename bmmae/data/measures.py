@@ -83,7 +83,8 @@ def measure(packed: PackedStudy, spacing: Sequence[float], coding: Coding | None
 
     For each region: `lesion_<region>_volume` (log of 1 + cubic millimetres), `_share` (of all regions together),
     `_pieces`, `_right`, `_anterior`, `_superior` (its centre, as a share of the brain's extent) and `_lowest` (the same
-    of its lowest piece). For each modality: `<modality>_foci` (bright pieces outside all regions), and for each region
+    of its lowest piece). For each modality: `<modality>_foci` (bright pieces outside all regions; not for a
+    study without a label beside others that have one, whose lesions would be among them), and for each region
     `<modality>_<region>_mean` and `_deviation`. What an empty region does not have is left out.
 
     Args:
@@ -108,7 +109,8 @@ def measure(packed: PackedStudy, spacing: Sequence[float], coding: Coding | None
         values = _standard(np.asarray(image, np.float32), rest & covered)
         if values is None:
             continue
-        found[f"{modality}_foci"] = _foci(values, rest & covered)
+        if known or coding is None:
+            found[f"{modality}_foci"] = _foci(values, rest & covered)
         for name, mask in regions.items():
             inside = values[mask & covered]
             if len(inside):

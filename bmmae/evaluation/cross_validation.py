@@ -18,6 +18,8 @@ from bmmae.arrays import Array, Float, Int
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.folds import PARTS, Fold, FoldPlan, make_folds
+from bmmae.data.measures import PREFIX as MEASURE
+from bmmae.data.measures import modality_of
 from bmmae.data.origin import image_hashes
 from bmmae.errors import CohortError
 from bmmae.evaluation.predictions import UNKNOWN, ClassPredictions, PredictionKey, SurvivalPredictions
@@ -111,8 +113,11 @@ class Truth:
         )
 
     def blind(self, study: Study, subset: Subset) -> Study:
-        """Return a test study without its truth, and without the modalities that are not in the subset."""
-        secret = {self.label, self.column, *self.hidden}
+        """Return a test study without its truth, and without modalities (and their measures) not in the subset."""
+        absent = [name for name in study.images if name not in subset]
+        measures = [name for name in study.values if name.startswith(MEASURE)]
+        measures = [name for name in measures if modality_of(name, tuple(study.images)) in absent]
+        secret = {self.label, self.column, *self.hidden, *measures}
         values = {name: cell for name, cell in study.values.items() if name not in secret}
         images = {name: study.images[name] for name in subset}
         return replace(study, images=images, time=None, event=None, split=None, values=values)
@@ -213,24 +218,34 @@ def select_inside(
 
     Args:
         candidates: By name: other settings, other selections of features.
-        score: How good a predictor is on inner test studies, whose truth is there; higher is better. Candidates
-            whose mean is not defined lose.
+        score: How good a predictor is on inner test studies, whose truth is there; higher is better. Candidates are
+            compared on the inner folds where it is defined (not NaN) for all of them but those for which it never is;
+            these lose.
         plan: The inner folds.
+
+    Returns:
+        The `fit`; it raises `CohortError` if no inner fold can judge all candidates.
     """
+
+    def judged(candidate: Fit, fold: Fold, by_key: Mapping[tuple[str, str], Study]) -> float:
+        parts = [[by_key[key] for key in getattr(fold, part)] for part in PARTS]
+        return score(candidate(parts[0], parts[1]), parts[2])
 
     def fit(train: Sequence[Study], validation: Sequence[Study]) -> Predictor:
         own = [replace(study, split=None) for study in (*train, *validation)]
         by_key = {study.key: study for study in own}
         names = tuple(dict.fromkeys(name for study in own for name in study.images))
         inner = make_folds(Cohort(tuple(own), names), plan)
-        means = {}
-        for name, candidate in candidates.items():
-            scores = []
-            for fold in inner:
-                parts = [[by_key[key] for key in getattr(fold, part)] for part in PARTS]
-                scores.append(score(candidate(parts[0], parts[1]), parts[2]))
-            means[name] = float(np.nan_to_num(np.mean(scores), nan=-np.inf))
-        return candidates[max(means, key=lambda name: means[name])](train, validation)
+        scores = np.array([[judged(candidate, fold, by_key) for fold in inner] for candidate in candidates.values()])
+        able = np.flatnonzero(~np.isnan(scores).all(axis=1))
+        comparable = ~np.isnan(scores[able]).any(axis=0)
+        if not len(able) or not comparable.any():
+            raise CohortError(
+                f"no inner fold can judge all of {', '.join(candidates)}: its test part may lack a class or a death; "
+                "make fewer inner folds"
+            )
+        best = int(able[scores[able][:, comparable].mean(axis=1).argmax()])
+        return list(candidates.values())[best](train, validation)
 
     return fit
 
@@ -271,7 +286,11 @@ def _survival(parts: Sequence[_Part]) -> SurvivalPredictions | None:
         return None
     times = {part.answer.at for part in parts}
     if len(times) > 1:
-        raise CohortError("survival curves are given at other times in other folds: fix the times before the folds")
+        models = ", ".join(dict.fromkeys(part.keys[0].model for part in parts if part.keys))
+        raise CohortError(
+            f"survival curves are given at other times by other folds or models ({models}): fix the times before the "
+            "folds, the same for all models"
+        )
     at = np.array(times.pop())
     studies = [study for part in parts for study in part.studies]
     followed = [study.time is not None and study.event is not None for study in studies]

@@ -174,7 +174,8 @@ def read_predictions(path: Path) -> tuple[ClassPredictions | None, SurvivalPredi
     """Read what `write_predictions` wrote, or a table of that form by any program.
 
     `session`, `model`, `subset` and `fold` may be lacking (one visit, `model`, `all`, 0), and `group` is the subject
-    by default.
+    by default. Where a row leaves some of the classes blank, as in tables of several folds put together, a fold's
+    training has not had them: their probability is 0.
 
     Raises:
         CohortError: If it cannot be read, lacks a column, or a value is not what its column holds.
@@ -216,7 +217,8 @@ def _survival_cells(part: SurvivalPredictions, row: int) -> dict[str, Cell]:
 
 def _read_classes(rows: Sequence[Mapping[str, str]]) -> ClassPredictions | None:
     classes = tuple(name.removeprefix("p_") for name in rows[0] if name.startswith("p_"))
-    kept = [row for row in rows if classes and not is_blank(row[f"p_{classes[0]}"])]
+    columns = [f"p_{name}" for name in classes]
+    kept = [row for row in rows if not all(is_blank(row[column]) for column in columns)]
     if not kept:
         return None
     number = {name: index for index, name in enumerate(classes)}
@@ -228,7 +230,7 @@ def _read_classes(rows: Sequence[Mapping[str, str]]) -> ClassPredictions | None:
         tuple(map(_key, kept)),
         classes,
         np.array([number.get(label, UNKNOWN) for label in labels]),
-        np.array([[float(row[f"p_{name}"]) for name in classes] for row in kept]),
+        np.array([[0.0 if is_blank(row[column]) else float(row[column]) for column in columns] for row in kept]),
     )
 
 

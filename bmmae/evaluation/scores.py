@@ -128,7 +128,8 @@ def format_scores(scores: Sequence[Score], metrics: Sequence[str]) -> str:
     rows = dict.fromkeys((score.model, score.subset) for score in scores)
     lines = [f"{'model':16}{'subset':24}" + "".join(f"{name:>28}" for name in metrics)]
     for model, subset in rows:
-        cells = (said(by_key[model, subset, name].value) for name in metrics)
+        found = [by_key.get((model, subset, name)) for name in metrics]
+        cells = ("not defined" if score is None else said(score.value) for score in found)
         lines.append(f"{model:16}{subset:24}" + "".join(f"{cell:>28}" for cell in cells))
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,7 +45,9 @@ class RiskGroups:
         time: Follow-up.
         event: True = died.
         high: Whether the risk is high.
-        p: Of the log-rank test; NaN without two groups or without a death.
+        p: Of the log-rank test, which takes rows for independent patients; NaN without two groups or without a death,
+            and where a patient has several visits.
+        patients: Whose row it is.
     """
 
     model: str
@@ -56,6 +59,12 @@ class RiskGroups:
     event: Bool[Array, " N"]
     high: Bool[Array, " N"]
     p: float
+    patients: tuple[str, ...]
+
+    def counts(self, *, high: bool) -> tuple[int, int]:
+        """Return how many patients one group has, and how many of them died; not visits."""
+        rows = np.flatnonzero(self.high == high)
+        return len({self.patients[row] for row in rows}), len({self.patients[row] for row in rows if self.event[row]})
 
     def curve(self, *, high: bool) -> Steps:
         """Return the Kaplan-Meier curve of one group."""
@@ -135,7 +144,9 @@ def _groups(known: SurvivalPredictions, model: str, subset: str, fold: int) -> R
     fitted = not np.isnan(cuts).any()
     cut = float(cuts[0]) if fitted else float(np.median(known.risk[rows]))
     time, event, high = known.time[rows], known.event[rows], known.risk[rows] >= cut
-    return RiskGroups(model, subset, fold, cut, fitted, time, event, high, log_rank(time, event, high.astype(int)))
+    patients = tuple(known.keys[row].group for row in rows)
+    p = log_rank(time, event, high.astype(int)) if len(set(patients)) == len(patients) else math.nan
+    return RiskGroups(model, subset, fold, cut, fitted, time, event, high, p, patients)
 
 
 def compare_survival(

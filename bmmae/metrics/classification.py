@@ -104,6 +104,12 @@ def precisions(matrix: Int[Array, "C C"]) -> Float[Array, " C"]:
     return _shares(np.diag(matrix), matrix.sum(axis=0))
 
 
+def _macro_precisions(matrix: Int[Array, "C C"]) -> Float[Array, " C"]:
+    """Return what a mean is taken of: of several classes, 0 for one that somebody has and nobody is given."""
+    found = precisions(matrix)
+    return found if len(matrix) == 2 else np.where(np.isnan(found) & (matrix.sum(axis=1) > 0), 0.0, found)
+
+
 def f1_scores(matrix: Int[Array, "C C"]) -> Float[Array, " C"]:
     """Return each class's harmonic mean of precision and recall; NaN for a class neither had nor given."""
     return _shares(2 * np.diag(matrix), matrix.sum(axis=0) + matrix.sum(axis=1))
@@ -156,7 +162,7 @@ def classification_figures(classes: Sequence[str]) -> dict[str, Figure]:
         "accuracy": of_matrix(accuracy),
         "balanced_accuracy": of_matrix(balanced_accuracy),
         "macro_f1": of_matrix(macro_f1),
-        "precision": of_matrix(lambda matrix: defined_mean(precisions(matrix)[kept])),
+        "precision": of_matrix(lambda matrix: defined_mean(_macro_precisions(matrix)[kept])),
         "sensitivity": of_matrix(lambda matrix: defined_mean(sensitivities(matrix)[kept])),
         "specificity": of_matrix(lambda matrix: defined_mean(specificities(matrix)[kept])),
         "ece": lambda given, label: expected_calibration_error(*calibration_outcome(given, label)),

@@ -94,7 +94,8 @@ def draw_survival(groups: Sequence[RiskGroups]) -> bytes:
         for high, colour in ((False, LOW), (True, HIGH)):
             chosen = group.high == high
             curve, name = group.curve(high=high), "high" if high else "low"
-            label = f"{name} risk: {int(chosen.sum())}, {int((chosen & group.event).sum())} died"
+            patients, died = group.counts(high=high)
+            label = f"{name} risk: {patients}, {died} died"
             axis.step(*_corners(curve, end), where="post", color=colour, label=label)
             censored = group.time[chosen & ~group.event]
             axis.plot(censored, curve.at(censored), "|", color=colour, markersize=5)

@@ -145,8 +145,8 @@ def _cell(score: Score) -> str:
 
 
 def _split(group: RiskGroups, *, high: bool) -> str:
-    chosen = group.high == high
-    return f"{int(chosen.sum())} patients, {int((chosen & group.event).sum())} died"
+    patients, died = group.counts(high=high)
+    return f"{patients} patients, {died} died"
 
 
 def _p(group: RiskGroups) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bmmae.arrays import Bool, Float, Int, Tensor
+from bmmae.errors import ConfigError
 from bmmae.losses import class_loss, cox_partial_likelihood, logistic_hazard
 from bmmae.model.beside import Beside, shown_variables, unknown_values
 from bmmae.model.patient import PatientModelConfig
@@ -28,6 +29,9 @@ class PatientTask:
         importance: Factor on a target's loss, by name; 1 where not named.
         focal: Exponent of the focal loss; 0 is plain cross-entropy.
         token_share: Share of each patient's tokens that training sees; the rest is dropped at random.
+
+    Raises:
+        ConfigError: If `importance` names no target.
     """
 
     selection: tuple[str, Mode] = ("loss", "min")
@@ -42,6 +46,12 @@ class PatientTask:
     ) -> None:
         self.config = config
         self.importance = dict(importance or {})
+        strange = self.importance.keys() - {target.name for target in config.targets}
+        if strange:
+            raise ConfigError(
+                f"head.importance names no target by '{min(strange)}': expected some of "
+                f"{', '.join(target.name for target in config.targets)}"
+            )
         self.focal = focal
         self.token_share = token_share
 

@@ -167,3 +167,7 @@ def test_the_command_adds_columns(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert np.isnan(found.loc[0, "measure_lesion_ET_pieces"])  # without a segmentation
     assert np.isnan(found.loc[0, "measure_flair_foci"])  # without FLAIR
     assert found.loc[0, "measure_t1_foci"] >= 0
+
+
+def test_lesions_of_a_study_without_a_segmentation_are_not_counted_as_foci_beside_others() -> None:
+    assert measure(packed(None), (1.0, 1.0, 1.0), BRATS2017) == {}

@@ -150,3 +150,19 @@ def test_a_table_may_lack_what_has_a_default(tmp_path: Path) -> None:
     table, _ = read_predictions(path)
     assert table is not None
     assert table.keys == (PredictionKey("s1", "", "s1", "model", "all", 0),)
+
+
+def test_folds_that_lack_a_class_are_read_with_a_probability_of_zero(tmp_path: Path) -> None:
+    """Tables of folds put together: the first knows A, B and C, the second B and C."""
+    path = tmp_path / "joined.csv"
+    path.write_text("subject,fold,label,p_A,p_B,p_C\na,0,A,0.5,0.3,0.2\nb,1,B,,0.6,0.4\n")
+    table, _ = read_predictions(path)
+    assert table is not None
+    assert table.probabilities.tolist() == [[0.5, 0.3, 0.2], [0, 0.6, 0.4]]
+
+
+def test_figures_that_a_subset_lacks_are_not_defined_in_the_table() -> None:
+    scores = [s for s in evaluate_classes(classes({"image": 1.0}), draws=0) if s.fold is None]
+    lacking = [s for s in scores if not (s.subset == "t1ce" and s.metric == "auc")]
+    line = next(line for line in format_scores(lacking, ["auc"]).splitlines() if " t1ce " in line)
+    assert line.endswith("not defined")

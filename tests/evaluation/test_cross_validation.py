@@ -291,3 +291,43 @@ def test_gaps_and_unknown_categories_are_flagged_and_fitted_on_the_training_fold
 def test_one_class_in_training_is_refused(cohort: Cohort) -> None:
     with pytest.raises(CohortError, match="1 classes"):
         clinical_classifier(("age",), "grade")([s for s in cohort if s.values["grade"] == "high"], [])
+
+
+def test_an_inner_fold_that_judges_nothing_does_not_decide(cohort: Cohort) -> None:
+    def guess(sign: int) -> Fit:
+        def fit(_: Sequence[Study], __: Sequence[Study]) -> Predictor:
+            def predict(studies: Sequence[Study], _: Subset) -> Answer:
+                high = np.array([sign * (float(s.values["age"]) - 69) > 0 for s in studies])  # type: ignore[arg-type]
+                return Answer(classes=("low", "high"), probabilities=np.stack([~high, high], axis=1).astype(float))
+
+            return predict
+
+        return fit
+
+    calls: list[float] = []
+
+    def score(predictor: Predictor, studies: Sequence[Study]) -> float:
+        if len(calls) % 3 == 0:
+            calls.append(np.nan)
+            return np.nan
+        answer = predictor(studies, ("t1",))
+        assert answer.probabilities is not None
+        truth = np.array([study.values["grade"] == "high" for study in studies])
+        calls.append(float(auc(answer.probabilities[:, 1], truth)))
+        return calls[-1]
+
+    plan = FoldPlan(folds=3, stratify=("grade",))
+    train = list(cohort)
+    chosen = select_inside({"inverted": guess(-1), "right": guess(1)}, score, plan)(train, [])
+    found = chosen(train, ("t1",)).probabilities
+    assert found is not None
+    assert auc(found[:, 1], np.array([s.values["grade"] == "high" for s in train])) > 0.6
+    with pytest.raises(CohortError, match="no inner fold can judge all of inverted, right"):
+        select_inside({"inverted": guess(-1), "right": guess(1)}, lambda *_: np.nan, plan)(train, [])
+
+
+def test_measures_of_a_hidden_modality_are_hidden_too(cohort: Cohort) -> None:
+    study = replace(
+        cohort[1], values={"measure_flair_foci": 2.0, "measure_t1_foci": 1.0, "measure_lesion_WT_volume": 3.0}
+    )
+    assert set(Truth("grade").blind(study, ("t1",)).values) == {"measure_t1_foci", "measure_lesion_WT_volume"}

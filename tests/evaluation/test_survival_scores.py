@@ -9,7 +9,7 @@ import pytest
 from prediction_tables import SUBSETS, classes, survival
 
 from bmmae.errors import CohortError
-from bmmae.evaluation.predictions import read_predictions, write_predictions
+from bmmae.evaluation.predictions import SurvivalPredictions, read_predictions, write_predictions
 from bmmae.evaluation.survival import censoring_of, compare_survival, evaluate_survival, risk_groups
 from bmmae.metrics import censoring_curve, harrell_c, log_rank
 
@@ -97,3 +97,21 @@ def test_what_is_no_survival_curve_is_refused(curve: list[list[float]], message:
     table = survival(GAINS).take(np.array([0]))
     with pytest.raises(CohortError, match=message):
         replace(table, curve=np.array(curve), at=np.array([6.0, 12.0]))
+
+
+def test_visits_are_counted_once_a_patient_and_not_tested_as_independent() -> None:
+    table = survival({"image": 2.0})
+    once = risk_groups(table)[0]
+    visits = SurvivalPredictions(
+        tuple(replace(key, session=f"{visit}") for visit in range(4) for key in table.keys),
+        *(np.tile(values, (4, 1) if values.ndim > 1 else 4) for values in (table.time, table.event, table.risk)),
+        np.tile(table.curve, (4, 1)),
+        table.at,
+        np.tile(table.risk_cut, 4),
+    )
+    several = risk_groups(visits)[0]
+    assert len(several.time) == 4 * len(once.time)
+    for high in (False, True):
+        assert several.counts(high=high) == once.counts(high=high)
+    assert not math.isnan(once.p)
+    assert math.isnan(several.p)

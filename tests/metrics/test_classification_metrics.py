@@ -145,3 +145,10 @@ def test_top_k_without_ties_equals_scikit_learn() -> None:
 
 def test_a_constant_prediction_gains_no_place_among_the_likeliest() -> None:
     assert top_k(np.full((6, 3), 1 / 3), np.array([0, 1, 2, 0, 1, 2]), 2) == 0
+
+
+def test_a_class_that_is_never_given_lowers_the_precision_of_several() -> None:
+    label = np.array([0, 0, 0, 0, 1, 2])
+    always = np.tile([0.8, 0.1, 0.1], (6, 1))
+    found = classification_metrics(always, label, ("a", "b", "c"))["precision"]
+    assert found == pytest.approx(reference.precision_score(label, always.argmax(1), average="macro", zero_division=0))
