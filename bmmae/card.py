@@ -15,6 +15,10 @@ SYNTHETIC = (
     "These weights were trained on **synthetic images**. They demonstrate the software; what they say about a patient "
     "means nothing."
 )
+PRETRAINED_SYNTHETIC = (
+    "Its training started from weights that were trained on **synthetic images**: what it owes to them means nothing "
+    "for a patient."
+)
 LIMITS = (
     "Research use only: it is no medical device, and no clinical decision may rest on its output.",
     "A reconstructed modality is a guess from the others. It shows what is usual beside them, not what a scanner "
@@ -38,15 +42,32 @@ def model_card(saved: SavedConfig, modalities: Iterable[str], parameters: int) -
     sections = [
         _front_matter(saved, provenance),
         f"# {saved.kind}: {', '.join(title(name) for name in names)}",
-        SYNTHETIC if provenance.synthetic else "",
+        _synthetic(provenance),
         _section("How to load", _loading(saved)),
         _section("Recipe", _table(("setting", "value"), _recipe_rows(saved, names, parameters))),
         _section("Training data", _data(provenance)),
         _section("Metrics", _metrics(provenance.metrics)),
-        _section("Limits", "\n".join(f"- {limit}" for limit in (*LIMITS, *provenance.limits))),
-        _section("Licence", provenance.licence or f"{_UNKNOWN}: ask its author before you share or sell anything"),
+        _section("Limits", _limits(provenance)),
+        _section("Licence", _licence(provenance)),
     ]
     return "\n\n".join(part for part in sections if part) + "\n"
+
+
+def _synthetic(provenance: Provenance) -> str:
+    return SYNTHETIC if provenance.synthetic else PRETRAINED_SYNTHETIC if provenance.parent_synthetic else ""
+
+
+def _limits(provenance: Provenance) -> str:
+    inherited = (f"Of the weights that its training started from: {limit}" for limit in provenance.parent_limits)
+    return "\n".join(f"- {limit}" for limit in (*LIMITS, *provenance.limits, *inherited))
+
+
+def _licence(provenance: Provenance) -> str:
+    own = provenance.licence or f"{_UNKNOWN}: ask its author before you share or sell anything"
+    if not provenance.parent_licences:
+        return own
+    licences = ", ".join(provenance.parent_licences)
+    return f"{own}\n\nIts training started from weights under {licences}: keep to these terms as well."
 
 
 def _front_matter(saved: SavedConfig, provenance: Provenance) -> str:
@@ -94,6 +115,7 @@ def _data(provenance: Provenance) -> str:
             f"yes, generator {provenance.generator or _UNKNOWN}" if provenance.synthetic else "not marked as such",
         ),
         ("started from", provenance.parent or "new weights"),
+        *([("changed since", "; ".join(provenance.changes))] if provenance.changes else []),
         ("command", f"`{provenance.command}`" if provenance.command else _UNKNOWN),
     ]
     return _table(("what", "value"), rows)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from bmmae.conversion import convert_state, read_pickle
 from bmmae.data.preprocess import PreprocessConfig
@@ -17,7 +19,7 @@ from bmmae.model.pretrained import ModelMetadata, PretrainedModel
 from bmmae.model_info import ModelInfo, summarise
 from bmmae.provenance import Metric, Provenance
 from bmmae.schema import from_dict, to_dict
-from bmmae.sources import PICKLES, locate
+from bmmae.sources import PICKLES, locate, public_name
 
 __all__ = [
     "KeyReport",
@@ -51,7 +53,7 @@ _PUBLISHED = Provenance(
 
 
 class SyntheticWeightsWarning(UserWarning):
-    """The weights in use were trained on synthetic data: their output means nothing for a patient."""
+    """The weights in use, or those that they started from, were trained on data that mean nothing for a patient."""
 
 
 class PartialLoadWarning(UserWarning):
@@ -86,7 +88,7 @@ def load_model(
         CheckpointError: If there is no model, or it is damaged, unsafe, too new, misfitting or of another kind.
 
     Warns:
-        SyntheticWeightsWarning: If the weights were trained on synthetic data.
+        SyntheticWeightsWarning: If the weights, or those that they started from, were trained on synthetic data.
         PartialLoadWarning: If `partial` left keys out.
     """
     model = _read(locate(source, filename, revision), partial)
@@ -94,13 +96,18 @@ def load_model(
         raise CheckpointError(_other_kind(str(source), model.kind, kind))
     if model.key_report is not None and not model.key_report.complete:
         warnings.warn(f"{source} was loaded in part: {model.key_report}", PartialLoadWarning, stacklevel=2)
-    if provenance_of(model).synthetic:
-        warnings.warn(
-            f"{source} was trained on synthetic data: its output means nothing for a patient",
-            SyntheticWeightsWarning,
-            stacklevel=2,
-        )
+    told = _synthetic(provenance_of(model))
+    if told:
+        warnings.warn(f"{source} {told}", SyntheticWeightsWarning, stacklevel=2)
     return model.to(device)
+
+
+def _synthetic(provenance: Provenance) -> str:
+    if provenance.synthetic:
+        return "was trained on synthetic data: its output means nothing for a patient"
+    if provenance.parent_synthetic:
+        return "was pretrained on synthetic data: measure it on labelled patients of yours before you rely on it"
+    return ""
 
 
 def _read(path: Path, partial: bool) -> PretrainedModel:
@@ -147,11 +154,22 @@ def save_model(
 def describe(
     model: PretrainedModel, preprocessing: PreprocessConfig | None = None, provenance: Provenance | None = None
 ) -> None:
-    """Set what travels with a model's weights; None leaves it as it is."""
+    """Set what travels with a model's weights; None leaves it as it is.
+
+    A model whose encoder is frozen, and came from a synthetic model, stays synthetic whatever the provenance says.
+    """
+    if provenance is not None and _frozen(model) and model.metadata.provenance.get("synthetic"):
+        generator = provenance.generator or model.metadata.provenance.get("generator")
+        provenance = replace(provenance, synthetic=True, generator=generator)
     model.metadata = ModelMetadata(
         model.metadata.preprocessing if preprocessing is None else to_dict(preprocessing),
         model.metadata.provenance if provenance is None else provenance.as_dict(),
     )
+
+
+def _frozen(model: PretrainedModel) -> bool:
+    encoder = getattr(model, "encoder", None)
+    return isinstance(encoder, nn.Module) and not any(p.requires_grad for p in encoder.parameters())
 
 
 def preprocessing_of(model: PretrainedModel) -> PreprocessConfig:
@@ -234,6 +252,6 @@ def load_encoder(
     if isinstance(source, PretrainedModel):
         return transplant_encoder(model, source)
     report = transplant_encoder(model, load_model(source, filename=filename))
-    parent = {**model.metadata.provenance, "parent": str(source)}
+    parent = {**model.metadata.provenance, "parent": public_name(source)}
     model.metadata = ModelMetadata(model.metadata.preprocessing, parent)
     return report

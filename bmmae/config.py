@@ -23,6 +23,7 @@ from bmmae.model.convolution import FusionKind
 from bmmae.notice import print_warning
 from bmmae.tasks.segmentation import DistillConfig
 from bmmae.training import OptimConfig, TrainConfig
+from bmmae.training.signals import EXIT_STOPPED, ScriptStop, StoppedEarly
 
 T = TypeVar("T")
 
@@ -164,10 +165,18 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
 
 
 def script(main: Callable[[], int | None]) -> None:
-    """Run a training script: errors that the user can mend end in one line and exit code 2, without a traceback."""
+    """Run a training script, and exit.
+
+    Errors that the user can mend end in one line and exit code 2, without a traceback; SIGTERM and SIGUSR1 before the
+    training loop and after it in exit code 75 (in it, see `bmmae.training.signals`).
+    """
     warnings.showwarning = print_warning
     try:
-        code = main()
+        with ScriptStop():
+            code = main()
+    except StoppedEarly as stop:
+        print(f"stopped by {stop} outside the training loop: start the same command again to go on", file=sys.stderr)
+        code = EXIT_STOPPED
     except BmmaeError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2

@@ -16,10 +16,13 @@ from bmmae.keys import KeyReport, load_state
 from bmmae.modalities import canonical, in_table_order
 from bmmae.model.config import ModelConfig
 from bmmae.model.pretrained import ModelMetadata, PretrainedModel, with_model_config
+from bmmae.provenance import Provenance
 
 Model = TypeVar("Model", bound=PretrainedModel)
 _ENCODER, _SYNTHESIS = "encoder.", "synthesis."
 _BLOCK = re.compile(r"^encoder\.blocks\.(\d+)\.")
+_MEANING = ("dim", "heads", "rotary")
+"""Settings of an encoder that its weights mean nothing without; heads and rotary positions leave no trace in shapes."""
 
 
 def add_modality(model: Model, name: str, like: str) -> Model:
@@ -42,7 +45,7 @@ def add_modality(model: Model, name: str, like: str) -> Model:
         raise ModalityError(f"the model knows '{name}' already: it has {', '.join(old.modalities)}")
     new = replace(old, modalities=in_table_order((*old.modalities, name)))
     origin = [old.modalities.index(like if modality == name else modality) for modality in new.modalities]
-    grown = _like(model, new)
+    grown = _like(model, new, f"{name} added, which starts as {like}")
     shapes = {key: value.shape for key, value in grown.state_dict().items()}
     counts = (len(old.modalities), len(new.modalities))
     synthesis = getattr(grown, "synthesis", None)
@@ -80,7 +83,8 @@ def truncate(model: Model, depth: int) -> Model:
     """
     old = model.model_config
     _check_depth(depth, old.encoder.depth)
-    shorter = _like(model, replace(old, encoder=replace(old.encoder, depth=depth)))
+    config = replace(old, encoder=replace(old.encoder, depth=depth))
+    shorter = _like(model, config, f"truncated to {depth} of {old.encoder.depth} encoder blocks")
     load_state(shorter, {k: v for k, v in model.state_dict().items() if _within(k, depth)}, "the deeper model")
     return shorter
 
@@ -90,16 +94,28 @@ def _check_depth(depth: int, available: int) -> None:
         raise ConfigError(f"cannot read out {depth} encoder blocks: expected 1 to {available}, the encoder's depth")
 
 
+def _check_meaning(ours: ModelConfig, theirs: ModelConfig) -> None:
+    pairs = {f"encoder.{name}": (getattr(theirs.encoder, name), getattr(ours.encoder, name)) for name in _MEANING}
+    pairs["patch"] = (theirs.patch, ours.patch)
+    differing = [f"{name} {its} where the model has {own}" for name, (its, own) in pairs.items() if its != own]
+    if differing:
+        raise CheckpointError(
+            f"the pretrained encoder has {', '.join(differing)}: its weights would mean something else there; make the "
+            "model with the pretrained one's settings (its `model_config`), or take other weights"
+        )
+
+
 def _within(key: str, depth: int) -> bool:
     match = _BLOCK.match(key)
     return match is None or int(match[1]) < depth
 
 
-def _like(model: Model, config: ModelConfig) -> Model:
-    """A new model of the same kind, device, precision and metadata, with another `ModelConfig`."""
+def _like(model: Model, config: ModelConfig, change: str) -> Model:
+    """A new model of the same kind, device and precision, with another `ModelConfig`, that remembers the change."""
     with torch.random.fork_rng(devices=[]):
         made = model.from_config(with_model_config(model.config, config))
-    made.metadata = model.metadata
+    provenance = Provenance.of(model.metadata.provenance).changed(model.kind, change)
+    made.metadata = ModelMetadata(model.metadata.preprocessing, provenance.as_dict())
     first = next(model.parameters())
     return made.to(first.device, first.dtype).train(model.training)
 
@@ -120,7 +136,7 @@ def transplant_encoder(model: PretrainedModel, donor: PretrainedModel) -> KeyRep
     Raises:
         ModalityError: If the donor does not know all of the receiver's modalities.
         ConfigError: If the receiver has more blocks than the donor.
-        CheckpointError: If dims or patch differ.
+        CheckpointError: If patch, heads or positions differ, or any shape.
     """
     ours, theirs = model.model_config, donor.model_config
     unknown = [name for name in ours.modalities if name not in theirs.modalities]
@@ -130,6 +146,7 @@ def transplant_encoder(model: PretrainedModel, donor: PretrainedModel) -> KeyRep
             f"first, with add_modality(donor, '{unknown[0]}', like='{theirs.modalities[0]}')"
         )
     _check_depth(ours.encoder.depth, theirs.encoder.depth)
+    _check_meaning(ours, theirs)
     index = torch.tensor([theirs.modalities.index(name) for name in ours.modalities])
     state = {key: value for key, value in donor.state_dict().items() if key.startswith(_ENCODER)}
     state = {key: value for key, value in state.items() if _within(key, ours.encoder.depth)}

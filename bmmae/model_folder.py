@@ -57,6 +57,8 @@ def write_folder(folder: Path, config: SavedConfig, weights: Mapping[str, Tensor
     Raises:
         OutputError: If the folder holds anything but a saved model, or cannot be written.
     """
+    from safetensors import SafetensorError
+
     foreign = sorted({path.name for path in folder.iterdir()} - set(FILES)) if folder.is_dir() else []
     if foreign:
         raise OutputError(
@@ -67,8 +69,9 @@ def write_folder(folder: Path, config: SavedConfig, weights: Mapping[str, Tensor
         draft.mkdir(parents=True)
         write_files(draft, config, weights, card)
         _put_in_place(draft, folder)
-    except OSError as error:
-        raise OutputError(f"cannot write the model to {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # the latter where safetensors meets a full disk
+        told = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write the model to {folder}: {told}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bmmae.schema import from_dict, to_dict
@@ -58,14 +60,19 @@ class Provenance:
         data: The training data in words.
         subjects: How many patients it was trained on.
         content_hashes: SHA-256 of image content, one an image; never of identifiers, which are easily reversed.
-        synthetic: Whether the training data were made by the synthetic cohort's generator.
+        synthetic: Whether the training data were made by the synthetic cohort's generator, or its encoder, left as it
+            was, comes from a model of which this is true.
         generator: That generator's version.
-        command: The command that made the weights.
+        command: The command that made the weights, its paths without their folders.
         metrics: Figures of merit by name.
         licence: The weights' licence, as an SPDX name.
         limits: What the model should not be used for, one sentence each.
-        parent: The weights that training started from.
+        parent: The weights that training started from: a hub name, or the last part of a path.
         parent_hashes: SHA-256 of the images that these weights, and those before them, were trained on.
+        parent_synthetic: Whether these weights, or some before them, were trained on synthetic data.
+        parent_licences: Their licences, as SPDX names.
+        parent_limits: What they should not be used for, one sentence each.
+        changes: What was done to the weights since their training.
         population: What the training images look like, if that was recorded.
         extra: Whatever else a task wants to record.
     """
@@ -81,6 +88,10 @@ class Provenance:
     limits: tuple[str, ...] = ()
     parent: str | None = None
     parent_hashes: tuple[str, ...] = ()
+    parent_synthetic: bool = False
+    parent_licences: tuple[str, ...] = ()
+    parent_limits: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
     population: Population | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,6 +99,37 @@ class Provenance:
     def seen(self) -> tuple[str, ...]:
         """SHA-256 of every image that these weights or those before them were trained on, sorted."""
         return tuple(sorted({*self.content_hashes, *self.parent_hashes}))
+
+    def inherit(self, parent: Provenance) -> Provenance:
+        """Return it with what holds of the weights that training started from, and of those before them."""
+        licences = (*([parent.licence] if parent.licence else []), *parent.parent_licences)
+        limits = (limit for limit in (*parent.limits, *parent.parent_limits) if limit not in self.limits)
+        return replace(
+            self,
+            parent_hashes=parent.seen,
+            parent_synthetic=parent.synthetic or parent.parent_synthetic,
+            parent_licences=tuple(dict.fromkeys(licences)),
+            parent_limits=tuple(dict.fromkeys(limits)),
+        )
+
+    def changed(self, kind: str, change: str) -> Provenance:
+        """Return that of a model made from this one without training: it was never measured.
+
+        Args:
+            kind: The model's.
+            change: What was done to it.
+        """
+        before = f", which started from {self.parent}" if self.parent else ""
+        origin = f"a {kind} model trained on {self.data or 'data that are not recorded'}{before}"
+        complete = self.parent is None or bool(self.parent_hashes)
+        return replace(
+            self,
+            metrics={},
+            parent=self.parent if self.changes else origin,
+            # None at all says that some are not known.
+            parent_hashes=self.seen if complete else (),
+            changes=(*self.changes, change),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as config.json holds it."""
@@ -102,3 +144,26 @@ class Provenance:
             ConfigError: If a key is unknown or a value has the wrong type.
         """
         return from_dict(cls, values, "provenance")
+
+
+def base_name(text: str) -> str:
+    """Return the last part of a path or an address, without the query that may hold a key; other text as it is."""
+    bare = text.partition("?")[0] if "://" in text else text
+    return re.split(r"[/\\]", bare.rstrip("/\\"))[-1]
+
+
+def command_line(arguments: Iterable[str], keep: str | None = None) -> str:
+    """Return a command as people type it, with the last part of each path alone: folders name people and places.
+
+    Args:
+        arguments: The program and its arguments.
+        keep: A value with a slash that is no path.
+    """
+    return shlex.join(_without_folders(argument, keep) for argument in arguments)
+
+
+def _without_folders(argument: str, keep: str | None) -> str:
+    option, sign, value = argument.partition("=")
+    if not sign or base_name(option) != option:
+        option, sign, value = "", "", argument
+    return option + sign + (value if value == keep else base_name(value))

@@ -10,6 +10,7 @@ from typing import Any
 from bmmae.errors import CheckpointError
 from bmmae.hub import check_sha256, fetch_file, fetch_model
 from bmmae.model_folder import CONFIG, WEIGHTS
+from bmmae.provenance import base_name
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 """Endings of PyTorch's own files."""
@@ -34,7 +35,8 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
         revision: Branch, tag or commit of a hub repository.
 
     Raises:
-        CheckpointError: If there is nothing of the kind, or a manifest lists another hash.
+        CheckpointError: If there is nothing of the kind, a manifest lists another hash, or a revision is asked of
+            what is no hub repository.
         HubError: If it cannot be fetched.
     """
     text = str(source)
@@ -47,8 +49,18 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
         raise CheckpointError(_nothing(text))
     else:
         return _on_hub(name, filename, _one_revision(text, tag, revision))
+    if revision is not None:
+        raise CheckpointError(f"{text} is on this machine and has no revision '{revision}': leave revision out")
     _check_manifest(path)
     return path
+
+
+def public_name(source: str | Path) -> str:
+    """Return what a model may be called in public: its hub name, else the last part of its path."""
+    text = str(source)
+    name = text.partition("@")[0]
+    local = Path(text).exists() or Path(name).is_dir()
+    return base_name(text) if local or not _may_be_hub(name) else text
 
 
 def _may_be_hub(name: str) -> bool:
@@ -71,13 +83,14 @@ def _one_revision(text: str, tag: str, revision: str | None) -> str | None:
 def _on_hub(name: str, filename: str | None, revision: str | None) -> Path:
     if filename is None:
         return fetch_model(name, revision)
+    _check_name(Path(filename))
     path = fetch_file(name, filename, revision)
     return path if path.suffix in PICKLES else path.parent
 
 
 def _in_folder(path: Path, filename: str | None, tag: str | None) -> Path:
     if path.is_file():
-        return path if path.suffix in PICKLES else path.parent
+        return _of_file(path)
     if filename is not None:
         return _named_file(path, filename)
     if tag is None and (path / CONFIG).is_file() and not (path / INDEX).is_file():
@@ -93,7 +106,20 @@ def _named_file(folder: Path, filename: str) -> Path:
     path = folder / filename
     if not path.is_file():
         raise CheckpointError(f"{folder} has no file {filename}: it has {_files(folder)}")
+    return _of_file(path)
+
+
+def _of_file(path: Path) -> Path:
+    _check_name(path)
     return path if path.suffix in PICKLES else path.parent
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix == ".safetensors" and path.name != WEIGHTS:
+        raise CheckpointError(
+            f"cannot load {path}: a model's weights are called {WEIGHTS}, with {CONFIG} beside them; put it into a "
+            "folder of its own under that name"
+        )
 
 
 def _no_model(folder: Path) -> str:

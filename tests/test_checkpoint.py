@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from full_disk import files_of_at_most
 from saved_models import CONFIG, PROVENANCE, equal, model_fixture, run_fixture, saved_fixture  # noqa: F401
 
 from bmmae.checkpoint import (
     Provenance,
+    describe,
     info,
     load_encoder,
     load_model,
@@ -89,6 +91,16 @@ def test_a_save_that_fails_leaves_the_old_model_as_it_was(model, saved, monkeypa
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
+def test_a_full_disk_leaves_the_old_model_as_it_was(model, saved) -> None:
+    with (
+        files_of_at_most(10_000),
+        pytest.raises(OutputError, match=r"cannot write the model to .*model: .*File too large"),
+    ):
+        save_model(MAE(CONFIG), saved)
+    assert equal(load_model(saved), model)
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
 def test_saved_weights_have_the_permissions_of_other_files(saved) -> None:
     modes = {path.stat().st_mode for path in saved.iterdir()}
     assert len(modes) == 1
@@ -143,7 +155,7 @@ def test_a_pretrained_encoder_goes_into_a_head_by_modality_name(saved, model) ->
     assert torch.equal(head.encoder.embedding.weight[0], model.encoder.embedding.weight[1])
     assert equal(head.encoder.blocks[0], model.encoder.blocks[0])
     assert preprocessing_of(head).spacing == (1, 1, 2)
-    assert provenance_of(head).parent == str(saved)
+    assert provenance_of(head).parent == saved.name
 
 
 def test_info_tells_what_the_model_is(saved, model) -> None:
@@ -198,3 +210,23 @@ def test_the_card_of_synthetic_weights_warns_first(model, tmp_path) -> None:
     save_model(model, tmp_path / "toy", provenance=Provenance(synthetic=True, generator="3"))
     card = (tmp_path / "toy" / "README.md").read_text()
     assert card.index("trained on **synthetic images**") < card.index("## How to load")
+
+
+def test_the_card_shows_what_the_weights_before_it_leave_to_a_model(model, tmp_path) -> None:
+    parent = Provenance(licence="CC-BY-4.0", synthetic=True, limits=("Adults only.",))
+    save_model(model, tmp_path / "child", provenance=Provenance(licence="MIT").inherit(parent))
+    card = (tmp_path / "child" / "README.md").read_text()
+    assert card.index("started from weights that were trained on **synthetic images**") < card.index("## How to load")
+    assert "- Of the weights that its training started from: Adults only." in card
+    assert "MIT\n\nIts training started from weights under CC-BY-4.0: keep to these terms as well." in card
+    assert "| synthetic | not marked as such |" in card
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_head_on_a_frozen_synthetic_encoder_is_synthetic(model, frozen) -> None:
+    describe(model, provenance=Provenance(synthetic=True, generator="3"))
+    load_encoder(head := MAE(CONFIG), model)
+    head.encoder.requires_grad_(not frozen)
+    describe(head, provenance=Provenance(data="9 real studies"))
+    assert provenance_of(head).synthetic == frozen
+    assert provenance_of(head).generator == ("3" if frozen else None)

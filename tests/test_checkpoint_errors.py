@@ -166,6 +166,27 @@ def test_synthetic_weights_say_so_each_time(model, tmp_path) -> None:
             load_model(tmp_path / "toy")
 
 
+def test_weights_that_started_from_synthetic_ones_say_so(model, tmp_path) -> None:
+    save_model(model, tmp_path / "child", provenance=Provenance(parent_synthetic=True))
+    with pytest.warns(SyntheticWeightsWarning, match="child was pretrained on synthetic data: measure it on labelled"):
+        load_model(tmp_path / "child")
+
+
+def test_weights_under_another_name_are_not_passed_over(saved) -> None:
+    (saved / "other.safetensors").touch()
+    for asked in ({"source": saved / "other.safetensors"}, {"source": saved, "filename": "other.safetensors"}):
+        with pytest.raises(CheckpointError, match=r"other.safetensors: a model's weights are called model.safetensors"):
+            load_model(**asked)
+    with pytest.raises(CheckpointError, match=r"cannot load other.safetensors: a model's weights"):
+        load_model("lab/brain", filename="other.safetensors")
+
+
+def test_a_revision_of_a_local_model_is_refused(saved, run) -> None:
+    for source in (saved, saved / "model.safetensors", run, f"{run}@last"):
+        with pytest.raises(CheckpointError, match="is on this machine and has no revision 'v9': leave revision out"):
+            load_model(source, revision="v9")
+
+
 def test_long_lists_of_keys_are_counted_in_the_message_and_whole_in_the_report() -> None:
     state = {f"layer.{i}": torch.zeros(1) for i in range(20)}
     report = compare(state, {})

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from published import SMALL, published_state
 
-from bmmae.checkpoint import add_modality, load_encoder, load_model, save_model, truncate
+from bmmae.checkpoint import (
+    Metric,
+    Provenance,
+    add_modality,
+    describe,
+    load_encoder,
+    load_model,
+    provenance_of,
+    save_model,
+    truncate,
+)
 from bmmae.conversion import convert_state
 from bmmae.errors import CheckpointError, ConfigError, ModalityError
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, SynthesisConfig
@@ -103,6 +115,32 @@ def test_a_grown_model_is_saved_and_loaded_like_any_other(ours, tmp_path) -> Non
     assert loaded.config.modalities == ("t1", "flair", "ct", "pet")
 
 
+@pytest.mark.parametrize(
+    ("derive", "change"),
+    [
+        (lambda model: truncate(model, 1), "truncated to 1 of 2 encoder blocks"),
+        (lambda model: add_modality(model, "dwi", like="t1"), "dwi added, which starts as t1"),
+    ],
+)
+def test_what_is_made_from_a_model_says_so_and_claims_none_of_its_metrics(ours, derive, change, tmp_path) -> None:
+    told = Provenance("9 studies", content_hashes=("ab",), metrics={"psnr": Metric(30.0)}, licence="MIT", parent="old")
+    describe(ours, provenance=told)
+    found = provenance_of(derive(ours))
+    assert (dict(found.metrics), found.changes, found.licence) == ({}, (change,), "MIT")
+    assert found.parent == "a mae model trained on 9 studies, which started from old"
+    assert (found.seen, found.parent_hashes) == (("ab",), ())
+    save_model(derive(ours), tmp_path / "made")
+    assert f"| changed since | {change} |" in (tmp_path / "made" / "README.md").read_text()
+    assert provenance_of(ours) == told
+
+
+def test_a_second_change_is_added_to_the_first(ours) -> None:
+    describe(ours, provenance=Provenance("9 studies", content_hashes=("ab",)))
+    found = provenance_of(truncate(add_modality(ours, "dwi", like="t1"), 1))
+    assert len(found.changes) == 2
+    assert (found.parent, found.parent_hashes) == ("a mae model trained on 9 studies", ("ab",))
+
+
 def test_a_segmentation_model_grows_as_well() -> None:
     model = SegmentationModel(SegmentationConfig(model=OURS, regions=("WT",), width=4)).eval()
     grown = add_modality(model, "dwi", like="flair")
@@ -157,9 +195,26 @@ def test_an_encoder_that_lacks_a_modality_says_how_to_add_it(published, ours) ->
 
 
 def test_an_encoder_of_another_shape_is_refused(ours, published) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"do not fit Encoder: .*misshapen: .*cls_token \(expected .*24\), got .*48"
-    ):
+    with pytest.raises(CheckpointError, match=r"has encoder.dim 48 where the model has 24, encoder.heads 12 where"):
         load_encoder(ours, published)
+    wider = MAE(replace(OURS, encoder=replace(OURS.encoder, mlp_ratio=3.0)))
+    with pytest.raises(CheckpointError, match=r"do not fit Encoder: .*misshapen: .*fc1.bias \(expected .*72.*got .*48"):
+        load_encoder(wider, ours)
     with pytest.raises(ConfigError, match="cannot read out 3 encoder blocks: expected 1 to 2"):
         load_encoder(published, truncate(published, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": EncoderConfig(24, 2, 4)}, "has encoder.heads 2 where the model has 4: "),
+        ({"encoder": EncoderConfig(24, 2, 2, rotary=True)}, "has encoder.rotary False where the model has True: "),
+        ({"patch": (16, 8, 4)}, r"has patch \(8, 8, 8\) where the model has \(16, 8, 4\): "),
+    ],
+)
+def test_an_encoder_of_the_same_shapes_and_another_meaning_is_refused(ours, change, message) -> None:
+    head = MAE(replace(OURS, **change))
+    shapes = {key: value.shape for key, value in ours.encoder.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in head.encoder.state_dict().items()}
+    with pytest.raises(CheckpointError, match=f"the pretrained encoder {message}.*settings"):
+        load_encoder(head, ours)

@@ -156,6 +156,19 @@ def test_index_check_and_cache_a_folder(tmp_path: Path, capsys: Capture) -> None
     assert "2 of 2 studies" in capsys.readouterr().out
 
 
+def test_index_keeps_what_was_added_to_its_table(tmp_path: Path, capsys: Capture) -> None:
+    write_study(tmp_path / "data" / "a", labelled=False)
+    table = tmp_path / "cohort.csv"
+    command = ["index", str(tmp_path / "data"), "--out", str(table)]
+    assert main(command) == 0
+    assert main(command) == 0
+    header, row = table.read_text().splitlines()
+    table.write_text(f"{header},idh\n{row},1\n")
+    assert main(command) == 2
+    assert "lacks its columns idh: choose another --out" in capsys.readouterr().err
+    assert table.read_text().endswith(",1\n")
+
+
 def test_check_fails_where_a_file_is_broken(tmp_path: Path, capsys: Capture) -> None:
     study = write_study(tmp_path / "data" / "a", labelled=False)
     table = str(tmp_path / "cohort.csv")

@@ -57,3 +57,16 @@ def test_a_signalled_job_saves_and_is_requeued_and_then_finishes(tmp_path: Path,
     assert start(cluster, "--steps", "40").wait(90) == 0
     assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
     assert json.loads(index.read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_a_job_signalled_before_python_listens_is_requeued(tmp_path: Path, cluster: dict[str, str], name: str) -> None:
+    write_program(tmp_path / "bin" / "toy", f"#!/bin/bash\nkill -{name} $$\n")
+    assert start(cluster).wait(30) == 128 + signal.Signals[f"SIG{name}"]
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
+
+
+def test_a_job_that_fails_is_not_requeued(tmp_path: Path, cluster: dict[str, str]) -> None:
+    write_program(tmp_path / "bin" / "toy", "#!/bin/bash\nexit 2\n")
+    assert start(cluster).wait(30) == 2
+    assert not (tmp_path / "scontrol.log").exists()

@@ -57,10 +57,12 @@ def _index(commands: Commands) -> None:
 
 def _run_index(given: argparse.Namespace) -> int:
     from bmmae.data.index import index_folder
+    from bmmae.data.replacing import refuse_losing
 
     report = index_folder(given.folder, given_modalities(given))
     for problem in report.problems:
         print(f"warning: {problem}", file=sys.stderr)
+    refuse_losing(given.out, report.cohort)
     path = report.cohort.write(given.out)
     counts = ", ".join(f"{title(m)} {sum(m in s.images for s in report.cohort)}" for m in report.cohort.modalities)
     print(f"{len(report.cohort)} studies in {path} ({counts}); next: bmmae check {path}")

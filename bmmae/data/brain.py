@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy import ndimage
@@ -12,9 +12,13 @@ from bmmae.arrays import Array, Bool, Float
 from bmmae.errors import ImageError
 
 Source = Literal["mask", "nonzero", "foreground"]
+Voxels: TypeAlias = Float[np.ndarray, "H W D"] | Bool[np.ndarray, "H W D"]
+"""Intensities, or whether they are not zero."""
 
 ZERO_SHARE = 0.2
-"""An image at least this much exactly zero counts as skull-stripped."""
+"""An image counts as skull-stripped if this much of the box around its non-zero voxels is exactly zero.
+
+A stripped brain leaves about half of its box; slices that were not scanned lie outside."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,11 @@ class Brain:
     source: Source
 
 
-def is_stripped(volume: Float[np.ndarray, "H W D"]) -> bool:
-    """Tell whether an image looks skull-stripped: at least a fifth of it is exactly zero."""
-    return float(np.count_nonzero(volume == 0)) >= ZERO_SHARE * volume.size
+def is_stripped(volume: Voxels) -> bool:
+    """Tell whether an image looks skull-stripped: at least a fifth of the box around its non-zero voxels is zero."""
+    nonzero = volume != 0
+    box = nonzero[_box(nonzero)]
+    return int(np.count_nonzero(~box)) >= ZERO_SHARE * int(box.size)
 
 
 def find_brain(volumes: Float[np.ndarray, "K H W D"], masks: list[Array | None] | None = None) -> Brain:
@@ -56,7 +62,7 @@ def find_brain(volumes: Float[np.ndarray, "K H W D"], masks: list[Array | None] 
     for index, (volume, mask) in enumerate(zip(volumes, given, strict=True)):
         if mask is not None or fallback is not None:
             inside = np.asarray(mask) > 0 if mask is not None else fallback
-            covered[index] = inside & (volume != 0) if is_stripped(volume) else inside
+            covered[index] = inside & scanned_voxels(volume)
         elif is_stripped(volume):
             covered[index] = volume != 0
         else:
@@ -66,6 +72,20 @@ def find_brain(volumes: Float[np.ndarray, "K H W D"], masks: list[Array | None] 
     if not union.any():
         raise ImageError("no brain voxel found: the images are empty, or the brain mask does not overlap them")
     return Brain(union, covered, source)
+
+
+def _box(flags: Bool[np.ndarray, "H W D"]) -> tuple[slice, ...]:
+    """Return the smallest box around the flagged voxels; an empty one if there are none."""
+    used = (np.flatnonzero(flags.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    return tuple(slice(int(along[0]), int(along[-1]) + 1) if len(along) else slice(0) for along in used)
+
+
+def scanned_voxels(volume: Voxels) -> Bool[np.ndarray, "H W D"]:
+    """Return where an image has data: a zero of a head inside its box is a dark voxel."""
+    scanned: Array = np.asarray(volume != 0)
+    if not is_stripped(volume):
+        scanned[_box(scanned)] = True
+    return scanned
 
 
 def head_foreground(volume: Float[np.ndarray, "H W D"]) -> Bool[np.ndarray, "H W D"]:

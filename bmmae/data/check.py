@@ -14,6 +14,7 @@ import numpy as np
 
 from bmmae import modalities as table
 from bmmae.arrays import Array, Bool, Float
+from bmmae.data.brain import scanned_voxels
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.labels import Coding, check_values, editions_of, fitting, propose_coding, values_of
 from bmmae.data.location import File
@@ -289,7 +290,7 @@ def _check_coverage(look: _Look) -> None:
             )
             look.add("warning", "head", scan.path, message)
     known = {
-        name: masks[name] & (scan.nonzero | (not scan.stripped)) if name in masks else scan.nonzero
+        name: masks[name] & scanned_voxels(scan.nonzero) if name in masks else scan.nonzero
         for name, scan in scans.items()
         if name in masks or scan.stripped
     }

@@ -2,8 +2,9 @@
 
 Columns: `subject` (required), `session`, `group` (the patient; default: the subject), one column of paths a
 modality, `seg`, `lesion_probability`, `brain_mask`, `brain_mask_<modality>`, `split`, `time` (months), `event` (1 =
-died). Any other column is kept in `Study.values`. Paths are relative to the table's folder, or addresses that fsspec
-can read (`https://`, `s3://` ...); a blank cell means absent.
+died). Any other column is kept in `Study.values`, paths of modalities that were not asked for as absolute ones. Paths
+are relative to the table's folder, or addresses that fsspec can read (`https://`, `s3://` ...); a blank cell means
+absent.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ SPLIT_ALIASES = {"training": "train", "val": "validation", "valid": "validation"
 MASK_PREFIX = "brain_mask_"
 LESION = "lesion_probability"
 RESERVED = ("subject", "session", "group", "seg", LESION, "brain_mask", "split", "time", "event")
+
+FILE_NAME = re.compile(r"\.[A-Za-z]\w*$")
+"""A cell that ends like this names a file: a column called adc may hold numbers or words instead."""
 
 Row = Mapping[str, str]
 
@@ -262,7 +266,11 @@ def _as_study(row: Row, modalities: tuple[str, ...], numeric: set[str], path: Pa
         split=_split(row.get("split", ""), where),
         time=_time(row.get("time", ""), where),
         event=_event(row.get("event", ""), where),
-        values={name: _value(cell, name in numeric) for name, cell in row.items() if name not in {*RESERVED, *paths}},
+        values={
+            name: _absolute(cell, path.parent) if _is_image(name, cell) else _value(cell, name in numeric)
+            for name, cell in row.items()
+            if name not in {*RESERVED, *paths}
+        },
     )
 
 
@@ -270,6 +278,17 @@ def _value(cell: str, numeric: bool) -> str | float | None:
     if is_blank(cell):
         return None
     return float(cell) if numeric else cell
+
+
+def _is_image(column: str, cell: Cell) -> bool:
+    """Tell whether a column that was not asked for names an image, or the brain mask of one."""
+    stem = column.strip().lower().removeprefix(MASK_PREFIX)
+    return isinstance(cell, str) and bool(FILE_NAME.search(cell)) and table.find(stem) is not None
+
+
+def _absolute(cell: str, folder: Path) -> str:
+    file = locate(cell, folder)
+    return str(file.absolute()) if isinstance(file, Path) else file.url
 
 
 def _split(cell: str, where: str) -> str | None:
@@ -353,5 +372,8 @@ def _as_row(study: Study, folder: Path) -> dict[str, Cell]:
         "split": study.split,
         "time": study.time,
         "event": None if study.event is None else int(study.event),
-        **study.values,
+        **{
+            name: as_seen_from(folder, locate(str(cell))) if _is_image(name, cell) else cell
+            for name, cell in study.values.items()
+        },
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -18,7 +18,7 @@ from bmmae.arrays import Array
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.loaders import sample_generator
-from bmmae.data.origin import study_digest
+from bmmae.data.origin import image_hashes, study_digest
 from bmmae.errors import CohortError, OutputError
 
 FORMAT = 1
@@ -29,6 +29,9 @@ MANY_VALUES = 10
 
 Key: TypeAlias = tuple[str, str]
 """Subject and session."""
+
+Hashes: TypeAlias = Mapping[str, str]
+"""Modality to the hash of its image."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def _classes(studies: Sequence[Study], column: str) -> list[str]:
 def write_folds(
     path: str | Path, cohort: Cohort, folds: Sequence[Fold], plan: FoldPlan, cache: StudyCache | None = None
 ) -> Path:
-    """Write folds as JSON, with a hash of each study's content: every image is read.
+    """Write folds as JSON, with a hash of each image's content: every image is read.
 
     Raises:
         CohortError: If a fold shares a patient between parts.
@@ -167,7 +170,8 @@ def write_folds(
     written = {
         "format": FORMAT,
         "plan": asdict(plan),
-        "studies": [{"subject": key[0], "session": key[1], "content": digest} for key, digest in content.items()],
+        "modalities": cohort.modalities,
+        "studies": [{"subject": key[0], "session": key[1], "images": hashes} for key, hashes in content.items()],
         "folds": [asdict(fold) for fold in folds],
     }
     try:
@@ -183,22 +187,22 @@ def read_fold(path: str | Path, cohort: Cohort, number: int, cache: StudyCache |
 
     Args:
         path: As `write_folds` wrote it.
-        cohort: The cohort that it was made for.
+        cohort: The cohort that it was made for, read with the same modalities or with others.
         number: Which fold, from 0; repeats follow one another.
         cache: Where content hashes may be known already, so that the images need not be read again.
 
     Raises:
-        CohortError: If the file is no file of folds, was made for another cohort, images changed since, there is no
-            such fold, or it shares a patient between parts.
+        CohortError: If the file is no file of folds, was made for another cohort, images of modalities that both have
+            changed since, there is no such fold, or it shares a patient between parts.
         ImageError: If an image cannot be read.
     """
     path = Path(path)
-    folds, content = _parse(path)
+    folds, content, modalities = _parse(path)
     if not 0 <= number < len(folds):
         raise CohortError(f"{path} has folds 0 to {len(folds) - 1}, got {number}")
     fold = folds[number]
     _refuse_shared(fold, cohort.studies, path)
-    _refuse_other_cohort(content, cohort, path, cache)
+    _refuse_other_cohort(content, modalities, cohort, path, cache)
     by_key = {study.key: study for study in cohort}
     return {part: [by_key[key] for key in getattr(fold, part)] for part in PARTS}
 
@@ -216,7 +220,11 @@ def format_folds(cohort: Cohort, folds: Sequence[Fold], plan: FoldPlan) -> str:
     return "\n".join(lines)
 
 
-def _parse(path: Path) -> tuple[list[Fold], dict[Key, str]]:
+def _parse(path: Path) -> tuple[list[Fold], dict[Key, Hashes | str], tuple[str, ...]]:
+    """Return the folds, the hashes of each study, and the modalities that the cohort was read with.
+
+    Files of earlier versions have one hash for all images of a study, and do not say of which modalities.
+    """
     try:
         written = json.loads(path.read_text())
     except OSError as error:
@@ -226,8 +234,11 @@ def _parse(path: Path) -> tuple[list[Fold], dict[Key, str]]:
     if not isinstance(written, dict) or written.get("format") != FORMAT:
         raise CohortError(f"{path} is no file of folds of format {FORMAT}: make it with `bmmae split`")
     try:
-        content = {(row["subject"], row["session"]): str(row["content"]) for row in written["studies"]}
-        return [_as_fold(values) for values in written["folds"]], content
+        content: dict[Key, Hashes | str] = {
+            (row["subject"], row["session"]): dict(row["images"]) if "images" in row else str(row["content"])
+            for row in written["studies"]
+        }
+        return [_as_fold(values) for values in written["folds"]], content, tuple(written.get("modalities", ()))
     except (KeyError, TypeError, ValueError) as error:
         raise CohortError(f"{path} is damaged: make it again with `bmmae split`") from error
 
@@ -257,7 +268,13 @@ def _refuse_shared(fold: Fold, studies: Sequence[Study], path: Path) -> None:
             )
 
 
-def _refuse_other_cohort(content: Mapping[Key, str], cohort: Cohort, path: Path, cache: StudyCache | None) -> None:
+def _refuse_other_cohort(
+    content: Mapping[Key, Hashes | str],
+    modalities: Collection[str],
+    cohort: Cohort,
+    path: Path,
+    cache: StudyCache | None,
+) -> None:
     apart = _apart(cohort.studies)
     studies = [study for study in cohort if study.group not in apart or study.key in content]
     here = {study.key for study in studies}
@@ -269,8 +286,8 @@ def _refuse_other_cohort(content: Mapping[Key, str], cohort: Cohort, path: Path,
             f"{path} was made for another cohort than {cohort.path or 'this one'}: {' and '.join(found)}; name the "
             "table that it was made for, or make folds for this one with `bmmae split`"
         )
-    now = _contents(studies, cache)
-    changed = sorted(key for key, digest in content.items() if now[key] != digest)
+    now, shared = _contents(studies, cache), set(modalities) & set(cohort.modalities)
+    changed = sorted(key for key, before in content.items() if not _same(before, now[key], shared))
     if changed:
         raise CohortError(
             f"the images of {len(changed)} studies have changed since {path} was made ({_few(map(_said, changed))}): "
@@ -278,10 +295,16 @@ def _refuse_other_cohort(content: Mapping[Key, str], cohort: Cohort, path: Path,
         )
 
 
-def _contents(studies: Sequence[Study], cache: StudyCache | None) -> dict[Key, str]:
+def _same(before: Hashes | str, now: Hashes, shared: Collection[str]) -> bool:
+    if isinstance(before, str):
+        return study_digest(now) == before
+    return all(now.get(name) == before.get(name) for name in shared)
+
+
+def _contents(studies: Sequence[Study], cache: StudyCache | None) -> dict[Key, Hashes]:
     with ThreadPoolExecutor(2) as pool:
-        digests = pool.map(lambda study: study_digest(study, cache), studies)
-        return {study.key: digest for study, digest in zip(studies, digests, strict=True)}
+        hashes = pool.map(lambda study: image_hashes(study, cache), studies)
+        return {study.key: images for study, images in zip(studies, hashes, strict=True)}
 
 
 def _said(key: Key) -> str:

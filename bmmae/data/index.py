@@ -16,6 +16,7 @@ from pathlib import Path
 from bmmae import modalities as table
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.naming import Role, find_modality, role_of
+from bmmae.data.visits import is_visit, patient_of, without_series
 from bmmae.errors import CohortError
 
 LAYOUTS = """BraTS 2017-2021   Brats18_X/Brats18_X_flair.nii.gz, Brats18_X_t1ce.nii.gz, Brats18_X_seg.nii.gz
@@ -27,13 +28,13 @@ BRATS = re.compile(r"(BraTS(?:-[A-Z]+)+-\d{4,5})-(\d{1,3})(?=[-_.])", re.IGNOREC
 BIDS = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_")
 ENHANCED = re.compile(r"post|(post-?)?(gd|gad|gado|gadolinium|contrast)|(t1-?)?(ce|gd|c)", re.IGNORECASE)
 """Values of `acq-` and `rec-` that many sites write in place of `ce-`."""
-VISIT = re.compile(
-    r"(ses(sion)?|visit|time-?point|tp|week|month|day|baseline|follow-?up|fu|pre-?op|post-?op)[-_ ]?\d{0,3}|ses-\w+",
-    re.I,
+SCANS = frozenset(
+    ("", "s", "se", "ser", "series", "scan", "run", "acq", "e", "echo", "im", "img", "image", "rep", "v", "vol")
 )
-DATE = re.compile(r"(19|20)\d\d-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])")
+"""What stands before the number of a scan rather than of a patient."""
 CONTAINERS = frozenset(("anat", "nifti", "nii", "mri", "mr", "images", "scans"))
 ENDINGS = (".nii", ".nii.gz")
+DIFFERENT = "if they are different patients, fill in the table's `group` column"
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ def _folder_file(path: Path, parts: tuple[str, ...], stem: str, declared: list[s
     while place and (place[-1].lower() in CONTAINERS or (named := find_modality([place[-1]], declared))):
         if place.pop().lower() not in CONTAINERS:
             hint = hint or named
+    place = without_series(place)
     leaf = place[-1] if place else ""
     own = stem[len(leaf) :] if leaf and _begins_with(stem, leaf) else stem
     return _with_role(path, role_of(own, declared, hint), tuple(place), "", "")
@@ -208,7 +210,8 @@ def _grouped(files: Iterable[_File], root: Path, problems: list[Problem]) -> lis
         if subject:
             groups.append(_Group(place, subject, session, tuple(members)))
         elif patients := _patients_side_by_side(members):
-            groups += [_Group(place, name, "", tuple(f for f in members if f.role.prefix == name)) for name in patients]
+            by_name = {name: tuple(file for file in members if file.role.prefix == name) for name in patients}
+            groups += [_folder_group((*place, name), root, own) for name, own in by_name.items()]
             strays = [file for file in members if file.role.prefix not in patients]
             problems += [Problem(f.path, "lies among several patients and names none", "rename it") for f in strays]
         else:
@@ -217,17 +220,32 @@ def _grouped(files: Iterable[_File], root: Path, problems: list[Problem]) -> lis
 
 
 def _patients_side_by_side(files: Sequence[_File]) -> list[str]:
-    """Return the patients of a flat folder: name beginnings with a number, at least two of them on several files."""
+    """Return the patients of a flat folder: name beginnings with a number, at least two of them on several files.
+
+    One file each is enough where all names are patients' beyond doubt.
+    """
     slots = Counter((file.role.kind, file.role.modality) for file in files)
     owners = Counter(file.role.prefix for file in files if re.search(r"\d", file.role.prefix))
     several = [name for name, count in owners.items() if count > 1]
-    return sorted(owners) if max(slots.values()) > 1 and len(several) > 1 else []
+    return sorted(owners) if max(slots.values()) > 1 and (len(several) > 1 or _all_named(files)) else []
+
+
+def _all_named(files: Sequence[_File]) -> bool:
+    """Tell whether all files begin with the same word and a number, `p01` and `p02`, and no two are the same image.
+
+    A number alone may be that of a series, and so may one after the patient's name, which is the folder's.
+    """
+    names = [re.match(r"([a-z]*).*\d", file.role.prefix.lower()) for file in files]
+    words = {name[1] if name else "" for name in names}
+    distinct = len({file.role for file in files}) == len(files)
+    in_own_folder = any(file.place and _begins_with(file.path.name, file.place[-1]) for file in files)
+    return distinct and len(words) == 1 and not words & SCANS and not in_own_folder
 
 
 def _folder_group(place: tuple[str, ...], root: Path, files: tuple[_File, ...]) -> _Group:
     chain = (root.resolve().name or "study", *place)
     leaf = chain[-1]
-    if len(place) > 0 and (VISIT.fullmatch(leaf) or (len(place) > 1 and DATE.fullmatch(leaf))):
+    if is_visit(place):
         return _Group(chain[1:-2], chain[-2], leaf, files)
     return _Group(chain[1:-1], leaf, "", files)
 
@@ -238,15 +256,14 @@ def _named(groups: list[_Group], root: Path, problems: list[Problem]) -> list[_G
     Nothing tells visits of several patients from patients of several sites, so visits are assumed: a patient too
     large cannot leak from one split into another.
     """
-    shared = _in_several_places(groups)
-    parents = {group.parent for group in groups if group.subject in shared and group.may_be_visit}
+    parents = _parents_of_visits(groups)
     problems += [
         Problem(
             root.joinpath(*parent),
-            f"holds folders named as in other places, so '{parent[-1]}' is taken as the patient and they as visits",
-            "if they are different patients, fill in the table's `group` column",
+            f"holds folders named as {like}, so '{parent[-1]}' is taken as the patient and they as visits",
+            DIFFERENT,
         )
-        for parent in sorted(parents)
+        for parent, like in sorted(parents.items())
     ]
     groups = [_as_visit(g) if g.parent in parents and g.may_be_visit else g for g in groups]
     shared = _in_several_places(groups)
@@ -259,7 +276,39 @@ def _named(groups: list[_Group], root: Path, problems: list[Problem]) -> list[_G
         )
         for parent in sorted({group.parent for group in twins})
     ]
-    return [_with_place(group) if group.subject in shared else group for group in groups]
+    groups = [_with_place(group) if group.subject in shared else group for group in groups]
+    return _joined(groups, root, problems)
+
+
+def _parents_of_visits(groups: Sequence[_Group]) -> dict[tuple[str, ...], str]:
+    """Return the folders that are taken as patients, and what their folders are named as."""
+    shared = _in_several_places(groups)
+    visits = Counter((*group.parent, group.subject) for group in groups if group.session)
+    others = Counter(group.parent for group in groups if group.may_be_visit)
+    found = {parent: "visits beside others" for parent, count in others.items() if visits[parent] >= count}
+    named_alike = {group.parent for group in groups if group.subject in shared and group.may_be_visit}
+    return found | dict.fromkeys(named_alike, "in other places")
+
+
+def _joined(groups: Sequence[_Group], root: Path, problems: list[Problem]) -> list[_Group]:
+    """Give visits that only a subject's name tells, as in `p01_baseline`, to one patient."""
+    joined = [replace(group, patient=patient_of(group.patient or group.subject)) for group in groups]
+    subjects: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
+    for group in joined:
+        subjects[group.patient][group.subject] = group.parent
+    examples: dict[tuple[str, ...], list[str]] = {}
+    for patient, names in subjects.items():
+        if len(names) > 1 and any(patient_of(name) == patient != name for name in names):
+            examples.setdefault(next(iter(names.values())), sorted(names)[:2])
+    problems += [
+        Problem(
+            root.joinpath(*parent),
+            f"holds subjects named as visits of one patient, such as {' and '.join(names)}, so they share a `group`",
+            DIFFERENT,
+        )
+        for parent, names in sorted(examples.items())
+    ]
+    return joined
 
 
 def _as_visit(group: _Group) -> _Group:

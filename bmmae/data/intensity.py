@@ -50,7 +50,8 @@ def low_resolution(image: Volume, inside: Flags, strength: float, _rng: np.rando
     """Keep a share `strength` of the samples along each axis, and interpolate between them."""
     from monai.transforms.spatial.array import RandSimulateLowResolution
 
-    reduce = RandSimulateLowResolution(prob=1.0, zoom_range=(strength, strength))
+    # By default samples are taken from one side, which shifts the image by half a voxel and more.
+    reduce = RandSimulateLowResolution(prob=1.0, downsample_mode="trilinear", zoom_range=(strength, strength))
     pair = np.stack([np.where(inside, image, 0), inside]).astype(np.float32)
     values, weights = reduce(torch.from_numpy(pair)).numpy()
     # Where no sample of tissue is near, there is nothing to interpolate.

@@ -148,8 +148,13 @@ def as_seen_from(folder: Path, file: File) -> str:
     """Return a file's path relative to a folder; absolute where no way leads there (another drive, an address)."""
     if isinstance(file, RemoteFile):
         return file.url
+    here = folder.resolve()
     try:
-        return Path(os.path.relpath(file.absolute(), folder.absolute())).as_posix()
+        found = Path(os.path.relpath(file.absolute(), folder.absolute()))
+        # The system goes up from where a link leads, not from where it lies.
+        if (here / found).parent.resolve() != file.parent.resolve():
+            found = Path(os.path.relpath(file.parent.resolve() / file.name, here))
+        return found.as_posix()
     except ValueError:
         return str(file.absolute())
 

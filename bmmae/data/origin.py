@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.population import describe_population
 from bmmae.data.reading import content_hash
 from bmmae.modalities import in_table_order
-from bmmae.provenance import Provenance
+from bmmae.provenance import Provenance, command_line
+from bmmae.sources import public_name
 
 GENERATOR_FILE = "ceilings.json"
-"""What the synthetic generator leaves beside its cohort table."""
+"""What the synthetic generator leaves beside its cohort table, in the folder that holds the subjects' folders."""
 
 LIMITS = (
     "Research software: not a medical device, not for diagnosis or treatment.",
@@ -45,21 +46,22 @@ def training_provenance(
     Raises:
         ImageError: If an image cannot be read.
     """
-    generator = generator_of(cohort)
+    generator = generator_of(cohort, train)
+    started_from = None if parent is None else public_name(parent)
     patients = {study.group for study in train}
     kind = "synthetic" if generator else "real"
-    return Provenance(
+    made = Provenance(
         data=f"{len(train)} {kind} studies of {len(patients)} patients",
         subjects=len(patients),
         content_hashes=content_hashes(train, cache),
         synthetic=generator is not None,
         generator=generator,
-        command=shlex.join(sys.argv),
+        command=command_line(sys.argv, keep=started_from),
         limits=LIMITS,
-        parent=parent,
-        parent_hashes=inherited.seen if inherited else (),
+        parent=started_from,
         population=describe_population(train, cache) if cache else None,
     )
+    return made.inherit(inherited) if inherited else made
 
 
 def content_hashes(studies: Iterable[Study], cache: StudyCache | None = None) -> tuple[str, ...]:
@@ -84,18 +86,21 @@ def image_hashes(study: Study, cache: StudyCache | None = None) -> dict[str, str
     return {name: known.get(name) or content_hash(study.images[name]) for name in in_table_order(study.images)}
 
 
-def study_digest(study: Study, cache: StudyCache | None = None) -> str:
-    """Return one hash of a study's modalities and voxels.
+def study_digest(images: Mapping[str, str]) -> str:
+    """Return one hash of a study's modalities and voxels, from what `image_hashes` returns."""
+    return hashlib.sha256(json.dumps(images).encode()).hexdigest()
 
-    Raises:
-        ImageError: If a file is broken.
+
+def generator_of(cohort: Cohort, studies: Sequence[Study]) -> str | None:
+    """Return the version of the generator that made a synthetic cohort, or None for other cohorts.
+
+    Its file is looked for beside the table and, as a table may be written elsewhere, in the images' folders and up to
+    two above them.
     """
-    return hashlib.sha256(json.dumps(image_hashes(study, cache)).encode()).hexdigest()
-
-
-def generator_of(cohort: Cohort) -> str | None:
-    """Return the version of the generator that made a synthetic cohort, or None for other cohorts."""
-    if cohort.path is None or not (cohort.path.parent / GENERATOR_FILE).is_file():
-        return None
-    written = json.loads((cohort.path.parent / GENERATOR_FILE).read_text())
-    return str(written["generator_version"])
+    files = [file for study in studies for file in study.images.values() if isinstance(file, Path)]
+    folders = sorted({file.parent.resolve() for file in files})
+    places = [cohort.path.parent] if cohort.path else []
+    places += [place for folder in folders for place in (folder, *folder.parents[:2])]
+    marks = (place / GENERATOR_FILE for place in dict.fromkeys(places))
+    found = next((mark for mark in marks if mark.is_file()), None)
+    return None if found is None else str(json.loads(found.read_text())["generator_version"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def train_and_validation(
 ) -> tuple[list[Study], list[Study]]:
     """Return training and validation studies: those of a fold, else of the `split` column, else random, by patient.
 
-    Studies marked `test` are in neither. At least one patient goes to each part.
+    Studies marked `test` are in neither. At least one patient goes to each part. Blank cells beside marked ones are
+    warned of: those studies are in neither part.
 
     Args:
         cohort: All studies.
@@ -45,6 +47,7 @@ def train_and_validation(
     elif any(study.split for study in cohort):
         train = [study for study in cohort if study.split == "train"]
         validation = [study for study in cohort if study.split == "validation"]
+        _warn_of_blanks(cohort)
     else:
         train, validation = _by_patient(cohort.studies, validation_share, seed)
     if not train or not validation:
@@ -54,6 +57,16 @@ def train_and_validation(
             "'split', or leave the column out and have at least two patients"
         )
     return train, validation
+
+
+def _warn_of_blanks(cohort: Cohort) -> None:
+    blank = sum(study.split is None for study in cohort)
+    if blank:
+        warnings.warn(
+            f"{blank} of {len(cohort)} studies are not used, because their cell in the column 'split' is blank: mark "
+            "them train, validation or test, or leave the column out",
+            stacklevel=3,
+        )
 
 
 def _by_patient(studies: Sequence[Study], share: float, seed: int) -> tuple[list[Study], list[Study]]:

@@ -170,7 +170,8 @@ RECIPES: dict[str, ModelConfig] = {
     ),
     "published": ModelConfig(tissue_only=False),
 }
-"""Named shapes. `published` is that of BM-MAE's released weights; `base` shares its encoder."""
+"""Named shapes. `published` is that of BM-MAE's released weights; `base` has its encoder's shape and rotary
+positions besides, so neither's weights fit the other."""
 
 
 def recipe(name: str, **changes: object) -> ModelConfig:

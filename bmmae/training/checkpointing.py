@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from bmmae.errors import CheckpointError, OutputError
@@ -30,7 +32,10 @@ INDEX = "index.json"
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"
 _PREFIX = "step-"
+_NAME = re.compile(rf"{_PREFIX}\d{{8,}}")
 _TEMPORARY = ".writing-"
+_TORCH_WRITER = "inline_container"
+"""Stands in the message of the RuntimeError by which `torch.save` says that it cannot write."""
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -44,8 +49,9 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """All checkpoint folders of a run, newest first; not verified."""
-    return sorted((run_dir / FOLDER).glob(f"{_PREFIX}*"), key=checkpoint_step, reverse=True)
+    """All checkpoint folders of a run, newest first; not verified. Others beside them are the user's own."""
+    found = [path for path in (run_dir / FOLDER).glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=checkpoint_step, reverse=True)
 
 
 def write_checkpoint(run_dir: Path, step: int, model: nn.Module, state: dict[str, Any], save_model: SaveModel) -> Path:
@@ -74,11 +80,15 @@ def write_checkpoint(run_dir: Path, step: int, model: nn.Module, state: dict[str
         _write_json(temporary / MANIFEST, {"files": _describe(temporary)})
         _flush_tree(temporary)
         _put_in_place(temporary, final)
-    except OSError as error:
+    except (OSError, OutputError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
+            raise  # nothing of the disk's
         raise OutputError(
             f"Checkpoint {final} cannot be written: {error}. Free some space or choose another run folder; the "
             "earlier checkpoints are untouched."
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
@@ -124,7 +134,9 @@ def remove_old_checkpoints(run_dir: Path, step: int, best_step: int | None, keep
     folders = list_checkpoints(run_dir)
     past = [folder for folder in folders if checkpoint_step(folder) <= step]
     kept = {*past[:keep], *(folder for folder in folders if checkpoint_step(folder) == best_step)}
-    for folder in {*folders, *(run_dir / FOLDER).glob(f"{_TEMPORARY}*")} - kept:
+    # With two dots: the draft that `save_model` writes beside the folder it is given.
+    torn = (path for dots in ("", ".") for path in (run_dir / FOLDER).glob(f"{dots}{_TEMPORARY}*"))
+    for folder in {*folders, *torn} - kept:
         shutil.rmtree(folder, ignore_errors=True)
 
 

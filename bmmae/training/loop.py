@@ -85,8 +85,8 @@ def fit(
         How it ended; the script should exit with its `exit_code`.
 
     Raises:
-        TrainingError: No data, a sample that cannot be loaded, a non-finite loss, out of memory, or a resume that
-            does not fit.
+        TrainingError: No data, a sample that cannot be loaded, a non-finite loss, out of memory, a resume that does
+            not fit, or processes that do not start from the same place.
         CheckpointError: There are only damaged checkpoints to resume from, or they do not fit the model.
         OutputError: The run folder cannot be written.
     """
@@ -108,6 +108,7 @@ def fit(
         run_dir=run_dir,
         save_model=save_model,
         data=getattr(train_dataset, "identity", None),
+        masking=getattr(train_dataset, "masking", None),
     )
     if main:
         write_config(run_dir, config)

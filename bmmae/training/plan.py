@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bmmae.data.loaders import SampleStream
 from bmmae.errors import ConfigError
+from bmmae.schema import to_dict
 from bmmae.training.optim import OptimConfig, Schedule, make_schedule
 
 MAX_SEED = 2**32
+_LENGTHS = ("warmup_steps", "warmup_epochs", "schedule_steps", "schedule_epochs")
+"""Settings of the schedule that are compared by what they come to."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class TrainConfig:
         recompute: Keep less for the backward pass and compute it again: about half the memory of activations and a
             third more time (activation checkpointing, in the encoder's blocks).
         ema_decay: Decay of a running mean of the weights (timm's ModelEmaV3), which is then what is evaluated and
-            saved; null for none.
+            saved; lower in the first steps, whose weights are soon forgotten; null for none.
         compile: Compile the transformer blocks with torch.compile: the first step takes about a minute longer.
-        time_limit_hours: Stop with a checkpoint after this long; null for no limit.
+        time_limit_hours: Stop with a checkpoint so long after the script's start; null for no limit.
         tracker: Where metrics go besides metrics.jsonl: `none`, `wandb` or `tensorboard`.
         progress: Whether to show a progress bar.
     """
@@ -143,9 +146,7 @@ def make_plan(train: TrainConfig, optim: OptimConfig, length: int, world: int) -
     )
 
 
-def what_must_not_change(
-    plan: Plan, train: TrainConfig, optim: OptimConfig, data: str | None = None
-) -> dict[str, int | float | str | None]:
+def what_must_not_change(plan: Plan, train: TrainConfig, optim: OptimConfig, data: str | None = None) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to be its continuation.
 
     Args:
@@ -160,10 +161,7 @@ def what_must_not_change(
         "number of training samples": plan.stream.length,
         "training samples (data.cohort, data.splits, data.fold ...)": data,
         "train.ema_decay": train.ema_decay,
-        "optim.lr": optim.lr,
-        "optim.schedule": optim.schedule,
-        "optim.final_lr_fraction": optim.final_lr_fraction,
-        "optim.layer_decay": optim.layer_decay,
+        **{f"optim.{name}": value for name, value in to_dict(optim).items() if name not in _LENGTHS},
         "optim.frozen_steps": optim.frozen_steps or None,  # None, as in runs from before it existed
         "warm-up steps (optim.warmup_steps)": plan.schedule.warmup,
         "schedule steps (optim.schedule_steps; train.steps if not set)": plan.schedule.horizon,

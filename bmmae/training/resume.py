@@ -14,6 +14,10 @@ import yaml
 from torch import nn
 
 from bmmae.errors import CheckpointError, OutputError, TrainingError
+from bmmae.masking import MaskingConfig
+from bmmae.model.config import ModelConfig
+from bmmae.model.pretrained import PretrainedModel
+from bmmae.schema import to_dict
 from bmmae.training.checkpointing import checkpoint_folder, find_checkpoint, list_checkpoints, read_state
 
 CONFIG = "config.yaml"
@@ -85,6 +89,20 @@ def training_state(
     }
 
 
+def settings_of(model: nn.Module, masking: MaskingConfig | None = None) -> dict[str, Any]:
+    """Settings of model, preprocessing and masking that a resumed run must share, by their keys in the configuration.
+
+    Lists and tables beside the `ModelConfig` are left out: some are fitted to the data, and rounded as each machine
+    does.
+    """
+    tree: dict[str, Any] = {} if masking is None else {"masking": to_dict(masking)}
+    if isinstance(model, PretrainedModel):
+        own = to_dict({"model": model.config} if isinstance(model.config, ModelConfig) else vars(model.config))
+        plain = {key: value for key, value in own.items() if key == "model" or not isinstance(value, list | dict)}
+        tree |= {**plain, "preprocess": model.metadata.preprocessing}
+    return dict(_flatten(tree))
+
+
 def restore(
     folder: Path,
     model: nn.Module,
@@ -127,8 +145,9 @@ def restore(
 
 
 def _refuse_differences(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    known = now.keys() & before.keys()  # a checkpoint of an earlier version does not tell everything
     changed = [
-        f"{key} was {before.get(key)!r} and is now {value!r}" for key, value in now.items() if before.get(key) != value
+        f"{key} was {before[key]!r} and is now {now[key]!r}" for key in now if key in known and before[key] != now[key]
     ]
     if changed:
         raise TrainingError(

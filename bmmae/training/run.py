@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +15,8 @@ import torch
 from torch import nn
 
 from bmmae.data.loaders import AddressedDataset, Batches, evaluation_batches
-from bmmae.errors import ConfigError, TrainingError
+from bmmae.errors import BmmaeError, ConfigError, TrainingError
+from bmmae.masking import MaskingConfig
 from bmmae.tasks.task import StepOutput, Task
 from bmmae.training.checkpointing import (
     SaveModel,
@@ -26,7 +29,7 @@ from bmmae.training.devices import gather, uses_bf16
 from bmmae.training.evaluation import evaluate, is_better, selected
 from bmmae.training.optim import OptimConfig, make_optimizer
 from bmmae.training.plan import Plan, TrainConfig, what_must_not_change
-from bmmae.training.resume import Progress, find_start, restore, training_state
+from bmmae.training.resume import Progress, find_start, restore, settings_of, training_state
 from bmmae.training.sharding import (
     Sharded,
     asks_for_sharding,
@@ -39,6 +42,8 @@ from bmmae.training.totals import Totals
 
 Picture: TypeAlias = Callable[[nn.Module, int], object]
 """Draws the model, in eval mode, after so many steps."""
+Start: TypeAlias = tuple[Progress, dict[str, tuple[float, float]]]
+"""Where a run begins: its progress, and the sums of its metrics since the last log line."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Run:
         self.stop_level = report.stop
         if not report.skipped:
             if self.average is not None:
-                self.average.update(self.model)
+                self.average.update(self.model, step=self.progress.step)
             for output in report.outputs:
                 self.window.add(output)
 
@@ -245,21 +250,26 @@ def begin_run(
     run_dir: Path,
     save_model: SaveModel,
     data: str | None = None,
+    masking: MaskingConfig | None = None,
 ) -> Run:
     """Put the parts of a run together, fresh or as the last checkpoint left them; `data` tells its samples from others.
 
     Raises:
-        TrainingError: The run folder holds a run that is not to be resumed, or one that is another training.
+        TrainingError: The run folder holds a run that is not to be resumed, or one that is another training; or the
+            ranks do not start from the same place.
         CheckpointError: The checkpoints are damaged or do not fit the model.
     """
-    start = find_start(run_dir, train.resume)
     model.to(accelerator.device)
     optimizer = make_optimizer(model, optim)
     average = None if train.ema_decay is None else _running_mean(model, train.ema_decay)
     averaged = None if average is None else average.module
-    identity = what_must_not_change(plan, train, optim, data)
-    progress, window = restore(start, model, optimizer, averaged, identity) if start else (Progress(), {})
-    accelerator.wait_for_everyone()  # all have looked at the folder before anyone changes it
+    identity = what_must_not_change(plan, train, optim, data) | settings_of(model, masking)
+
+    def begin() -> Start:
+        start = find_start(run_dir, train.resume)
+        return restore(start, model, optimizer, averaged, identity) if start else (Progress(), {})
+
+    progress, window = start_together(begin, identity)
     if train.recompute:
         keep_less(model)
     if train.compile:
@@ -287,11 +297,43 @@ def begin_run(
     )
 
 
+def start_together(begin: Callable[[], Start], identity: Mapping[str, Any]) -> Start:
+    """Begin on all ranks or on none. Returns when all have looked at the run folder; until then nobody may change it.
+
+    Args:
+        begin: Finds out where this rank starts, and restores what is there.
+        identity: What a resumed run must share with the interrupted one, and ranks with each other.
+
+    Raises:
+        BmmaeError: What `begin` raises.
+        TrainingError: Another rank starts elsewhere, cannot start, or has another configuration or other data.
+    """
+    start: Start | BmmaeError
+    try:
+        start = begin()
+        place = f"at step {start[0].step}"
+    except BmmaeError as error:
+        start, place = error, "not at all"
+    told = gather((place, hashlib.sha256(json.dumps(dict(identity), default=str).encode()).hexdigest()))
+    if isinstance(start, BmmaeError):
+        raise start
+    odd = next((rank for rank, other in enumerate(told) if other != told[0]), None)
+    if odd is not None:
+        what = f"process {odd} has another configuration or other data than process 0"
+        if told[odd][0] != told[0][0]:
+            what = f"process 0 starts {told[0][0]}, process {odd} {told[odd][0]}"
+        raise TrainingError(
+            f"The processes do not train the same: {what}. Start all with the same command and cohort, and with a run "
+            "folder (`out`) on storage that they share."
+        )
+    return start
+
+
 def _running_mean(model: nn.Module, decay: float) -> Any:
-    """Return timm's running mean of the weights."""
+    """Return timm's running mean of the weights, which begins with those of the first step."""
     from timm.utils import ModelEmaV3
 
-    return ModelEmaV3(model, decay=decay)
+    return ModelEmaV3(model, decay=decay, use_warmup=True)
 
 
 def _compile(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
@@ -22,22 +22,31 @@ EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": EXIT_STOPPED, "interr
 _LEVELS: tuple[Status, ...] = ("finished", "stopped", "interrupted")
 
 
+class StoppedEarly(BaseException):
+    """A stop was asked where there is nothing to save: before the training loop, or after it."""
+
+
 class StopRequest:
     """While entered, SIGTERM, SIGUSR1 and Ctrl-C ask for a stop instead of ending the process.
 
     A second Ctrl-C raises KeyboardInterrupt at once. `level` is 0 (go on), 1 (stop) or 2 (stop: Ctrl-C); the largest
-    over the ranks counts. Signals can be caught in the main thread only; elsewhere just the time limit works.
+    over the ranks counts. Signals can be caught in the main thread only; elsewhere just the time limit works. It counts
+    from the start of the script if that is known (see `ScriptStop`).
     """
+
+    names: ClassVar[tuple[str, ...]] = ("SIGTERM", "SIGUSR1", "SIGINT")
+    script_start: ClassVar[float | None] = None
 
     def __init__(self, time_limit_hours: float | None = None, clock: Callable[[], float] = time.monotonic):
         self._signalled = 0
         self._clock = clock
-        self._deadline = None if time_limit_hours is None else clock() + 3600 * time_limit_hours
+        start = clock() if self.script_start is None else self.script_start
+        self._deadline = None if time_limit_hours is None else start + 3600 * time_limit_hours
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+            for name in self.names:
                 if hasattr(signal, name):  # Windows has no SIGUSR1
                     number = signal.Signals[name]
                     self._previous[number] = signal.signal(number, self._receive)
@@ -62,6 +71,26 @@ class StopRequest:
         """What this process has been asked: 0 to go on, 1 to stop, 2 to stop because of Ctrl-C."""
         late = self._deadline is not None and self._clock() >= self._deadline
         return max(self._signalled, int(late))
+
+
+class ScriptStop(StopRequest):
+    """While entered, SIGTERM and SIGUSR1 raise `StoppedEarly`; a `StopRequest` inside takes them over for its time."""
+
+    names = ("SIGTERM", "SIGUSR1")
+
+    def __enter__(self) -> ScriptStop:
+        StopRequest.script_start = self._clock()
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        StopRequest.script_start = None
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        raise StoppedEarly(signal.Signals(number).name)
 
 
 def status_of(level: int) -> Status:

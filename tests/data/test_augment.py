@@ -27,6 +27,7 @@ from bmmae.data.augment import (
 )
 from bmmae.data.cache import StudyCache
 from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.intensity import low_resolution
 from bmmae.data.labels import BRATS2017
 from bmmae.data.loaders import EVALUATION_EPOCH, SampleStream, training_batches
 from bmmae.data.packing import unpack
@@ -215,6 +216,16 @@ def test_blur_and_low_resolution_keep_a_constant_image_to_the_rim() -> None:
     for name in ("blur", "low_resolution"):
         out = turned(only(name, 0.6), content=content)
         assert out["images"] == pytest.approx(content["images"], abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.6, 0.9])
+@pytest.mark.parametrize("shape", [(24, 28, 20), (33, 31, 29)])
+def test_low_resolution_moves_nothing(share: float, shape: Triple) -> None:
+    centre = np.reshape(shape, (3, 1, 1, 1)) / 2 + 0.3
+    image = np.exp(-((np.indices(shape) - centre) ** 2).sum(0) / 18).astype(np.float32)
+    out = low_resolution(image, np.ones(shape, bool), share, np.random.default_rng(0))
+    assert ndimage.center_of_mass(out) == pytest.approx(ndimage.center_of_mass(image), abs=0.05)
+    assert out.max() < 0.99 * image.max()
 
 
 def test_dropout_removes_the_modality_and_its_coverage() -> None:

@@ -30,10 +30,28 @@ def test_negative_voxels_are_brain() -> None:
 
 
 @pytest.mark.parametrize(("zeros", "stripped"), [(200, True), (199, False)])
-def test_an_image_is_stripped_if_a_fifth_of_it_is_exactly_zero(zeros: int, stripped: bool) -> None:
+def test_an_image_is_stripped_if_a_fifth_of_its_box_is_exactly_zero(zeros: int, stripped: bool) -> None:
     volume = np.ones((10, 10, 10), np.float32)
-    volume.flat[:zeros] = 0
+    volume[1:].flat[:zeros] = 0
     assert is_stripped(volume) is stripped
+    assert is_stripped(np.pad(volume, 9)) is stripped
+
+
+def test_slices_that_were_not_scanned_strip_no_skull() -> None:
+    volume = head()
+    volume[:, :, 12:] = 0
+    found = find_brain(volume[None])
+    assert found.source == "foreground"
+    assert not found.mask[:, :, 12:].any()
+    assert found.mask.mean() < 0.3
+
+
+def test_slices_of_a_head_that_were_not_scanned_are_not_covered_though_a_mask_says_brain() -> None:
+    volume = head()
+    volume[:, :, 12:] = 0
+    volume[10, 12, 8] = 0
+    found = find_brain(np.stack([head(1), volume]), [brain(), brain()])
+    assert np.array_equal(found.covered[1], brain() & (np.arange(SHAPE[2]) < 12))
 
 
 def test_the_mask_wins() -> None:

@@ -16,10 +16,10 @@ SHAPE = (10, 10, 10)
 
 
 def brain(seed: int = 0, low: int = 2, high: int = 8) -> np.ndarray:
-    array = np.zeros(SHAPE, np.int16)
-    inside = (slice(2, 8), slice(2, 8), slice(low, high))
-    array[inside] = np.random.default_rng(seed).integers(1, 999, array[inside].shape)
-    return array
+    """Round in its slices: what fills its box is taken for a head."""
+    x, y, z = np.indices(SHAPE)
+    inside = (abs(x - 4.5) + abs(y - 4.5) <= 3) & (low <= z) & (z < high)
+    return np.where(inside, np.random.default_rng(seed).integers(1, 999, SHAPE), 0).astype(np.int16)
 
 
 def save(path: Path, array: np.ndarray, shift: float = 0) -> Path:
@@ -109,6 +109,12 @@ def test_heads_are_warned_of_unless_they_have_a_mask(tmp_path: Path) -> None:
     assert "brain_mask_t1" in finding.message
     mask = save(tmp_path / "brainmask.nii", (brain() > 0).astype(np.uint8))
     assert check_study(Study("p", images, brain_mask=mask)) == []
+
+
+def test_heads_with_slices_that_were_not_scanned_are_warned_of_too(tmp_path: Path) -> None:
+    head = np.random.default_rng(0).integers(1, 99, SHAPE).astype(np.int16)
+    head[:, :, 7:] = 0
+    assert codes(check_study(Study("p", {"t1": save(tmp_path / "t1.nii", head)}))) == [("warning", "head")]
 
 
 def test_brain_masks_are_checked(tmp_path: Path) -> None:

@@ -68,6 +68,17 @@ def test_paths_are_written_relative_to_the_table(tmp_path: Path) -> None:
     assert cohort.write(tmp_path / "tables" / "c.csv").read_text() == "subject,t2\na,../images/a.nii\n"
 
 
+def test_images_that_were_not_asked_for_are_still_found_from_a_table_elsewhere(tmp_path: Path) -> None:
+    text = "subject,t1,dwi,brain_mask_dwi,swi,adc,ct,pet\na,a.nii,i/d.nii.gz,m.nii,s3://b/s.nii,0.8,yes,p.nii\n"
+    cohort = read_cohort(table(tmp_path, text))
+    written = Cohort(cohort.studies).write(tmp_path / "tables" / "c.csv")
+    assert written.read_text().splitlines()[1] == "a,../a.nii,../i/d.nii.gz,../m.nii,s3://b/s.nii,0.8,yes,p.nii"
+    (again,) = read_cohort(written, ("t1", "dwi", "swi"))
+    assert again.images["dwi"].resolve() == tmp_path / "i" / "d.nii.gz"
+    assert again.brain_mask_of("dwi").resolve() == tmp_path / "m.nii"
+    assert cohort.write(tmp_path / "beside.csv").read_text() == text
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_separators_and_byte_order_marks_of_spreadsheets_are_understood(tmp_path: Path, separator: str) -> None:
     path = table(tmp_path, "\ufeff" + FULL.replace(",", separator) + "\n")
@@ -87,7 +98,7 @@ def test_the_order_of_asked_modalities_is_the_tables_own(tmp_path: Path) -> None
     cohort = read_cohort(path, ("pet", "ADC", "t1n"))
     assert cohort.modalities == ("t1", "adc", "pet")
     assert list(cohort[0].images) == ["t1", "adc", "pet"]
-    assert read_cohort(path)[0].values == {"pet": "p.nii", "adc": "a.nii"}
+    assert read_cohort(path)[0].values == {"pet": "p.nii", "adc": str(tmp_path / "a.nii")}
     with pytest.raises(ModalityError, match="twice"):
         read_cohort(path, ("t1", "t1n"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_studies import picture, save
+from tiny_studies import picture, save, write_study
 
 from bmmae.cli import main
 from bmmae.config import PretrainConfig, parse
@@ -19,6 +20,7 @@ from bmmae.data.cohort import Cohort, Study
 from bmmae.data.folds import PARTS, Fold, FoldPlan, make_folds, read_fold, write_folds
 from bmmae.data.splits import train_and_validation
 from bmmae.errors import CohortError
+from bmmae.modalities import STANDARD
 
 
 def cohort(patients: int = 30, seed: int = 0) -> Cohort:
@@ -144,6 +146,46 @@ def test_the_file_fits_no_other_cohort(tmp_path: Path) -> None:
     more = Cohort((*table.studies, replace(table[0], subject="p9")))
     with pytest.raises(CohortError, match=r"1 are new \('p9'\)"):
         read_fold(path, more, 0)
+    save(table[2].images["t1"], picture(seed=99, shape=(8, 8, 8)))
+    with pytest.raises(CohortError, match=r"the images of 1 studies have changed since .* \('p2'\)"):
+        read_fold(path, table, 0)
+
+
+def of_modalities(table: Cohort, names: tuple[str, ...]) -> Cohort:
+    """The same cohort as it is read with other modalities."""
+    return Cohort(
+        tuple(replace(s, images={name: s.images[name] for name in names if name in s.images}) for s in table), names
+    )
+
+
+def test_a_file_serves_models_of_other_modalities(tmp_path: Path) -> None:
+    studies = tuple(write_study(tmp_path / f"p{n}", ("t1", "t1ce", "flair", "dwi"), shape=(8, 8, 8)) for n in range(6))
+    every = ("t1", "t1ce", "flair", "dwi")
+    table, plan = of_modalities(Cohort(studies), STANDARD), FoldPlan(2)
+    path = write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)
+    for names in (("t1ce", "flair"), ("dwi",), every):
+        parts = read_fold(path, of_modalities(Cohort(studies), names), 0)
+        assert sum(map(len, parts.values())) == 6
+    added = replace(studies[1], images=dict(studies[1].images) | {"t2": studies[1].images["dwi"]})
+    save(studies[2].images["flair"], picture(seed=99, shape=(8, 8, 8)))
+    changed = Cohort((studies[0], added, *studies[2:]))
+    with pytest.raises(CohortError, match=r"the images of 2 studies have changed since .* \('p1', 'p2'\)"):
+        read_fold(path, of_modalities(changed, (*every, "t2")), 0)
+    with pytest.raises(CohortError, match=r"the images of 1 studies have changed since .* \('p2'\)"):
+        read_fold(path, of_modalities(changed, ("t1ce", "flair")), 0)
+    assert read_fold(path, of_modalities(changed, ("t1", "t1ce")), 0)
+
+
+def test_files_of_earlier_versions_are_still_read(tmp_path: Path) -> None:
+    table, plan = written(tmp_path), FoldPlan(2)
+    path = write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)
+    content = json.loads(path.read_text())
+    del content["modalities"]
+    for row in content["studies"]:
+        images = json.dumps(row.pop("images"))
+        row["content"] = hashlib.sha256(images.encode()).hexdigest()
+    path.write_text(json.dumps(content))
+    assert read_fold(path, table, 0)
     save(table[2].images["t1"], picture(seed=99, shape=(8, 8, 8)))
     with pytest.raises(CohortError, match=r"the images of 1 studies have changed since .* \('p2'\)"):
         read_fold(path, table, 0)

@@ -179,6 +179,38 @@ def test_many_patients_side_by_side(tmp_path: Path, name: str) -> None:
     ]
 
 
+def test_one_sequence_of_many_patients_side_by_side(tmp_path: Path) -> None:
+    report = index_folder(tree(tmp_path, "p01_t1.nii.gz", "p02_t1.nii.gz", "p03_t1.nii.gz", "p03_t2.nii.gz"))
+    assert [(study.subject, list(study.images)) for study in report.cohort] == [
+        ("p01", ["t1"]),
+        ("p02", ["t1"]),
+        ("p03", ["t1", "t2"]),
+    ]
+    assert not report.problems
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("s3_t1", "s5_t1"),
+        ("scan1_t1", "scan2_t1"),
+        ("anna_v1_t1", "anna_v2_t1"),
+        ("n4_t1", "reg2_t1"),
+        ("p1_t1", "p1_t1_n4", "p2_t1"),
+        ("p1_t1", "t1"),
+    ],
+)
+def test_scans_of_one_patient_are_no_patients(tmp_path: Path, names: tuple[str, ...]) -> None:
+    report = index_folder(tree(tmp_path, "anna/t2.nii.gz", *(f"anna/{name}.nii.gz" for name in names)))
+    assert list(only(report).images) == ["t2"]
+    assert "files claim to be the T1" in report.problems[0].reason
+
+
+def test_visits_side_by_side_in_a_patients_folder(tmp_path: Path) -> None:
+    report = index_folder(tree(tmp_path, "p01/visit1_t1.nii.gz", "p01/visit2_t1.nii.gz", "p02/t1.nii.gz"))
+    assert [study.key for study in report.cohort] == [("p01", "visit1"), ("p01", "visit2"), ("p02", "")]
+
+
 def test_series_numbers_are_no_patients(tmp_path: Path) -> None:
     report = index_folder(tree(tmp_path / "anna", "003_t1.nii.gz", "004_t2.nii.gz", "005_t1.nii.gz"))
     assert list(only(report).images) == ["t2"]
@@ -220,6 +252,74 @@ def test_folders_of_the_same_name_never_leak_a_patient(tmp_path: Path) -> None:
     ]
     assert {problem.path.name for problem in report.problems} == {"a", "b"}
     assert "taken as the patient" in report.problems[0].reason
+
+
+def groups(report: IndexReport) -> dict[tuple[str, str], str]:
+    return {study.key: study.group for study in report.cohort}
+
+
+@pytest.mark.parametrize(
+    "visits",
+    [
+        ("2019_01_31", "2019_02_28"),
+        ("2019.01.31", "31.12.2019"),
+        ("week-000", "week-044-2"),
+        ("06-08-1997-NA-MRI BRAIN-12345", "10-28-1997-NA-MRI-54321"),
+        ("visit1_20190131", "followup-2019-02-28"),
+    ],
+)
+def test_folders_named_as_visits_are_the_patients_own(tmp_path: Path, visits: tuple[str, str]) -> None:
+    report = index_folder(tree(tmp_path, *(f"p01/{visit}/t1.nii.gz" for visit in visits), "p02/t1.nii.gz"))
+    assert groups(report) == {("p01", visits[0]): "p01", ("p01", visits[1]): "p01", ("p02", ""): "p02"}
+    assert not report.problems
+
+
+def test_other_folders_beside_visits_are_visits_too(tmp_path: Path) -> None:
+    report = index_folder(tree(tmp_path, "p01/week-001/t1.nii.gz", "p01/extra/t1.nii.gz", "p02/t1.nii.gz"))
+    assert groups(report) == {("p01", "extra"): "p01", ("p01", "week-001"): "p01", ("p02", ""): "p02"}
+    (problem,) = report.problems
+    assert (
+        problem.reason == "holds folders named as visits beside others, so 'p01' is taken as the patient and they "
+        "as visits"
+    )
+
+
+def test_a_site_with_more_patients_than_visits_is_no_patient(tmp_path: Path) -> None:
+    names = ("p01", "p02", "followup")
+    report = index_folder(tree(tmp_path, *(f"site/{name}/t1.nii.gz" for name in names)))
+    assert sorted(groups(report).values()) == ["p01", "p02", "site"]
+
+
+@pytest.mark.parametrize("name", ["{0}/{0}_t1.nii.gz", "{0}/t1.nii.gz", "data/{0}_t1.nii.gz", "{0}_t1.nii.gz"])
+@pytest.mark.parametrize(
+    ("first", "second", "other"),
+    [
+        ("UPENN-GBM-00001_11", "UPENN-GBM-00001_21", "UPENN-GBM-00002_11"),
+        ("p01_baseline", "p01_followup", "p02_baseline"),
+        ("p01_2019-01-31", "p01_20190228", "p02_31.01.2019"),
+        ("UCSF-PDGM-0429_nifti", "UCSF-PDGM-0429_FU003d_nifti", "UCSF-PDGM-0431_nifti"),
+    ],
+)
+def test_subjects_named_as_visits_share_a_group(tmp_path: Path, name: str, first: str, second: str, other: str) -> None:
+    report = index_folder(tree(tmp_path, *(name.format(subject) for subject in (first, second, other))))
+    group = groups(report)
+    assert group[first, ""] == group[second, ""] != group[other, ""]
+    assert first.startswith(group[first, ""])
+    assert "share a `group`" in report.problems[0].reason
+    assert len(report.problems) == 1
+
+
+def test_numbers_in_a_name_are_no_visits(tmp_path: Path) -> None:
+    names = ("Brats18_2013_10_1", "Brats18_2013_11_1", "BraTS2021_00006", "900-00-1961", "900-00-5303", "TCGA-02-0003")
+    report = index_folder(tree(tmp_path, *(f"{name}/{name}_t1.nii.gz" for name in names)))
+    assert {study.group for study in report.cohort} == set(names)
+    assert not report.problems
+
+
+def test_series_folders_of_an_archives_visit_are_one_study(tmp_path: Path) -> None:
+    visit = "TCGA-02-0003/06-08-1997-NA-MRI BRAIN-12345"
+    study = only(index_folder(tree(tmp_path, f"{visit}/3.000000-AX T1-1/t1.nii", f"{visit}/4.000000-AX T2-2/t2.nii")))
+    assert (study.group, list(study.images)) == ("TCGA-02-0003", ["t1", "t2"])
 
 
 def test_a_copied_patient_stays_one_patient(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from bmmae.data.caching import sound_studies
 from bmmae.data.cohort import Study, read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.loaders import EVALUATION_EPOCH
-from bmmae.data.location import RemoteFile, fingerprint, locate, write_whole
+from bmmae.data.location import RemoteFile, as_seen_from, fingerprint, locate, write_whole
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.data.reading import content_hash, read_header, read_image
 from bmmae.errors import CohortError, ImageError, OutputError
@@ -117,6 +117,23 @@ def test_local_addresses_are_paths() -> None:
     assert locate("a.nii", Path("/data")) == Path("/data/a.nii")
     assert locate("C:/a.nii") == Path("C:/a.nii")
     assert locate("zip://a.nii::s3://bucket/b.zip") == RemoteFile("zip://a.nii::s3://bucket/b.zip")
+
+
+def test_paths_as_seen_from_a_folder_behind_a_link_lead_to_the_file(tmp_path: Path) -> None:
+    for name in ("home/data", "disk/me/tables", "disk/me/images"):
+        (tmp_path / name).mkdir(parents=True)
+    link = tmp_path / "home" / "scratch"
+    link.symlink_to(tmp_path / "disk" / "me")
+    files = [tmp_path / "home" / "data" / "a.nii", link / "images" / "b.nii", link / ".." / "c.nii"]
+    for file in files:
+        file.touch()
+    (tmp_path / "home" / "data" / "d.nii").symlink_to(files[1])
+    for folder in (link, link / "tables", tmp_path / "home", tmp_path / "disk" / "me"):
+        for file in (*files, tmp_path / "home" / "data" / "d.nii"):
+            seen = as_seen_from(folder, file)
+            assert (folder / seen).samefile(file)
+            assert Path(seen).name == file.name
+    assert as_seen_from(link, files[1]) == "images/b.nii", "the two can move together"
 
 
 @pytest.mark.parametrize("way", ["memory", "server"])

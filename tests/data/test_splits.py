@@ -42,6 +42,13 @@ def test_the_tables_own_split_is_used_and_test_studies_are_in_neither_part() -> 
     assert {study.split for study in validation} == {"validation"}
 
 
+def test_studies_that_the_tables_split_leaves_open_are_counted() -> None:
+    table = cohort(9, splits=("train", "validation", None))
+    with pytest.warns(UserWarning, match=r"^6 of 18 studies are not used, .* is blank: mark them train, validation"):
+        train, validation = train_and_validation(table)
+    assert len(train) == len(validation) == 6
+
+
 @pytest.mark.parametrize("share", [0.0001, 0.9999])
 def test_each_part_has_at_least_one_patient(share: float) -> None:
     train, validation = train_and_validation(cohort(2), validation_share=share)

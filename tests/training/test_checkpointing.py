@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import files_of_at_most
+from safetensors.torch import save_file
+from tiny_models import tiny_mae
 from torch import nn
 
 from bmmae.errors import CheckpointError, OutputError
+from bmmae.model.mae import MAE
 from bmmae.training import checkpointing
 from bmmae.training.checkpointing import (
     checkpoint_folder,
@@ -85,6 +89,35 @@ def test_a_failed_write_leaves_the_earlier_ones(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, "last").name == "step-00000001"
 
 
+def save_plainly(model: nn.Module, folder: Path) -> None:
+    save_file(dict(model.state_dict()), folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("writer", ["torch", "safetensors", "save_pretrained"])
+def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path: Path, writer: str) -> None:
+    model, save, state = {
+        "torch": (nn.Linear(2, 2), save_model, {"model": torch.zeros(100_000)}),
+        "safetensors": (nn.Linear(200, 200), save_plainly, {}),
+        "save_pretrained": (tiny_mae(), MAE.save_pretrained, {}),
+    }[writer]
+    write(tmp_path, 1)
+    with (
+        files_of_at_most(30_000),
+        pytest.raises(OutputError, match=r"step-00000002 cannot be written: .*Free some space.*untouched"),
+    ):
+        write_checkpoint(tmp_path, 2, model, state, save)  # type: ignore[arg-type]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_an_error_that_is_not_of_the_disk_keeps_its_form(tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        write_checkpoint(tmp_path, 1, nn.Linear(2, 2), {}, fail)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 @pytest.mark.parametrize("moment", ["_describe", "_flush_tree", "_put_in_place", "_flush"])
 def test_a_kill_at_any_moment_leaves_a_good_one(tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
@@ -103,6 +136,22 @@ def test_a_kill_at_any_moment_leaves_a_good_one(tmp_path: Path, moment: str, mon
     write(tmp_path, 2)
     remove_old_checkpoints(tmp_path, 2, None, keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_what_a_kill_left_of_a_models_own_files_goes(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    for name in ("..writing-step-00000002.0a1b2c3d.tmp", ".writing-step-00000002"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    remove_old_checkpoints(tmp_path, 1, None, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_users_copy_is_no_checkpoint_and_stays(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    (tmp_path / "checkpoints" / "step-00000002").rename(tmp_path / "checkpoints" / "step-00000002-backup")
+    assert find_checkpoint(tmp_path, "last").name == "step-00000001"
+    remove_old_checkpoints(tmp_path, 1, None, keep=1)
+    assert (tmp_path / "checkpoints" / "step-00000002-backup").is_dir()
 
 
 def test_a_step_can_be_written_again(tmp_path: Path) -> None:

@@ -48,9 +48,12 @@ def options(run_dir: Path, changes: dict[str, object]) -> list[str]:
 
 
 def start(
-    started: list[subprocess.Popen[str]], run_dir: Path, ranks: int = 1, **changes: object
+    started: list[subprocess.Popen[str]], *run_dirs: Path, ranks: int = 1, **changes: object
 ) -> list[subprocess.Popen[str]]:
-    """Start the ranks as a scheduler does: one process each, told who they are by the environment."""
+    """Start the ranks as a scheduler does: one process each, told who they are by the environment.
+
+    They have one run folder, unless there is one given for each.
+    """
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     own: list[subprocess.Popen[str]] = []
@@ -58,7 +61,7 @@ def start(
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
         own.append(
             subprocess.Popen(
-                [sys.executable, *options(run_dir, changes)],
+                [sys.executable, *options(run_dirs[rank % len(run_dirs)], changes)],
                 env=environment | (meeting | place if ranks > 1 else {}),
                 stderr=subprocess.PIPE,
                 text=True,
@@ -173,3 +176,14 @@ def test_two_ranks_stopped_killed_and_resumed_equal_two_uninterrupted_and_one(
     train_toy(tmp_path / "one", accumulate=2, **QUIET)
     for two, one in zip(histories(parts), histories(tmp_path / "one"), strict=True):
         assert dict(two) == pytest.approx(dict(one), rel=1e-5)
+
+
+def test_ranks_that_do_not_share_the_run_folder_all_end_with_an_error(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    train_toy(own, **QUIET | {"accumulate": 2})
+    ranks = start(started, own, other, ranks=2)
+    said = [process.communicate(timeout=PATIENCE)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 1]
+    assert all("process 0 starts at step 20, process 1 at step 0" in text for text in said), said

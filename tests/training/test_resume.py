@@ -5,14 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from tiny_models import tiny_config, tiny_segmentation
 from torch import nn
 from toy_training import StopsAt, ToyDataset, ToyTask, rows, same_weights, save_toy, settings, train_toy
 
+from bmmae.checkpoint import describe
+from bmmae.data.preprocess import PreprocessConfig
 from bmmae.errors import CheckpointError, TrainingError
+from bmmae.masking import MaskingConfig
+from bmmae.model.config import ModelConfig
+from bmmae.model.mae import MAE
 from bmmae.training import OptimConfig, find_checkpoint, fit
+from bmmae.training.checkpointing import write_checkpoint
+from bmmae.training.devices import start_accelerator
+from bmmae.training.plan import make_plan
+from bmmae.training.resume import Progress, settings_of
+from bmmae.training.run import begin_run, start_together
+
+OPTIM = OptimConfig(lr=1e-2, warmup_steps=1)
 
 
 @pytest.fixture(autouse=True)
@@ -94,12 +110,90 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
         ({"steps": 20}, r"schedule steps .* was 4 and is now 20"),
         ({"dataset": ToyDataset(30)}, "number of training samples was 22 and is now 30"),
         ({"optim": OptimConfig(lr=2.0, warmup_steps=1)}, "optim.lr was 0.01 and is now 2.0"),
+        ({"optim": replace(OPTIM, weight_decay=0.5)}, "optim.weight_decay was 0.05 and is now 0.5. Restore these, or"),
+        ({"optim": replace(OPTIM, betas=(0.8, 0.9))}, r"optim.betas was \[0.9, 0.95\] and is now \[0.8, 0.9\]"),
+        ({"optim": replace(OPTIM, kind="muon")}, "optim.kind was 'adamw' and is now 'muon'"),
+        ({"optim": replace(OPTIM, clip_norm=None)}, "optim.clip_norm was 1.0 and is now None"),
     ],
 )
 def test_another_training_cannot_be_resumed(tmp_path: Path, change: dict[str, object], message: str) -> None:
     train_toy(tmp_path, steps=4)
     with pytest.raises(TrainingError, match=message):
         train_toy(tmp_path, **({"steps": 4, "resume": True} | change))  # type: ignore[arg-type]
+
+
+def test_a_refused_configuration_is_not_written_down(tmp_path: Path) -> None:
+    train_toy(tmp_path, steps=4)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(TrainingError, match=r"optim\.eps"):
+        train_toy(tmp_path, steps=4, optim=replace(OPTIM, eps=1e-6), resume=True)
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_what_may_change_does(tmp_path: Path) -> None:
+    train_toy(tmp_path, steps=4)
+    longer = replace(OPTIM, schedule_steps=4)  # what it was
+    with pytest.warns(UserWarning, match="train.steps: 4 -> 6"):
+        _, result = train_toy(
+            tmp_path, steps=6, optim=longer, evaluate_every=2, workers=1, log_every=2, keep=1, resume=True
+        )
+    assert (result.status, result.steps) == ("finished", 6)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    train_toy(tmp_path, task=StopsAt(4))
+    (folder,) = (tmp_path / "checkpoints").glob("step-*")
+    state = torch.load(folder / "training_state.pt", weights_only=True)
+    for key in ("optim.kind", "optim.weight_decay", "optim.betas", "optim.eps", "optim.clip_norm"):
+        del state["identity"][key]
+    shutil.rmtree(tmp_path / "checkpoints")
+    write_checkpoint(tmp_path, 4, nn.Linear(1, 1), state, save_toy)
+    _, result = train_toy(tmp_path, resume=True)
+    assert result.status == "finished"
+
+
+MODEL, MASKING, PREPROCESS = tiny_config(kind="cross"), MaskingConfig(), PreprocessConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": replace(MODEL, encoder=replace(MODEL.encoder, heads=4))}, "model.encoder.heads was 2 and is now 4"),
+        ({"model": replace(MODEL, encoder=replace(MODEL.encoder, rotary=True))}, "model.encoder.rotary was False"),
+        ({"model": replace(MODEL, decoder=replace(MODEL.decoder, colocated=True))}, "model.decoder.colocated was Fa"),
+        ({"model": replace(MODEL, targets="patches")}, "model.targets was 'voxels' and is now 'patches'"),
+        ({"preprocess": PreprocessConfig(spacing=(2.0, 2.0, 2.0))}, r"preprocess.spacing was \[1.0, 1.0, 1.0\]"),
+        ({"masking": MaskingConfig(visible_share=0.5)}, "masking.visible_share was 0.25 and is now 0.5"),
+    ],
+)
+def test_another_model_preprocessing_or_masking_is_refused_though_the_weights_fit(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    def start(resume: bool, model: ModelConfig, preprocess: PreprocessConfig, masking: MaskingConfig) -> None:
+        describe(made := MAE(model), preprocess)
+        plan = make_plan(settings(), OPTIM, 22, 1)
+        begin_run(
+            start_accelerator(),
+            made,
+            ToyTask(),
+            None,
+            plan=plan,
+            train=settings(resume=resume),
+            optim=OPTIM,
+            run_dir=tmp_path,
+            save_model=MAE.save_pretrained,
+            masking=masking,
+        ).save()
+
+    given = {"model": MODEL, "preprocess": PREPROCESS, "masking": MASKING}
+    start(False, **given)
+    with pytest.raises(TrainingError, match=message):
+        start(True, **given | change)
+
+
+def test_a_fine_tuned_model_is_known_by_its_settings_too() -> None:
+    found = settings_of(tiny_segmentation(fusion="attention"))
+    assert (found["fusion"], found["width"], found["model.encoder.heads"]) == ("attention", 4, 2)
 
 
 def test_the_same_global_batch_may_be_cut_differently_on_resume(tmp_path: Path) -> None:
@@ -147,3 +241,25 @@ def test_the_index_says_how_the_run_stands(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "checkpoints" / "index.json").read_text())
     assert (index["status"], index["step"], index["last"]) == ("stopped", 5, "step-00000005")
     assert index["best_metric"]["name"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            ("at step 0", "same"),
+            r"process 0 starts at step 8, process 1 at step 0\. .*\(`out`\) on storage that they sh",
+        ),
+        (("not at all", "same"), r"process 0 starts at step 8, process 1 not at all\. "),
+        (("at step 8", "other"), r"process 1 has another configuration or other data than process 0\. "),
+    ],
+)
+def test_processes_that_start_from_different_places_are_refused(
+    monkeypatch: pytest.MonkeyPatch, other: tuple[str, str], message: str
+) -> None:
+    def gather(own: tuple[str, str]) -> list[tuple[str, str]]:
+        return [own, (other[0], own[1] if other[1] == "same" else "another digest")]
+
+    monkeypatch.setattr("bmmae.training.run.gather", gather)
+    with pytest.raises(TrainingError, match=message):
+        start_together(lambda: (Progress(step=8), {}), {"optim.lr": 0.1})

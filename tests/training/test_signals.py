@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 
 import pytest
 
-from bmmae.training.signals import StopRequest, status_of
+from bmmae.config import script
+from bmmae.training.signals import ScriptStop, StoppedEarly, StopRequest, status_of
 
 
 @pytest.mark.parametrize(("number", "level"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGINT, 2)])
@@ -46,6 +48,39 @@ def test_the_time_limit_asks_for_a_stop() -> None:
         assert stop.level == 0
         now = 7200.0
         assert stop.level == 1
+
+
+def test_the_time_limit_counts_from_the_start_of_the_script() -> None:
+    now = 0.0
+    with ScriptStop(clock=lambda: now):
+        now = 3600.0  # of preparation
+        stop = StopRequest(time_limit_hours=2.0, clock=lambda: now)
+        assert stop.level == 0
+        now = 7200.0
+        assert stop.level == 1
+    assert StopRequest(time_limit_hours=2.0, clock=lambda: now).level == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_a_script_that_still_prepares_asks_to_be_resumed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which `script` replaces
+    with pytest.raises(SystemExit) as ended:
+        script(lambda: os.kill(os.getpid(), number))
+    assert ended.value.code == 75
+    assert (
+        f"stopped by {number.name} outside the training loop: start the same command again" in capsys.readouterr().err
+    )
+
+
+def test_the_loop_takes_signals_over_from_the_script_and_gives_them_back() -> None:
+    with ScriptStop():
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.level == 1
+        with pytest.raises(StoppedEarly, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_outside_the_main_thread_signals_are_left_alone() -> None:

@@ -15,6 +15,7 @@ from bmmae.data.raw.atlas import Atlas, load_atlas
 from bmmae.data.raw.extras import require
 from bmmae.data.raw.native import read_registration
 from bmmae.data.raw.study_pipeline import PipelineConfig, Prepared, prepare_study, prepared_before, state_of
+from bmmae.data.replacing import filled_cells, refuse_losing_columns
 from bmmae.errors import BmmaeError, CohortError, ImageError
 
 
@@ -51,11 +52,13 @@ def preprocess_cohort(
         ConfigError: If SimpleITK, or nilearn for its template, is not installed.
         ImageError: If the atlas cannot be read.
         CohortError: If no study could be prepared.
-        OutputError: If the table cannot be written.
+        OutputError: If the table cannot be written, or the one that is there has columns that `cohort` lacks.
     """
     from tqdm import tqdm
 
     config = config or PipelineConfig()
+    made = {"subject", "session", "brain_mask", *cohort.modalities}
+    refuse_losing_columns(out / "cohort.csv", made.union(*map(filled_cells, cohort)))
     require("SimpleITK", "Registration")
     atlas = load_atlas(config.atlas) if config.atlas else None
     work = partial(_prepare, out=out, config=config, atlas=atlas)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bmmae.arrays import Array, Float
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.raw.conversion import convert_series
-from bmmae.data.raw.dicom_files import Series, scan_folder
+from bmmae.data.raw.dicom_files import Identity, Series, scan_folder
 from bmmae.data.raw.extras import dcm2niix_program
 from bmmae.data.raw.privacy import Pseudonym, pseudonyms, read_mapping, series_key
 from bmmae.data.raw.series_table import STRUCTURES, Row, propose
 from bmmae.data.raw.structures import Choice, choose, draw_labels, read_structures
 from bmmae.data.reading import write_image
+from bmmae.data.replacing import refuse_losing_columns
 from bmmae.errors import BmmaeError, CohortError
 from bmmae.modalities import STANDARD, in_table_order
 from bmmae.patches import Triple
@@ -71,8 +72,33 @@ def find_series(folder: Path, wanted: Sequence[str] = STANDARD, mapping: Path | 
         ConfigError: If pydicom is not installed.
     """
     scan = scan_folder(folder)
-    names = pseudonyms(scan.series, read_mapping(mapping) if mapping else ())
-    return Found(scan.series, names, propose(scan.series, names, wanted), scan.unreadable)
+    series = _with_images(scan.series)
+    names = pseudonyms(series, read_mapping(mapping) if mapping else ())
+    return Found(series, names, propose(series, names, wanted), scan.unreadable)
+
+
+def _with_images(series: Sequence[Series]) -> tuple[Series, ...]:
+    """Put structures whose study holds no MR into the patient's visit that holds the series they refer to."""
+    images = {item.uid: item.identity for item in series if not item.is_structures}
+    visits = {item.identity.study_uid for item in series if item.acquisition.kind == "MR"}
+    return tuple(
+        _moved(item, images) if item.is_structures and item.identity.study_uid not in visits else item
+        for item in series
+    )
+
+
+def _moved(item: Series, images: Mapping[str, Identity]) -> Series:
+    own = item.identity
+    try:
+        references = read_structures(item).references
+    except BmmaeError:  # told when it is converted
+        return item
+    homes = {images[uid].study_uid: images[uid] for uid in references if uid in images}
+    if len(homes) != 1 or (home := homes.popitem()[1]).person != own.person:
+        return item
+    # Its own date and number must still not get out.
+    others = (*own.others, own.study_uid, own.study_date)
+    return replace(item, identity=replace(own, study_uid=home.study_uid, study_date=home.study_date, others=others))
 
 
 def import_series(
@@ -97,7 +123,7 @@ def import_series(
     Raises:
         ConfigError: If dcm2niix is not installed.
         CohortError: If nothing could be converted.
-        OutputError: If the cohort cannot be written.
+        OutputError: If the cohort cannot be written, or someone added columns to the one that is there.
     """
     from tqdm import tqdm
 
@@ -107,6 +133,9 @@ def import_series(
     for row in rows:
         if row.modality:
             visits.setdefault(row.name, []).append(row)
+    table = out / "cohort.csv"
+    chosen_columns = {row.modality for chosen in visits.values() for row in chosen}
+    refuse_losing_columns(table, {"subject", "session", *wanted, *chosen_columns})
     studies: list[Study] = []
     problems = list(found.problems)
     for name, chosen in tqdm(visits.items(), desc="import", unit="visit", disable=not progress, leave=False):
@@ -119,7 +148,7 @@ def import_series(
             f"nothing was imported: {listed}; fill in the table's `modality` column, pass it with --table"
         )
     cohort = Cohort(tuple(studies), in_table_order(wanted))
-    return Imported(cohort.write(out / "cohort.csv"), cohort, tuple(problems))
+    return Imported(cohort.write(table), cohort, tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -136,6 +165,9 @@ class _Visit:
 
     def convert(self, series: dict[str, Series], structures: Sequence[Choice]) -> Study | None:
         """Write the images and the segmentation; None if no image could be converted."""
+        if set(series) == {STRUCTURES}:
+            alone = "its visit has no image: give the series that it refers to a modality in the table, or leave it out"
+            self._report(STRUCTURES, CohortError(alone))
         images: dict[str, Path] = {}
         grids: dict[str, Grid] = {}
         for modality in in_table_order(name for name in series if name != STRUCTURES):

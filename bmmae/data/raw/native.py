@@ -47,6 +47,7 @@ class Registration:
         natives: Modality to scan.
         state: Hash of sources and settings: another one means that the study must be prepared again.
         remarks: What the study's user should know.
+        files: Names of the files that were written beside it; none in those of earlier versions.
     """
 
     reference: str
@@ -55,9 +56,10 @@ class Registration:
     natives: dict[str, Native]
     state: str = ""
     remarks: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> Path:
-        """Write `registration.json`, which names no file and no person.
+        """Write `registration.json`, which names no scan and no person.
 
         Raises:
             OutputError: If it cannot be written.
@@ -80,8 +82,15 @@ def read_registration(folder: str | Path) -> Registration:
             name: Native(_grid(item["grid"]), np.array(item["matrix"]), item["before"], item["after"])
             for name, item in content["natives"].items()
         }
-        grid, state, remarks = _grid(content["grid"]), content["state"], tuple(content["remarks"])
-        return Registration(content["reference"], content["atlas"], grid, natives, state, remarks)
+        return Registration(
+            content["reference"],
+            content["atlas"],
+            _grid(content["grid"]),
+            natives,
+            content["state"],
+            tuple(content["remarks"]),
+            tuple(content.get("files", ())),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImageError(
             f"{path} cannot be read: expected the file that `bmmae preprocess` leaves in a study's folder"

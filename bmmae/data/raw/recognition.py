@@ -28,8 +28,20 @@ FEWEST_SLICES = 8
 WEIGHTING = re.compile(r"(?<![a-z0-9])t([12])[-_ ]?(?:w|weighted)?(?![a-z0-9*])")
 DARK_FLUID = re.compile(rf"dark[-_ ]?fluid|tirm|(?<![a-z])fla(?![a-z])|{FLAIR}")
 T1_BRANDS = re.compile(r"mp[-_ ]?rage|fspgr|spgr|bravo|(?<![a-z])tfl|(?<![a-z])tfe|vibe|mp2rage")
-WITH_CONTRAST = re.compile(r"(?<![a-z])(?:post|gd|gad\w*|contrast|km|ce|c\+|\+c|\+ ?gd|\+ ?km|enhanced)(?![a-z])")
-WITHOUT_CONTRAST = re.compile(r"(?<![a-z])(?:pre|native|nativ|w/?o|without|non|no|pre[-_ ]?contrast|-c|c-)(?![a-z])")
+AGENT = r"(?:[ck]ontrast[a-z]*|gad[a-z]*|gd|km|ce|enhanced)"
+WITH_CONTRAST = re.compile(rf"(?<![a-z])(?:post(?:con|c|{AGENT})?|{AGENT}|c ?\+|\+c|\+ ?gd|\+ ?km)(?![a-z])")
+WITHOUT_CONTRAST = re.compile(
+    rf"(?<![a-z])(?:(?:pre|native|nativ|w/?o|without|ohne|vor|non|no|-c|c-)(?![a-z])(?:[-_ ]*{AGENT}(?![a-z]))?"
+    rf"|pre{AGENT}(?![a-z]))"
+)
+WITH, WITHOUT = "(?:w(?:/|ith)?|mit)", "(?:w/?o|without|ohne)"
+WITH_AND_WITHOUT = re.compile(
+    rf"(?<![a-z0-9])(?:{WITH}[-_ ]*(?:and|und|[&+/])?[-_ ]*{WITHOUT}|{WITHOUT}[-_ ]*(?:and|und|[&+/])[-_ ]*{WITH})"
+    rf"(?![a-z])(?:[-_ ]*{AGENT}(?![a-z]))?"
+)
+"""Words of a whole examination, which do not say what one series of it is."""
+LONE_C = re.compile(r"(?<![a-z0-9])t1w?[-_ ]c(?![a-z0-9-])")
+"""Contrast to some, coronal to others."""
 OPERATION = re.compile(r"(?:pre|post)[-_ ]?(?:op\w*|surg\w*|rt|treatment|tx|radio\w*)")
 """Words about therapy, not about contrast."""
 
@@ -120,6 +132,9 @@ def _apart(series: Series) -> str | None:
     """Return why a series is none of the standard sequences, if it is not."""
     acquisition = series.acquisition
     text = " ".join(acquisition.description).lower()
+    if acquisition.image_type[:2] == ("ORIGINAL", "PRIMARY"):
+        # `t1_mpr_ns_sag` is an MPRAGE of Siemens; reformats are DERIVED.
+        text = re.sub(r"(?<![a-z])mpr(?![a-z])", " ", text)
     reasons = [APART_TYPES[word] for word in acquisition.image_type if word in APART_TYPES]
     reasons += [reason for reason, pattern in APART_WORDS.items() if re.search(pattern, text)]
     if acquisition.kind != "MR":
@@ -153,22 +168,22 @@ def _weighed(acquisition: Acquisition) -> Verdict:
 def _with_contrast(name: str, text: str, agent: str, reason: str) -> Verdict:
     if name not in MR_OF_CONTRAST:
         return Verdict("taken", name, reason)
-    words = OPERATION.sub(" ", text)
-    without = bool(WITHOUT_CONTRAST.search(words))
-    # "without contrast" holds a word of both lists.
-    with_it = bool(WITH_CONTRAST.search(WITHOUT_CONTRAST.sub(" ", words))) and not (without and not agent)
+    words, examined_with_and_without = WITH_AND_WITHOUT.subn(" ", OPERATION.sub(" ", text))
+    rest, without = WITHOUT_CONTRAST.subn(" ", words)
+    # "without IV contrast" holds a word of both lists.
+    with_it = WITH_CONTRAST.search(re.sub(r"[ck]ontrast[a-z]*", " ", rest) if without else rest) is not None
     if agent and without:
         return Verdict("ambiguous", None, f"named as without contrast, but the header names an agent ({reason})")
-    if without and WITH_CONTRAST.search(re.sub(r"contrast", " ", words)):
+    if (without and with_it) or (examined_with_and_without and not without and not with_it):
         return Verdict("ambiguous", None, f"its name says both with and without contrast ({reason})")
     if agent or with_it:
         return Verdict(
             "taken", MR_OF_CONTRAST[name], f"{reason}, {'contrast agent' if agent else 'named with contrast'}"
         )
-    if not WEIGHTING.search(text) and not T1_BRANDS.search(text):
-        # The parameters are the same before and after the agent.
-        return Verdict("ambiguous", None, f"{name} by {reason}, but nothing says whether before or after contrast")
-    return Verdict("taken", name, reason)
+    if (WEIGHTING.search(text) or T1_BRANDS.search(text)) and not LONE_C.search(words):
+        return Verdict("taken", name, reason)
+    # The parameters are the same before and after the agent.
+    return Verdict("ambiguous", None, f"{name} by {reason}, but nothing says whether before or after contrast")
 
 
 def _by_name(text: str) -> set[str]:

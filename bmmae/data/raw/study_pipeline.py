@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,11 +23,11 @@ from bmmae.data.location import fingerprint
 from bmmae.data.raw import stripping
 from bmmae.data.raw.atlas import Atlas
 from bmmae.data.raw.bias import corrected
-from bmmae.data.raw.native import FILE, Native, Registration
+from bmmae.data.raw.native import FILE, Native, Registration, read_registration
 from bmmae.data.raw.registration import RegistrationConfig, register
 from bmmae.data.raw.resampling import Grid, Volume, coverage, resample
-from bmmae.data.reading import read_image, read_labels, write_image
-from bmmae.errors import ImageError, OutputError
+from bmmae.data.reading import read_header, read_image, read_labels, write_image
+from bmmae.errors import ImageError, OccupiedError, OutputError
 from bmmae.modalities import STANDARD, in_table_order
 
 T1, T1CE, T2, FLAIR = STANDARD
@@ -42,6 +43,8 @@ HEAD_PITCHES = (-20.0, 0.0, 20.0)
 
 SMALLEST_BRAIN = 1000
 DESCRIPTION = "bmmae preprocess"
+MASK_DESCRIPTION = "bmmae"
+MASK, SEG = "brain_mask.nii.gz", "seg.nii.gz"
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def prepare_study(study: Study, folder: Path, config: PipelineConfig, atlas: Atl
         atlas: The template of `config.atlas`, loaded.
 
     Raises:
+        OccupiedError: If a file that no earlier run has made is where one is going to be written.
         BmmaeError: If a scan cannot be read or registered, or a result not be written.
     """
     _clear(study, folder)
@@ -126,40 +130,72 @@ def prepare_study(study: Study, folder: Path, config: PipelineConfig, atlas: Atl
         raw.reference, atlas.name if atlas else None, grid, natives, state_of(study, config, atlas), remarks
     )
     brain = _brain(raw, registration)
+    files = (*map(_image_name, natives), *([] if brain is None else [MASK]), *([] if study.seg is None else [SEG]))
+    # First: whenever a run is killed, its note lists each of its files, and a study is complete if all are there.
+    replace(registration, files=files).write(folder)
     images = _write_images(raw, registration, brain, folder, config)
-    mask = None if brain is None else write_image(folder / "brain_mask.nii.gz", brain, grid.affine)
+    mask = None if brain is None else write_image(folder / MASK, brain, grid.affine, description=MASK_DESCRIPTION)
     seg = _write_segmentation(study, registration, folder)
-    # Last: its presence says that the study is complete.
-    registration.write(folder)
     return Prepared(replace(study, images=images, seg=seg, lesion=None, brain_mask=mask, brain_masks={}), remarks)
 
 
 def prepared_before(study: Study, folder: Path, registration: Registration) -> Study:
     """Return the row of a study that was prepared by an earlier run."""
-    images = {name: folder / f"{name}.nii.gz" for name in registration.natives}
-    mask, seg = folder / "brain_mask.nii.gz", folder / "seg.nii.gz"
+    images = {name: folder / _image_name(name) for name in registration.natives}
+    mask = folder / MASK
+    masked = MASK in registration.files if registration.files else mask.is_file()
     return replace(
         study,
         images=images,
-        seg=seg if study.seg else None,
+        seg=folder / SEG if study.seg else None,
         lesion=None,
-        brain_mask=mask if mask.is_file() else None,
+        brain_mask=mask if masked else None,
         brain_masks={},
     )
 
 
+def _image_name(modality: str) -> str:
+    return f"{modality}.nii.gz"
+
+
 def _clear(study: Study, folder: Path) -> None:
-    """Remove what an earlier run left of this study, so that nothing of two runs is mixed.
+    """Remove what an earlier run made of this study, so that nothing of two runs is mixed.
 
     Raises:
         OutputError: If that would be one of the sources.
+        OccupiedError: If a file that no earlier run has made is where one is going to be written.
     """
-    names = (*study.images, "brain_mask", "seg")
-    old = {(folder / f"{name}.nii.gz").resolve() for name in names}
-    if old & {file.resolve() for file in study.files() if isinstance(file, Path)}:
+    images = [*map(_image_name, study.images)]
+    made = _made(folder, [*images, MASK, SEG])
+    sources = {file.resolve() for file in study.files() if isinstance(file, Path)}
+    if sources & {(folder / name).resolve() for name in (*images, MASK, SEG, *made)}:
         raise OutputError(f"{folder} holds the raw scans themselves: name another --out")
-    for path in (folder / FILE, *old):
-        path.unlink(missing_ok=True)
+    masked = study.brain_mask is not None or study.brain_masks or stripping.installed()
+    for name in (*images, *([MASK] if masked else []), *([SEG] if study.seg else [])):
+        path = folder / name
+        if path.exists() and name not in made:
+            raise OccupiedError(f"{path} exists, and no earlier run has made it: move it away, or choose another --out")
+    for name in (*made, FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _made(folder: Path, names: Iterable[str]) -> set[str]:
+    """Return the names of the files that an earlier run has made: those that its note lists."""
+    try:
+        listed = read_registration(folder).files
+    except ImageError:
+        listed = ()
+    # Earlier versions listed none, and left no note where they were killed: their files are known by a description.
+    return {Path(name).name for name in listed} or {name for name in names if _is_described(folder / name)}
+
+
+def _is_described(path: Path) -> bool:
+    """Tell whether a file's header has the description that is written here."""
+    try:
+        found = bytes(read_header(path).raw["descrip"]).decode(errors="replace").rstrip("\0")
+    except ImageError:
+        return False
+    return found == (MASK_DESCRIPTION if path.name == MASK else DESCRIPTION)
 
 
 def _read(study: Study) -> tuple[_Raw, tuple[str, ...]]:
@@ -272,7 +308,7 @@ def _write_images(
             moved = np.where(scanned, np.where(moved == 0, np.float32(SCANNED_ZERO), moved), np.float32(0))
         if not moved.any():
             raise ImageError(f"nothing of {name} lies on the common grid: is it a scan of the same head?")
-        paths[name] = write_image(folder / f"{name}.nii.gz", moved, registration.grid.affine, description=DESCRIPTION)
+        paths[name] = write_image(folder / _image_name(name), moved, registration.grid.affine, description=DESCRIPTION)
     return paths
 
 
@@ -285,4 +321,4 @@ def _write_segmentation(study: Study, registration: Registration, folder: Path) 
     ranked = sorted(natives, key=lambda name: name != registration.reference)
     owner = next((name for name in ranked if natives[name].grid.same(volume.grid)), registration.reference)
     moved = resample(volume, natives[owner].matrix, registration.grid, "label")
-    return write_image(folder / "seg.nii.gz", moved, registration.grid.affine, description=DESCRIPTION)
+    return write_image(folder / SEG, moved, registration.grid.affine, description=DESCRIPTION)

@@ -101,6 +101,28 @@ def test_contours_off_the_slices_or_on_another_series_are_refused(patient: Patie
     assert "0 of which were imported" in imported(other.folder, tmp_path / "b")[1][0]
 
 
+def test_structures_in_a_study_of_their_own_join_the_visit_that_they_refer_to(patient: Patient, tmp_path: Path) -> None:
+    patient.series("T1 ax", phantom(1))
+    later = Patient(patient.folder / "later", date="20200314")
+    uid = later.series("T1 ax")
+    drawn = Patient(patient.folder / "drawn", date="20210314")
+    drawn.contours(uid, {"GTV": [rectangle((2, 2), (8, 8), 4, oblique())]})
+    found = find_series(patient.folder)
+    report = import_series(found, found.rows, tmp_path / "out", progress=False)
+    assert [(study.session, study.seg is not None) for study in report.cohort] == [("ses-1", False), ("ses-2", True)]
+    assert not report.problems
+
+
+def test_structures_without_their_images_are_told(
+    patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient.series("T1 ax")
+    drawn = Patient(patient.folder / "drawn", date="20210314")
+    drawn.contours("1.2.3", {"GTV": [rectangle((2, 2), (8, 8), 4, oblique())]})
+    assert main(["import-dicom", str(patient.folder), "--out", str(tmp_path / "out"), "--yes"]) == 1
+    assert "left out: sub-0001 ses-2, seg: its visit has no image: give the series" in capsys.readouterr().err
+
+
 def test_a_segmentation_on_another_grid_is_refused(patient: Patient, tmp_path: Path) -> None:
     uid = patient.series("T1 ax")
     mask = np.zeros(phantom().shape, bool)
@@ -184,6 +206,20 @@ def test_an_edited_table_decides(patient: Patient, tmp_path: Path, capsys: pytes
     table.write_text("key,modality\nffff,t2\n")
     assert main(["import-dicom", str(patient.folder), "--out", str(out), "--table", str(table)]) == 2
     assert "no series with key 'ffff' in this folder" in capsys.readouterr().err
+
+
+def test_columns_added_to_the_cohort_are_kept(
+    patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient.series("T2 tse", number=1, **LONG)
+    command = ["import-dicom", str(patient.folder), "--out", str(tmp_path / "out"), "--yes"]
+    assert main(command) == 0
+    assert main(command) == 0
+    table = tmp_path / "out" / "cohort.csv"
+    header, row = table.read_text().splitlines()
+    table.write_text(f"{header},seg,idh\n{row},mine.nii.gz,1\n")
+    assert main(command) == 2
+    assert "lacks its columns seg, idh: choose another --out" in capsys.readouterr().err
 
 
 def test_a_table_of_other_numbers_is_refused(

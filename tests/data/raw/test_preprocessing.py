@@ -1,5 +1,6 @@
 """Raw scans on grids of their own come out on one, can go back, and one broken study stops no other."""
 
+import json
 import os
 import stat
 import sys
@@ -128,6 +129,13 @@ def test_a_finished_study_is_kept_until_its_sources_or_settings_change(
     assert state != study_pipeline.state_of(raw, COARSE, None)
 
 
+def test_columns_added_to_the_prepared_table_are_kept(tmp_path: Path) -> None:
+    study = Study(subject="a", images={T1: tmp_path / "t1.nii.gz"}, values={"age": 61.0})
+    (tmp_path / "cohort.csv").write_text("subject,t1,brain_mask,age,idh\na,a/t1.nii.gz,a/brain_mask.nii.gz,61,1\n")
+    with pytest.raises(OutputError, match="lacks its columns idh: choose another --out"):
+        preprocess_cohort(Cohort((study,)), tmp_path, COARSE, progress=False)
+
+
 def test_a_broken_study_is_reported_and_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = raw_study(tmp_path / "good", (T1CE,), "good")
     broken = raw_study(tmp_path / "broken", (T1CE,), "broken")
@@ -208,6 +216,57 @@ def test_raw_scans_are_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="holds the raw scans themselves"):
         study_pipeline.prepare_study(study, tmp_path / "a", COARSE, None)
     assert study.images[T1CE].is_file()
+
+
+@pytest.mark.parametrize("name", ["seg.nii.gz", "brain_mask.nii.gz"])
+def test_what_no_run_has_made_stays_and_is_not_taken_for_a_result(tmp_path: Path, name: str) -> None:
+    whole = raw_study(tmp_path / "in", (T1CE,))
+    bare, out = replace(whole, seg=None, brain_mask=None), tmp_path / "out"
+    preprocess_cohort(Cohort((bare,)), out, COARSE, progress=False)
+    drawn = out / "a" / name
+    drawn.write_bytes(b"drawn by hand")
+    for _ in range(2):
+        os.utime(bare.images[T1CE])
+        report = preprocess_cohort(Cohort((bare,)), out, COARSE, progress=False)
+        again = preprocess_cohort(Cohort((bare,)), out, COARSE, progress=False)
+        assert not report.failures + again.failures
+        assert read_cohort(again.table)[0].brain_mask is None
+        assert drawn.read_bytes() == b"drawn by hand"
+    with pytest.raises(CohortError, match=f"{name} exists, and no earlier run has made it: move it away, or choose"):
+        preprocess_cohort(Cohort((whole,)), out, COARSE, progress=False)
+    assert drawn.read_bytes() == b"drawn by hand"
+    assert (out / "a" / f"{T1CE}.nii.gz").is_file()
+
+
+def test_what_earlier_runs_have_made_is_replaced(tmp_path: Path) -> None:
+    study, out = raw_study(tmp_path / "in", (T1CE,)), tmp_path / "out"
+    preprocess_cohort(Cohort((study,)), out, COARSE, progress=False)
+    note = out / "a" / "registration.json"
+    content = json.loads(note.read_text())
+    assert content.pop("files") == ["t1ce.nii.gz", "brain_mask.nii.gz", "seg.nii.gz"]
+    note.write_text(json.dumps(content))  # as earlier versions wrote it
+    finer = replace(COARSE, spacing=3.0)
+    preprocess_cohort(Cohort((study,)), out, finer, progress=False)
+    grids = {read_image(out / "a" / f"{name}.nii.gz").shape for name in (T1CE, "seg", "brain_mask")}
+    assert len(grids) == 1
+    study_pipeline.prepare_study(replace(study, seg=None, brain_mask=None), out / "a", finer, None)
+    assert sorted(path.name for path in (out / "a").iterdir()) == ["registration.json", "t1ce.nii.gz"]
+
+
+def test_a_killed_run_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, out = raw_study(tmp_path / "in", (T1CE,)), tmp_path / "out"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_pipeline, "_write_segmentation", killed)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess_cohort(Cohort((study,)), out, COARSE, progress=False)
+    assert (out / "a" / f"{T1CE}.nii.gz").is_file()
+    report = preprocess_cohort(Cohort((study,)), out, COARSE, progress=False)
+    assert not report.failures
+    assert all(path.is_file() for path in read_cohort(report.table)[0].files())
 
 
 @pytest.mark.parametrize(("module", "config"), [("SimpleITK", COARSE), ("nilearn", PipelineConfig(atlas="mni152"))])

@@ -1,0 +1,72 @@
+"""A cohort table that someone has filled in is never replaced by one that says less."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from bmmae.data.cohort import Cohort, Study
+from bmmae.data.tables import is_blank, read_rows
+from bmmae.errors import OutputError
+
+MOST_NAMED = 5
+
+
+def refuse_losing(path: Path, cohort: Cohort) -> None:
+    """Refuse to replace a table with rows or filled cells that the new one lacks, or with other groups.
+
+    Args:
+        path: Where the cohort is going to be written.
+        cohort: What will be there; an image's path may change.
+
+    Raises:
+        OutputError: Naming the columns and rows.
+        CohortError: If something other than a table is there.
+    """
+    new = {study.key: {"group": study.group, **filled_cells(study)} for study in cohort}
+    columns: dict[str, None] = {}
+    rows: list[str] = []
+    for row in read_rows(path) if path.is_file() else ():
+        old = {name: cell for name, cell in row.items() if not is_blank(cell)}
+        key = old.pop("subject", ""), old.pop("session", "")
+        if key[0] and key not in new:
+            rows.append(" ".join(key).strip())
+        else:
+            columns |= dict.fromkeys(_lost(old, new.get(key, {})))
+    _refuse(path, columns, rows)
+
+
+def refuse_losing_columns(path: Path, columns: Collection[str]) -> None:
+    """Refuse to replace a table in which other columns than these are filled.
+
+    Raises:
+        OutputError: Naming them.
+        CohortError: If something other than a table is there.
+    """
+    held = read_rows(path) if path.is_file() else []
+    filled = dict.fromkeys(name for row in held for name, cell in row.items() if not is_blank(cell))
+    _refuse(path, [name for name in filled if name not in columns], ())
+
+
+def filled_cells(study: Study) -> dict[str, object]:
+    """Return what a study's row says, subject and session apart; a group that is the subject is left out."""
+    group = None if study.group == study.subject else study.group
+    cells = {"group": group, "split": study.split, "time": study.time, "event": study.event, **study.by_role()}
+    return {name: cell for name, cell in {**cells, **study.values}.items() if cell is not None}
+
+
+def _lost(old: Mapping[str, str], new: Mapping[str, object]) -> list[str]:
+    return [name for name, cell in old.items() if name not in new or (name == "group" and cell != new[name])]
+
+
+def _refuse(path: Path, columns: Iterable[str], rows: Iterable[str]) -> None:
+    lost = [f"{what} {_few(list(names))}" for what, names in (("columns", columns), ("rows", rows)) if names]
+    if lost:
+        raise OutputError(
+            f"{path} is there already and the new table lacks its {' and '.join(lost)}: choose another --out and join "
+            "the two by subject and session, or move the old one away"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")

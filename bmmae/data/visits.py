@@ -1,0 +1,45 @@
+"""What names of folders and subjects say of visits: `week-044-2`, `2019_01_31`, `p01_baseline`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+VISIT = re.compile(
+    r"(ses(sion)?|visit|time[-_ ]?point|tp|week|month|day|baseline|follow[-_ ]?up|fu|pre[-_ ]?op|post[-_ ]?op)"
+    r"([-_ ]?\d{1,3}d?([-_ ]\d)?)?|ses-\w+",
+    re.I,
+)
+DATE = re.compile(
+    r"(19|20)\d\d[-_. ]?(0[1-9]|1[0-2])[-_. ]?(0[1-9]|[12]\d|3[01])"
+    r"|(0?[1-9]|[12]\d|3[01])[-_. ](0?[1-9]|[12]\d|3[01])[-_. ](19|20)\d\d"
+)
+ARCHIVE = re.compile(r"\d\d-\d\d-(19|20)\d\d-.+")
+"""How The Cancer Imaging Archive names a visit: `06-08-1997-NA-MRI BRAIN-12345`, with one folder a series below it."""
+MOMENT = rf"(?:{VISIT.pattern}|{DATE.pattern})"
+MOMENTS = re.compile(rf"{MOMENT}([-_. ]{MOMENT})*", re.I)
+PATIENTS = (
+    re.compile(rf"(?P<patient>.*?\d.*?)[-_. ]{MOMENTS.pattern}", re.I),
+    re.compile(r"(?P<patient>UPENN-GBM-\d{5})_\d\d", re.I),
+)
+"""Names of a patient's visit. Only a number makes a name a patient's: `scan_baseline` may be anyone's."""
+
+
+def is_visit(place: Sequence[str]) -> bool:
+    """Tell whether the last of these folders is a visit of the one above it; in the root, dates may be patients."""
+    if len(place) < 2:
+        return bool(place and VISIT.fullmatch(place[0]))
+    return bool(MOMENTS.fullmatch(place[-1]) or ARCHIVE.fullmatch(place[-1]))
+
+
+def patient_of(subject: str) -> str:
+    """Return a subject's name without the visit that it ends in: `p01` of `p01_baseline`."""
+    plain = re.sub(r"[-_ ](nifti|nii)$", "", subject, flags=re.IGNORECASE)
+    patient = next((found["patient"] for pattern in PATIENTS if (found := pattern.fullmatch(plain))), plain)
+    return subject if MOMENTS.fullmatch(patient) else patient
+
+
+def without_series(place: list[str]) -> list[str]:
+    """Leave out the folders of single series below an archive's visit."""
+    last = next((i for i, part in enumerate(place) if i and ARCHIVE.fullmatch(part)), len(place))
+    return place[: last + 1]
