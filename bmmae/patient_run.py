@@ -107,6 +107,7 @@ def fine_tune(config: PatientConfig) -> int:
     model = PatientModel(_model_config(config, shape, columns, parts.train))
     if pretrained:
         load_encoder(model, pretrained)
+    model.encoder.requires_grad_(config.mode == "full")
     parent = config.model if pretrained else None
     inherited = provenance_of(pretrained) if pretrained else None
     describe(model, preprocess, training_provenance(parts.cohort, parts.train, parent, cache, inherited))
@@ -204,8 +205,6 @@ def _fit_network(config: PatientConfig, model: PatientModel, parts: Parts, cache
         raise ConfigError("head.start=linear knows no fusion: set beside.fusion=false, or head.start=random")
     if head.start == "linear" and find_start(config.out, config.train.resume) is None:
         _fit_heads(config, model, parts, cache)
-    if config.mode == "head":
-        model.encoder.requires_grad_(False)
     task = PatientTask(model.config, importance=head.importance, focal=head.focal, token_share=head.token_share)
     result = fit(
         model,

@@ -62,7 +62,7 @@ def picture_reconstruction(model: MAE, sample: Sample) -> Pictures:
     brain = brain[:, None]
     exists = model.tokens(images, available, valid & brain)
     asked = exists & mask
-    guess = model.predict(images, exists & ~mask, asked)
+    guess = model.predict(images, exists & ~mask, asked, valid)
     patch = model.config.patch
     hidden = spread(asked, patch_grid(images.shape[-3:], patch), patch)
     absent = torch.zeros_like(images)
@@ -72,7 +72,7 @@ def picture_reconstruction(model: MAE, sample: Sample) -> Pictures:
         if bool(others.any()):
             wanted = torch.zeros_like(exists)
             wanted[:, index] = model.tokens(images, torch.ones_like(available), brain)[:, index]
-            absent[:, index] = model.predict(images, others, wanted)[:, index]
+            absent[:, index] = model.predict(images, others, wanted, valid)[:, index]
     return Pictures(
         images=images[0].cpu().numpy(),
         available=available[0].cpu().numpy(),

@@ -116,8 +116,9 @@ def predict_absent(model: MAE, window: CentralWindow, wanted: int) -> Array:
     given[:, wanted] = False
     asked = torch.zeros_like(given)
     asked[:, wanted] = True
-    visible = model.tokens(volumes, given, torch.from_numpy(window.valid)[None] & brain)
-    return np.asarray(model.predict(volumes, visible, model.tokens(volumes, asked, brain))[0, wanted].numpy())
+    valid = torch.from_numpy(window.valid)[None]
+    visible, targets = model.tokens(volumes, given, valid & brain), model.tokens(volumes, asked, brain)
+    return np.asarray(model.predict(volumes, visible, targets, valid)[0, wanted].numpy())
 
 
 def verdict(scores: Sequence[SynthesisScore]) -> str:

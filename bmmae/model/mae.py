@@ -156,6 +156,7 @@ class MAE(PretrainedModel):
         volumes: Float[Tensor, "B M H W D"],
         visible: Bool[Tensor, "B M L"],
         targets: Bool[Tensor, "B M L"],
+        valid: Bool[Tensor, "B M H W D"] | None = None,
     ) -> Float[Tensor, "B M H W D"]:
         """Return volumes that hold the predicted target patches, and zero elsewhere.
 
@@ -166,6 +167,7 @@ class MAE(PretrainedModel):
             volumes: Z-scores, exactly 0 where not scanned and outside the brain.
             visible: True = the encoder sees this token.
             targets: True = predict this token.
+            valid: True = scanned; None where each modality covers all of its visible patches.
         """
         size = as_triple(volumes.shape[-3:])
         out = self.place(self(volumes, visible, targets).values, targets, size)
@@ -176,9 +178,9 @@ class MAE(PretrainedModel):
         for sample, asked in enumerate(targets.any(-1)):
             wanted = asked.nonzero()[:, 0].tolist()
             readable = visible[sample] & ~asked[:, None]
-            scanned = (volumes[sample] != 0) & readable.any(-1)[:, None, None, None]
-            brain = scanned.any(0)
-            scanned &= spread(readable, grid, self.config.patch)
+            brain = (volumes[sample] * readable.any(-1)[:, None, None, None] != 0).any(0)
+            scanned = spread(readable, grid, self.config.patch) & brain
+            scanned = scanned if valid is None else scanned & valid[sample]
             here = spread(targets[sample][wanted], grid, self.config.patch)
             made = self.synthesis.predict(volumes[sample], scanned, brain & here.any(0), spacing, wanted)
             known = made.known & here

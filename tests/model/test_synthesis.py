@@ -192,17 +192,21 @@ def test_the_model_prefers_voxels_to_patches_where_they_are_known() -> None:
 def test_voxels_that_one_modality_lacks_are_not_read_as_its_mean() -> None:
     """A field of view that ends inside a patch."""
     model, images = tiny_mae(synthesis=8), volumes()
-    images[:, T1CE, :, :, 12:] = 0
+    valid = torch.ones_like(images) > 0
+    valid[:, T1CE, :, :, 12:] = False
+    images = images * valid
     visible = torch.zeros(1, 4, 8, dtype=torch.bool)
     visible[:, :2] = True
     targets = torch.zeros_like(visible)
     targets[:, FLAIR] = True
-    scanned = images[0] != 0
+    scanned = valid[0].clone()
     scanned[2:] = False
     assert model.synthesis is not None
     expected = model.synthesis.predict(images[0], scanned, scanned.any(0), ONE_MM, [FLAIR])
     assert bool(expected.known.all())
-    torch.testing.assert_close(model.predict(images, visible, targets)[0, FLAIR], expected.values[0])
+    made = model.predict(images, visible, targets, valid)[0, FLAIR]
+    torch.testing.assert_close(made, expected.values[0])
+    assert not torch.allclose(model.predict(images, visible, targets)[0, FLAIR], made, atol=1e-3)
 
 
 @pytest.mark.parametrize("like", [T1, FLAIR])

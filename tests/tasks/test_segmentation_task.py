@@ -150,7 +150,7 @@ def test_distillation_is_zero_where_student_and_teacher_agree() -> None:
 def test_hard_subsets_learn_from_the_full_set_and_the_teacher_gets_no_gradient(model: SegmentationModel) -> None:
     task = SegmentationTask(model.config, DistillConfig(weight=1.0, dropout=1.0), seed=1)
     data = addressed()
-    kept = task._subsets(data, data["available"], 1.0)  # type: ignore[arg-type]
+    kept = task._subsets(data, data["available"], 1.0, 0.5)  # type: ignore[arg-type]
     assert kept.any(dim=1).all()
     assert not (kept & ~data["available"]).any()  # type: ignore[operator]
     hard = (kept != data["available"]).any(dim=1)
