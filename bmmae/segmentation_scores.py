@@ -23,6 +23,7 @@ from bmmae.data.labels import (
     values_of,
 )
 from bmmae.data.preprocess import read_on_grid
+from bmmae.data.tables import header_of
 from bmmae.errors import BmmaeError, LabelError, OutputError
 from bmmae.evaluation.subsets import RegionScore, save_subset_plot, subset_table
 from bmmae.inference.segmentation import Segmentation, voxel_spacing
@@ -173,18 +174,10 @@ def refuse_foreign(folder: Path) -> None:
         OutputError: If there are.
     """
     there = [folder / name for name in (METRICS, SUMMARY, PLOT) if (folder / name).exists()]
-    if there and not _is_table_of_scores(folder / METRICS):
+    if there and header_of(folder / METRICS) != COLUMNS:
         raise OutputError(
             f"{there[0]} is not of an earlier run of `bmmae segment` and would be replaced: name another --out"
         )
-
-
-def _is_table_of_scores(path: Path) -> bool:
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return next(csv.reader(stream), None) == COLUMNS
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return False
 
 
 def write_scores(scores: Sequence[RegionScore], path: Path) -> Path:

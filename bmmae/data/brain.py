@@ -39,9 +39,8 @@ class Brain:
 
 def is_stripped(volume: Voxels) -> bool:
     """Tell whether an image looks skull-stripped: at least a fifth of the box around its non-zero voxels is zero."""
-    nonzero = volume != 0
-    box = nonzero[_box(nonzero)]
-    return int(np.count_nonzero(~box)) >= ZERO_SHARE * int(box.size)
+    nonzero: Array = np.asarray(volume != 0)
+    return _leaves_zeros(nonzero[_box(nonzero)])
 
 
 def find_brain(volumes: Float[np.ndarray, "K H W D"], masks: list[Array | None] | None = None) -> Brain:
@@ -80,11 +79,16 @@ def _box(flags: Bool[np.ndarray, "H W D"]) -> tuple[slice, ...]:
     return tuple(slice(int(along[0]), int(along[-1]) + 1) if len(along) else slice(0) for along in used)
 
 
+def _leaves_zeros(box: Bool[np.ndarray, "H W D"]) -> bool:
+    return int(np.count_nonzero(~box)) >= ZERO_SHARE * int(box.size)
+
+
 def scanned_voxels(volume: Voxels) -> Bool[np.ndarray, "H W D"]:
     """Return where an image has data: a zero of a head inside its box is a dark voxel."""
     scanned: Array = np.asarray(volume != 0)
-    if not is_stripped(volume):
-        scanned[_box(scanned)] = True
+    box = _box(scanned)
+    if not _leaves_zeros(scanned[box]):
+        scanned[box] = True
     return scanned
 
 

@@ -73,6 +73,15 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Cell]], columns: Sequence
     write_whole(path, content)
 
 
+def header_of(path: Path) -> list[str]:
+    """Return the columns of a .csv file as its first line has them; none if it is no such file."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return next(csv.reader(stream), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
 def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() in {".parquet", ".pq"}
 

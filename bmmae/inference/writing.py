@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 
 from bmmae.arrays import Array
 from bmmae.data.reading import Header, Image, read_header, write_image
+from bmmae.data.tables import header_of
 from bmmae.errors import OccupiedError, OutputError
 
 
@@ -67,14 +67,7 @@ def refuse_foreign_table(path: Path, column: str) -> None:
     Raises:
         OccupiedError: If there is a file that is no such table.
     """
-    if not path.exists():
-        return
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            known = column in next(csv.reader(stream), [])
-    except (OSError, UnicodeDecodeError, csv.Error):
-        known = False
-    if not known:
+    if path.exists() and column not in header_of(path):
         raise OccupiedError(f"{path} is not of an earlier run and would be replaced: name another --out")
 
 
