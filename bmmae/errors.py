@@ -6,6 +6,8 @@ else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class BmmaeError(Exception):
     """Base of all errors that a user can cause and mend."""
@@ -53,3 +55,9 @@ class OccupiedError(OutputError):
 
 class TrainingError(BmmaeError):
     """Training cannot start or go on (non-finite loss, no data, resume mismatch)."""
+
+
+def few(names: Iterable[str], most: int = 5, quote: str = "'") -> str:
+    """Return the first names, and how many more there are: for a sentence about any number of them."""
+    listed = [f"{quote}{name}{quote}" for name in names]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

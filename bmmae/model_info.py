@@ -79,8 +79,12 @@ class ModelInfo:
             ("images", f"{len(origin.content_hashes)} content hashes" if origin.content_hashes else ""),
             ("synthetic", f"YES (generator {origin.generator or 'unknown'})" if origin.synthetic else ""),
             ("started from", origin.parent or ""),
+            ("before that", "synthetic data" if origin.parent_synthetic else ""),
+            ("changed since", "; ".join(origin.changes)),
             ("command", origin.command or ""),
             ("licence", origin.licence or ""),
+            ("licences before", ", ".join(origin.parent_licences)),
+            ("limits", " ".join((*origin.limits, *origin.parent_limits))),
         ]
         rows += [(name, f"{m.value:.4g} ({interval(m)}) {m.unit}".rstrip()) for name, m in origin.metrics.items()]
         return [row for row in rows if row[1]] or [("provenance", "not recorded")]

@@ -20,7 +20,7 @@ from bmmae.data.packing import unpack
 from bmmae.data.patients import Columns, PatientDataset, cut_by
 from bmmae.data.subset_shares import subsets_of
 from bmmae.data.tables import Cell
-from bmmae.errors import CohortError, ModalityError
+from bmmae.errors import CohortError, ModalityError, few
 from bmmae.modalities import canonical, subset_label
 from bmmae.model.patient import PatientModel
 from bmmae.model.pretrained import PretrainedModel
@@ -221,9 +221,8 @@ def warn_of_lacking_inputs(model: PatientModel, studies: Sequence[Study]) -> Non
     files = [study.seg if config.lesion == "attention" else study.lesion for study in studies]
     lacking += [column] if column and not any(files) else []
     if lacking:
-        rest = f" and {len(lacking) - FEW} more" if len(lacking) > FEW else ""
         warnings.warn(
-            f"the model was trained with columns that no study of this cohort has: {', '.join(lacking[:FEW])}{rest}; "
+            f"the model was trained with columns that no study of this cohort has: {few(lacking, quote='')}; "
             "they count as missing",
             stacklevel=2,
         )

@@ -40,7 +40,7 @@ class Brain:
 def is_stripped(volume: Voxels) -> bool:
     """Tell whether an image looks skull-stripped: at least a fifth of the box around its non-zero voxels is zero."""
     nonzero: Array = np.asarray(volume != 0)
-    return _leaves_zeros(nonzero[_box(nonzero)])
+    return _leaves_zeros(nonzero[box_of(nonzero)])
 
 
 def find_brain(volumes: Float[np.ndarray, "K H W D"], masks: list[Array | None] | None = None) -> Brain:
@@ -73,10 +73,11 @@ def find_brain(volumes: Float[np.ndarray, "K H W D"], masks: list[Array | None] 
     return Brain(union, covered, source)
 
 
-def _box(flags: Bool[np.ndarray, "H W D"]) -> tuple[slice, ...]:
+def box_of(flags: Bool[np.ndarray, "H W D"]) -> tuple[slice, slice, slice]:
     """Return the smallest box around the flagged voxels; an empty one if there are none."""
     used = (np.flatnonzero(flags.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    return tuple(slice(int(along[0]), int(along[-1]) + 1) if len(along) else slice(0) for along in used)
+    x, y, z = (slice(int(along[0]), int(along[-1]) + 1) if len(along) else slice(0) for along in used)
+    return x, y, z
 
 
 def _leaves_zeros(box: Bool[np.ndarray, "H W D"]) -> bool:
@@ -86,7 +87,7 @@ def _leaves_zeros(box: Bool[np.ndarray, "H W D"]) -> bool:
 def scanned_voxels(volume: Voxels) -> Bool[np.ndarray, "H W D"]:
     """Return where an image has data: a zero of a head inside its box is a dark voxel."""
     scanned: Array = np.asarray(volume != 0)
-    box = _box(scanned)
+    box = box_of(scanned)
     if not _leaves_zeros(scanned[box]):
         scanned[box] = True
     return scanned

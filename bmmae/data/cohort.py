@@ -21,7 +21,7 @@ from bmmae import modalities as table
 from bmmae.data.location import File, as_seen_from, locate
 from bmmae.data.reading import content_hash
 from bmmae.data.tables import Cell, is_blank, is_numeric, read_rows, write_rows
-from bmmae.errors import CohortError
+from bmmae.errors import CohortError, few
 
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
@@ -325,19 +325,19 @@ def _refuse_duplicates(studies: tuple[Study, ...], where: object) -> None:
     repeated = [key for key, count in Counter(study.key for study in studies).items() if count > 1]
     if repeated:
         raise CohortError(
-            f"{where} lists {_few(' '.join(key).strip() for key in repeated)} more than once: expected one row for "
+            f"{where} lists {few(' '.join(key).strip() for key in repeated)} more than once: expected one row for "
             "each subject and session; tell visits apart in a `session` column"
         )
     names = [name for name, count in Counter(study.name for study in studies).items() if count > 1]
     if names:
-        raise CohortError(f"{where}: several studies would be written as {_few(names)}; rename subjects or sessions")
+        raise CohortError(f"{where}: several studies would be written as {few(names)}; rename subjects or sessions")
 
 
 def _refuse_imageless(studies: tuple[Study, ...], modalities: tuple[str, ...], where: object) -> None:
     bare = [study.name for study in studies if not study.images]
     if bare:
         raise CohortError(
-            f"{where}: {_few(bare)} without any of the modalities {', '.join(modalities)}; fill in a path, delete the "
+            f"{where}: {few(bare)} without any of the modalities {', '.join(modalities)}; fill in a path, delete the "
             "row, or declare other modalities with data.modalities"
         )
 
@@ -349,15 +349,9 @@ def _refuse_leaks(studies: tuple[Study, ...], where: object) -> None:
     leaking = [f"{group} ({' and '.join(sorted(names))})" for group, names in splits.items() if len(names) > 1]
     if leaking:
         raise CohortError(
-            f"{where} puts {_few(leaking)} into more than one split: expected all studies of a patient in one; "
+            f"{where} puts {few(leaking)} into more than one split: expected all studies of a patient in one; "
             "correct the `split` column, or the `group` column if these are different patients"
         )
-
-
-def _few(names: Iterable[str], most: int = 5) -> str:
-    listed = [f"'{name}'" for name in names]
-    rest = len(listed) - most
-    return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _as_row(study: Study, folder: Path) -> dict[str, Cell]:

@@ -19,7 +19,7 @@ from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.loaders import sample_generator
 from bmmae.data.origin import image_hashes, study_digest
-from bmmae.errors import CohortError, OutputError
+from bmmae.errors import CohortError, OutputError, few
 
 FORMAT = 1
 PARTS = ("train", "validation", "test")
@@ -256,14 +256,14 @@ def _refuse_shared(fold: Fold, studies: Sequence[Study], path: Path) -> None:
     leaking = sorted(_apart(study for study in studies if study.key not in listed) & set().union(*members.values()))
     if leaking:
         raise CohortError(
-            f"{path} holds visits of {_few(leaking)}, of whom the table marks another visit as test: make the folds "
+            f"{path} holds visits of {few(leaking)}, of whom the table marks another visit as test: make the folds "
             "again with `bmmae split`"
         )
     for one, two in combinations(PARTS, 2):
         shared = sorted(members[one] & members[two])
         if shared:
             raise CohortError(
-                f"{path} puts {_few(shared)} into {one} and into {two}: expected all studies of a patient in one part; "
+                f"{path} puts {few(shared)} into {one} and into {two}: expected all studies of a patient in one part; "
                 "make the folds again with `bmmae split`"
             )
 
@@ -280,8 +280,8 @@ def _refuse_other_cohort(
     here = {study.key for study in studies}
     missing, new = sorted(content.keys() - here), sorted(here - content.keys())
     if missing or new:
-        found = [f"{len(missing)} of its studies are missing ({_few(map(_said, missing))})"] if missing else []
-        found += [f"{len(new)} are new ({_few(map(_said, new))})"] if new else []
+        found = [f"{len(missing)} of its studies are missing ({few(map(_said, missing))})"] if missing else []
+        found += [f"{len(new)} are new ({few(map(_said, new))})"] if new else []
         raise CohortError(
             f"{path} was made for another cohort than {cohort.path or 'this one'}: {' and '.join(found)}; name the "
             "table that it was made for, or make folds for this one with `bmmae split`"
@@ -290,7 +290,7 @@ def _refuse_other_cohort(
     changed = sorted(key for key, before in content.items() if not _same(before, now[key], shared))
     if changed:
         raise CohortError(
-            f"the images of {len(changed)} studies have changed since {path} was made ({_few(map(_said, changed))}): "
+            f"the images of {len(changed)} studies have changed since {path} was made ({few(map(_said, changed))}): "
             "restore them, or make the folds again with `bmmae split`"
         )
 
@@ -309,8 +309,3 @@ def _contents(studies: Sequence[Study], cache: StudyCache | None) -> dict[Key, H
 
 def _said(key: Key) -> str:
     return " ".join(key).strip()
-
-
-def _few(names: Iterable[str], most: int = 3) -> str:
-    listed = [f"'{name}'" for name in names]
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

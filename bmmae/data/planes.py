@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from bmmae.arrays import Array, Float, Int
+from bmmae.data.brain import box_of
 from bmmae.data.scans import Grid
 
 COLOURS = ((230, 25, 75), (255, 225, 25), (60, 180, 75), (67, 99, 216), (245, 130, 49), (145, 30, 180))
@@ -44,8 +45,9 @@ def draw_planes(
     to_ras = nib.orientations.io_orientation(grid.affine)
     turned = nib.orientations.apply_orientation(thin, to_ras)
     labels = np.zeros(turned.shape, np.int16) if label is None else nib.orientations.apply_orientation(label, to_ras)
-    box = _box(turned)
-    turned, labels = turned[box], labels[box]
+    if turned.any():  # a stripped brain fills the picture
+        box = box_of(turned != 0)
+        turned, labels = turned[box], labels[box]
     sizes = np.empty(3)
     sizes[to_ras[:, 0].astype(int)] = [s * part.step for s, part in zip(grid.spacing, grid.thinned, strict=True)]
     zoom = sizes * PANEL / max(sizes * turned.shape)
@@ -58,12 +60,6 @@ def draw_planes(
     out = io.BytesIO()
     imsave(out, np.concatenate(rows, axis=1), format="png")
     return out.getvalue()
-
-
-def _box(image: Array) -> tuple[slice, ...]:
-    """What is not zero: a stripped brain fills the picture."""
-    used = [np.flatnonzero((image != 0).any(axis=_others(axis))) for axis in range(3)]
-    return tuple(slice(int(span[0]), int(span[-1]) + 1) if len(span) else slice(None) for span in used)
 
 
 def _centre(labels: Array, image: Array) -> list[int]:

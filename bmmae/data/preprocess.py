@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from bmmae.arrays import Array, Bool, Float, Int
-from bmmae.data.brain import Brain, Source, find_brain
+from bmmae.data.brain import Brain, Source, box_of, find_brain
 from bmmae.data.cohort import Study
 from bmmae.data.geometry import Geometry, same_grid
 from bmmae.data.location import File, locate
@@ -287,13 +287,8 @@ def bounding_box(mask: Bool[np.ndarray, "H W D"]) -> tuple[Triple, Triple]:
     """
     if not mask.any():
         raise ImageError("the brain is smaller than one voxel of the model's grid: check the image's spacing")
-    spans = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        used = np.flatnonzero(mask.any(axis=others))
-        spans.append((int(used[0]), int(used[-1] - used[0] + 1)))
-    (a, x), (b, y), (c, z) = spans
-    return (a, b, c), (x, y, z)
+    a, b, c = box_of(mask)
+    return (a.start, b.start, c.start), (a.stop - a.start, b.stop - b.start, c.stop - c.start)
 
 
 def _triple(array: Array) -> Triple:

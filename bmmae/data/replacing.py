@@ -7,9 +7,7 @@ from pathlib import Path
 
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.tables import is_blank, read_rows
-from bmmae.errors import OutputError
-
-MOST_NAMED = 5
+from bmmae.errors import OutputError, few
 
 
 def refuse_losing(path: Path, cohort: Cohort) -> None:
@@ -60,13 +58,9 @@ def _lost(old: Mapping[str, str], new: Mapping[str, object]) -> list[str]:
 
 
 def _refuse(path: Path, columns: Iterable[str], rows: Iterable[str]) -> None:
-    lost = [f"{what} {_few(list(names))}" for what, names in (("columns", columns), ("rows", rows)) if names]
+    lost = [f"{what} {few(names, quote='')}" for what, names in (("columns", columns), ("rows", rows)) if names]
     if lost:
         raise OutputError(
             f"{path} is there already and the new table lacks its {' and '.join(lost)}: choose another --out and join "
             "the two by subject and session, or move the old one away"
         )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")

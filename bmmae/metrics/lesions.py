@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from bmmae.arrays import Array, Bool
+from bmmae.arrays import Bool, Int
 
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
 """Voxels that share a face, an edge or a corner are one lesion."""
@@ -69,16 +69,24 @@ def count_lesions(
         truth: True mask.
         least_overlap: Share of a component's voxels that has to lie in the other mask, above 0 and at most 1.
     """
-    there, true = _covered(truth, predicted, least_overlap)
-    right, components = _covered(predicted, truth, least_overlap)
-    return LesionCounts(true=true, found=there, predicted=components, false=components - right)
+    _, found = match_lesions(truth, predicted, least_overlap)
+    _, right = match_lesions(predicted, truth, least_overlap)
+    return LesionCounts(
+        true=len(found), found=int(found.sum()), predicted=len(right), false=int(len(right) - right.sum())
+    )
 
 
-def _covered(mask: Array, other: Array, least: float) -> tuple[int, int]:
-    """Return how many of a mask's components are covered by the other, and how many there are."""
+def match_lesions(
+    mask: Bool[np.ndarray, "H W D"], other: Bool[np.ndarray, "H W D"], least_overlap: float = LEAST_OVERLAP
+) -> tuple[Int[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
+    """Return the voxels of each of a mask's components, and whether enough of it lies in another mask.
+
+    Args:
+        mask: Whose components are asked about.
+        other: Where they may lie.
+        least_overlap: Share of a component's voxels that has to lie there, above 0 and at most 1; one voxel at least.
+    """
     components, count = ndimage.label(mask, structure=TOUCHING)
-    if not count:
-        return 0, 0
     sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    covered = np.bincount(components[other], minlength=count + 1)[1:]
-    return int((covered >= np.maximum(least * sizes, 1)).sum()), int(count)
+    inside = np.bincount(components[other], minlength=count + 1)[1:]
+    return sizes, inside >= np.maximum(least_overlap * sizes, 1)
