@@ -11,6 +11,7 @@ from budgeted import device
 from learning_data import Source
 from torch import Tensor, nn
 
+from bmmae.arrays import Array
 from bmmae.data.cohort import Study
 from bmmae.data.dataset import StudyDataset
 from bmmae.data.loaders import EVALUATION_EPOCH, Sample
@@ -81,8 +82,24 @@ def score_volumes(
     A region that is absent and not predicted scores 1 (BraTS's rule): to leave it out would forgive a method that
     invents it where another does not.
     """
-    model.to(device()).eval()
     scores: dict[str, dict[str, dict[str, float]]] = {}
+    for study, subset, predicted, truth in predicted_volumes(model, source, studies, shape, subsets):
+        found = scores.setdefault(subset, {})
+        for region, mask, there in zip(source.coding.regions, predicted, truth, strict=True):
+            score = dice(mask, there)
+            found.setdefault(region, {})[study.group] = 1.0 if math.isnan(score) else round(score, 4)
+    return scores
+
+
+def predicted_volumes(
+    model: nn.Module,
+    source: Source,
+    studies: Sequence[Study],
+    shape: ModelConfig,
+    subsets: Sequence[Sequence[str]],
+) -> Iterator[tuple[Study, str, Array, Array]]:
+    """Yield a study, a subset that it has, and its predicted and true regions Bool[R, H, W, D]."""
+    model.to(device()).eval()
     for study in studies:
         sample = whole_study(source, study, shape)
         for subset in subsets:
@@ -90,11 +107,7 @@ def score_volumes(
             if bool((given & ~sample["available"]).any()):
                 continue
             predicted = predict_volume(model, sample, given, shape, source.window)
-            found = scores.setdefault(subset_label(subset), {})
-            for region, mask, truth in zip(source.coding.regions, predicted, sample["label"], strict=True):
-                score = dice(mask.numpy(), truth.numpy())
-                found.setdefault(region, {})[study.group] = 1.0 if math.isnan(score) else round(score, 4)
-    return scores
+            yield study, subset_label(subset), predicted.numpy(), sample["label"].numpy()
 
 
 def flat(scores: Scores) -> Iterator[tuple[str, str, str, float]]:

@@ -51,11 +51,13 @@ class Start:
         shape: Of the encoder.
         weights: A model folder, or None for random weights; of a segmentation model the decoder is taken too.
         width: Half the channels of the decoder at half resolution.
+        supervision: How many coarser resolutions predict the regions too.
     """
 
     shape: ModelConfig
     weights: Path | None
     width: int
+    supervision: int = 0
 
     @classmethod
     def of(cls, weights: Path | None, window: tuple[int, int, int], width: int) -> Start:
@@ -66,8 +68,10 @@ class Start:
     def model(self, source: Source, seed: int) -> SegmentationModel:
         """Return the model before any step of fine-tuning."""
         torch.manual_seed(seed)
-        coding = source.coding
-        model = SegmentationModel(SegmentationConfig(self.shape, tuple(coding.regions), coding.name, self.width))
+        coding, (width, supervision) = source.coding, (self.width, self.supervision)
+        regions = tuple(coding.regions)
+        config = SegmentationConfig(self.shape, regions, coding.name, width=width, supervision=supervision)
+        model = SegmentationModel(config)
         if self.weights is not None:
             donor = load_model(self.weights)
             load_encoder(model, donor)
@@ -125,14 +129,21 @@ def fine_tune(
 
 
 def fit_network(
-    name: str, shape: ModelConfig, source: Source, studies: Sequence[Study], budget: Budget, *, seed: int
+    name: str,
+    shape: ModelConfig,
+    source: Source,
+    studies: Sequence[Study],
+    budget: Budget,
+    *,
+    seed: int,
+    augment: AugmentConfig = AUGMENT,
 ) -> tuple[nn.Module, Training]:
     """Train a comparator; absent modalities are zero-filled channels, and dropout hides some as it does for ours."""
     torch.manual_seed(seed)
     regions = tuple(source.coding.regions)
     model = ZeroFilledNetwork(NetworkConfig(name, shape.modalities, regions, source.window))
     task = SegmentationTask(SegmentationConfig(shape, regions, source.coding.name))
-    dataset = source.dataset(studies, shape, seed=seed, augment=AUGMENT)
+    dataset = source.dataset(studies, shape, seed=seed, augment=augment)
     return model, train(model, task, dataset, budget, optim=NETWORK_OPTIM, batch_size=BATCH, seed=seed)
 
 

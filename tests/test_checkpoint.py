@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -23,8 +24,9 @@ from bmmae.data.preprocess import PreprocessConfig
 from bmmae.errors import CheckpointError, OutputError
 from bmmae.model.config import RECIPES, EncoderConfig, ModelConfig
 from bmmae.model.mae import MAE
-from bmmae.model.pretrained import PretrainedModel
+from bmmae.model.pretrained import ModelMetadata, PretrainedModel
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+from bmmae.model_info import summarise
 
 # ---- what holds
 
@@ -173,6 +175,21 @@ def test_info_tells_what_the_model_is(saved, model) -> None:
     ):
         assert part in table
     assert json.loads(json.dumps(found.as_dict()))["config"]["patch"] == [8, 8, 4]
+
+
+def test_info_tells_what_holds_of_the_weights_before(model) -> None:
+    before = Provenance(licence="CC-BY-4.0", limits=("Adults alone.",), synthetic=True)
+    origin = Provenance(data="9 studies", licence="MIT", limits=("One site.",)).inherit(before)
+    model.metadata = ModelMetadata(provenance=origin.changed("mae", "channels renamed").as_dict())
+    table = summarise(model, "here").format_table()
+    for line in (
+        r"before that +synthetic data",
+        r"changed since +channels renamed",
+        r"licence +MIT",
+        r"licences before +CC-BY-4.0",
+        r"limits +One site. Adults alone.",
+    ):
+        assert re.search(f"^{line}$", table, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["tiny", "published", "small"])

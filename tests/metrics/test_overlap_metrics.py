@@ -12,7 +12,7 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from bmmae.arrays import Array
-from bmmae.metrics.lesions import count_lesions
+from bmmae.metrics.lesions import count_lesions, match_lesions
 from bmmae.metrics.overlap import dice, relative_volume_error, volume_error
 from bmmae.metrics.regions import region_metrics
 from bmmae.metrics.surface import diagonal, hd95, surface_dice
@@ -120,6 +120,9 @@ def test_lesions_are_counted_by_component() -> None:
     assert counts.sensitivity == pytest.approx(1 / 3)
     assert counts.precision == pytest.approx(1 / 2)
     assert counts.f1 == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
+    sizes, found = match_lesions(truth, predicted)
+    assert sorted(zip(sizes.tolist(), found.tolist(), strict=True)) == [(1, False), (8, False), (8, True)]
+    assert [len(each) for each in match_lesions(NOTHING, truth)] == [0, 0]
 
 
 def test_voxels_that_touch_by_a_corner_are_one_lesion() -> None:
