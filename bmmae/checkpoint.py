@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bmmae.conversion import convert_state, read_pickle
-from bmmae.data.preprocess import PreprocessConfig
+from bmmae.data.preprocess import PreprocessChoice, PreprocessConfig
 from bmmae.errors import CheckpointError, ConfigError
 from bmmae.growth import add_modality, transplant_encoder, truncate
 from bmmae.hub import sha256_of
@@ -182,6 +182,29 @@ def preprocessing_of(model: PretrainedModel) -> PreprocessConfig:
         return from_dict(PreprocessConfig, model.metadata.preprocessing, "preprocessing")
     except ConfigError as error:
         raise CheckpointError(f"the model's config.json does not fit this library: {error}") from error
+
+
+def preprocessing_for(pretrained: PretrainedModel | None, chosen: PreprocessChoice) -> PreprocessConfig:
+    """Return how images become model input in a training.
+
+    Args:
+        pretrained: What training starts from; None for random weights.
+        chosen: What the configuration says.
+
+    Raises:
+        CheckpointError: If what the model carries is not about preprocessing.
+        ConfigError: If a chosen value makes no sense.
+
+    Warns:
+        UserWarning: If the weights go on with other images than they know.
+    """
+    if pretrained is None:
+        return chosen.over(PreprocessConfig())
+    known = preprocessing_of(pretrained)
+    wanted = chosen.over(known)
+    if wanted != known:
+        warnings.warn(f"the weights know images of {known}, and go on with images of {wanted}", stacklevel=2)
+    return wanted
 
 
 def provenance_of(model: PretrainedModel) -> Provenance:

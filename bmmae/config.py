@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from bmmae.data.augment import AugmentConfig
-from bmmae.data.preprocess import PreprocessConfig
+from bmmae.data.preprocess import PreprocessChoice, PreprocessConfig
 from bmmae.errors import BmmaeError, ConfigError
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
@@ -103,7 +103,7 @@ class SegmentConfig:
         regions: Region name to the label values that it unites; by default each of `classes` is a region.
         frozen: Leave the pretrained encoder as it is; `optim.frozen_steps` does so for a while.
         distill: What hard subsets learn from the full set.
-        preprocess: How images become model input, when starting from scratch; else the pretrained model's own.
+        preprocess: How images become model input, if other than the pretrained weights know.
         augment: Training augmentation.
         optim: Optimiser and schedule.
     """
@@ -121,7 +121,7 @@ class SegmentConfig:
     regions: dict[str, list[int]] = field(default_factory=dict)
     frozen: bool = False
     distill: DistillConfig = field(default_factory=DistillConfig)
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    preprocess: PreprocessChoice = field(default_factory=PreprocessChoice)
     augment: AugmentConfig = field(
         default_factory=lambda: AugmentConfig(modality_dropout=0.8, single_share=0.5, lesion_share=0.5)
     )

@@ -9,7 +9,7 @@ from typing import Literal
 from bmmae.config import DataConfig
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.patient_columns import BesideConfig, TargetsConfig
-from bmmae.data.preprocess import PreprocessConfig
+from bmmae.data.preprocess import PreprocessChoice
 from bmmae.errors import ConfigError
 from bmmae.training import OptimConfig, TrainConfig
 
@@ -66,7 +66,7 @@ class PatientConfig:
         beside: What is given beside the images.
         head: How the heads are trained.
         every_subset: Predict the held-out studies from every subset of their modalities, not only from all of them.
-        preprocess: How images become model input, when starting from scratch; else the pretrained model's own.
+        preprocess: How images become model input, if other than the pretrained weights know.
         augment: Training augmentation.
         optim: Optimiser and schedule.
     """
@@ -81,7 +81,7 @@ class PatientConfig:
     beside: BesideConfig = field(default_factory=BesideConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     every_subset: bool = True
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    preprocess: PreprocessChoice = field(default_factory=PreprocessChoice)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(modality_dropout=0.5))
     optim: OptimConfig = field(default_factory=OptimConfig)
 

@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_of, provenance_of
+from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_for, provenance_of
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
@@ -92,7 +92,7 @@ def fine_tune(config: PatientConfig) -> int:
     pretrained = None if config.model.startswith(SCRATCH) else load_model(config.model)
     known = pretrained.model_config if pretrained else recipe(config.model.removeprefix(SCRATCH))
     shape = _shape(config, known)
-    preprocess = preprocessing_of(pretrained) if pretrained else config.preprocess
+    preprocess = preprocessing_for(pretrained, config.preprocess)
     cache = StudyCache(config.data.cache, preprocess, shape.modalities, config.data.memory_mb)
     parts = find_parts(config, known.modalities, shape, cache)
     columns, train = _fitted(config, parts)

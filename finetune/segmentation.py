@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_of, provenance_of
+from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_for, provenance_of
 from bmmae.config import SegmentConfig, parse, script
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
@@ -38,7 +38,7 @@ def main() -> int:
     from_scratch = config.model.startswith(SCRATCH)
     pretrained = None if from_scratch else load_model(config.model)
     shape = pretrained.model_config if pretrained else recipe(config.model.removeprefix(SCRATCH))
-    preprocess = preprocessing_of(pretrained) if pretrained else config.preprocess
+    preprocess = preprocessing_for(pretrained, config.preprocess)
 
     cohort = read_cohort(config.data.cohort, shape.modalities)
     own = (

@@ -12,7 +12,7 @@ import torch
 from tiny_models import tiny_mae
 from tiny_studies import SHAPE, lesion, save, write_study
 
-from bmmae.checkpoint import SyntheticWeightsWarning, load_model, save_model
+from bmmae.checkpoint import SyntheticWeightsWarning, load_model, preprocessing_of, save_model
 from bmmae.config import SegmentConfig, parse
 from bmmae.data.coding import PREDICTED, SEG_ORIGIN
 from bmmae.data.cohort import Cohort, read_cohort
@@ -134,6 +134,17 @@ def test_a_start_of_another_shape_gives_its_encoder_and_says_so(world: Path, mon
     asked = ("--data.labels", "brats2017", "--train.steps", 1)
     with pytest.warns(UserWarning, match=r"the decoder of .* has another shape \(width 8, .* random weights"):
         finetune(world, monkeypatch, *asked, model="segmenter")
+
+
+def test_weights_keep_the_grid_that_they_know_unless_told_otherwise(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--data.labels", "brats2017", "--train.steps", 1)
+    assert preprocessing_of(finetune(world, monkeypatch, *asked)).spacing == (1, 1, 1)
+    told = ("--preprocess.spacing", "[2, 2, 2]", "--out", world / "coarse")
+    with pytest.warns(UserWarning, match="know images of 1 x 1 x 1 mm, .* go on with images of 2 x 2 x 2 mm"):
+        finetune(world, monkeypatch, *asked, *told)
+    assert preprocessing_of(load_model(world / "coarse@last")).spacing == (2, 2, 2)
 
 
 def test_segmentations_that_a_model_made_are_said_to_be(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,30 @@ class PreprocessConfig:
         if not self.clip > 0:
             raise ConfigError(f"preprocess.clip must be positive, got {self.clip}")
 
+    def __str__(self) -> str:
+        return f"{' x '.join(f'{side:g}' for side in self.spacing)} mm, clipped at {self.clip:g} deviations"
+
+
+@dataclass(frozen=True)
+class PreprocessChoice:
+    """How images become model input in a fine-tuning; what is not chosen is as the pretrained weights know it.
+
+    Attributes:
+        spacing: Millimetres between voxels; from scratch 1.
+        clip: Z-scores beyond this many deviations are clipped; from scratch 8.
+    """
+
+    spacing: tuple[float, float, float] | None = None
+    clip: float | None = None
+
+    def over(self, known: PreprocessConfig) -> PreprocessConfig:
+        """Return what the weights know, with what was chosen.
+
+        Raises:
+            ConfigError: If a value makes no sense.
+        """
+        return PreprocessConfig(self.spacing or known.spacing, known.clip if self.clip is None else self.clip)
+
 
 @dataclass(frozen=True)
 class PreparedStudy:

@@ -51,8 +51,8 @@ def warn_of_lost_lesions(studies: Sequence[Study], cache: StudyCache) -> None:
         spacing = " x ".join(f"{side:g}" for side in cache.config.spacing)
         warnings.warn(
             f"of {drawn} lesions in {len(chosen)} segmentations, {left} are left on the model's grid of {spacing} mm: "
-            "smaller ones vanish or merge, and will be neither learned nor found. Take weights of a finer grid, or "
-            "scratch:RECIPE with a smaller preprocess.spacing",
+            "smaller ones vanish or merge, and will be neither learned nor found. Set a smaller preprocess.spacing, or "
+            "take weights of a finer grid",
             stacklevel=2,
         )
 
