@@ -1,7 +1,7 @@
 """The one table of MRI modalities: canonical names, their order, and the aliases found in file names.
 
 Every other module addresses modalities by the names of this table. Users may declare further modalities
-(a `data.modalities` list in a config); those follow the table's own in the order of declaration.
+(`model.modalities` in a config, `--modalities` of commands); those follow the table's own in the order of declaration.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ TABLE: tuple[Modality, ...] = (
 )
 
 STANDARD: tuple[str, ...] = ("t1", "t1ce", "t2", "flair")
-"""The four sequences that brain tumours are read from: the default `data.modalities`."""
+"""The four sequences that brain tumours are read from: the default everywhere."""
 
 _ORDER = {modality.name: rank for rank, modality in enumerate(TABLE)}
 

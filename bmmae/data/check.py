@@ -36,7 +36,7 @@ class Finding:
     Attributes:
         study: The study's name.
         severity: An error must be mended before training; a warning is for a person to judge.
-        code: `bare`, `file`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped` or `duplicate`.
+        code: `bare`, `file`, `constant`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped` or `duplicate`.
         path: The file concerned.
         message: What was expected, what came, what to do.
     """
@@ -231,7 +231,7 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
 
 def _bare(study: Study, cohort: Cohort) -> Finding:
     message = (
-        f"no image: the cells of {', '.join(cohort.modalities)} are blank, and every other command refuses the table; "
+        f"no image: the cells of {', '.join(cohort.modalities)} are blank, and most other commands refuse the table; "
         "fill in a path, or delete the row"
     )
     return Finding(study.name, "error", "bare", cohort.path or Path(), message)

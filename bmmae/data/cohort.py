@@ -233,7 +233,7 @@ def _named_columns(path: Path, columns: Iterable[str], modalities: tuple[str, ..
     if not set(modalities) & set(found.values()):
         raise CohortError(
             f"{path} has no image column: expected at least one of {', '.join(modalities)}, got columns {listed}; "
-            "rename one, or declare other modalities with data.modalities"
+            "rename one, or name other modalities (--modalities of commands, model.modalities of a pretraining)"
         )
     return found
 
@@ -338,7 +338,7 @@ def _refuse_imageless(studies: tuple[Study, ...], modalities: tuple[str, ...], w
     if bare:
         raise CohortError(
             f"{where}: {few(bare)} without any of the modalities {', '.join(modalities)}; fill in a path, delete the "
-            "row, or declare other modalities with data.modalities"
+            "row, or name other modalities (--modalities of commands, model.modalities of a pretraining)"
         )
 
 

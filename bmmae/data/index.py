@@ -96,7 +96,7 @@ def index_folder(folder: str | Path, modalities: Sequence[str] = table.STANDARD)
 
     Args:
         folder: From one study's folder to the parent of several data sets.
-        modalities: Those wanted (`data.modalities`); others are reported and left out.
+        modalities: Those wanted; others are reported and left out.
 
     Raises:
         CohortError: If the folder does not exist or holds no study in a known layout.
@@ -156,7 +156,7 @@ def _identify(path: Path, parts: tuple[str, ...], modalities: tuple[str, ...]) -
         file = _folder_file(path, parts, stem, declared)
     if isinstance(file, _File) and file.role.modality not in (None, *modalities):
         return Problem(
-            path, f"is {file.role.modality}, which is not asked for", "declare it in data.modalities to use it"
+            path, f"is {file.role.modality}, which is not asked for", "name it with --modalities to use it"
         )
     return file
 
