@@ -70,7 +70,7 @@ class Contestant:
 CONTESTANTS = {
     OURS: Contestant(),
     "lesions in proportion": Contestant(replace(AIMED, each_lesion=0.0)),
-    "windows anywhere": Contestant(replace(AIMED, lesion_share=0.0)),
+    "windows anywhere": Contestant(replace(AIMED, lesion_share=0.0, each_lesion=0.0)),
     "no deep supervision": Contestant(supervision=0),
     "scratch": Contestant(pretrained=False),
     UNET: Contestant(pretrained=False, supervision=0),

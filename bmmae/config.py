@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
+import yaml
+
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.preprocess import PreprocessChoice, PreprocessConfig
 from bmmae.errors import BmmaeError, ConfigError
@@ -57,6 +59,23 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.memory_mb < 0:
             raise ConfigError(f"data.memory_mb must be zero or more, got {self.memory_mb}")
+        if not 0 < self.validation_share < 1:
+            raise ConfigError(f"data.validation_share must lie between 0 and 1, got {self.validation_share}")
+        if self.fold and self.splits is None:
+            raise ConfigError(
+                f"data.fold is {self.fold}, but no folds are given: name the file of `bmmae split` in data.splits"
+            )
+
+    def refuse_labels(self) -> None:
+        """Refuse a label coding where no label value is read.
+
+        Raises:
+            ConfigError: If one is given.
+        """
+        if self.labels is not None:
+            raise ConfigError(
+                f"data.labels ('{self.labels}') is about segmentation, and no label value is read here: leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,6 +101,9 @@ class PretrainConfig:
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        self.data.refuse_labels()
 
 
 @dataclass(frozen=True)
@@ -130,11 +152,7 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.visible_share <= 1:
             raise ConfigError(f"visible_share must lie in (0, 1], got {self.visible_share}")
-        if self.distill.weight and self.augment.modality_dropout:
-            raise ConfigError(
-                "distill.weight and augment.modality_dropout do not go together: the teacher has to see every "
-                "modality. Set augment.modality_dropout to 0; distill.dropout takes its place"
-            )
+        _require_distillation(self.distill, self.augment)
         if self.classes and self.data.labels:
             raise ConfigError(f"give classes or data.labels ('{self.data.labels}'), not both")
         if len(set(self.classes.values())) < len(self.classes):
@@ -145,15 +163,33 @@ class SegmentConfig:
             raise ConfigError("regions unite the label values of classes: give classes too")
 
 
+def _require_distillation(distill: DistillConfig, augment: AugmentConfig) -> None:
+    if distill.weight and augment.modality_dropout:
+        raise ConfigError(
+            "distill.weight and augment.modality_dropout do not go together: the teacher has to see every "
+            "modality. Set augment.modality_dropout to 0; distill.dropout takes its place"
+        )
+    if distill.weight and not distill.dropout:
+        raise ConfigError(
+            "distill.weight teaches subsets, and distill.dropout 0 draws none: set distill.dropout above 0, or "
+            "distill.weight to 0"
+        )
+    if not distill.weight and distill != DistillConfig():
+        raise ConfigError("distill.dropout and distill.single_share need distill.weight above 0, got 0")
+
+
 def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
     """Build a configuration from `--config FILE.yaml` and `--key.subkey value` arguments, later ones winning.
 
     Raises:
         ConfigError: Naming the key that is unknown or the value that does not fit.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
-    parser = ArgumentParser(exit_on_error=False, description=(kind.__doc__ or "").splitlines()[0])
+    set_loader("yaml_once", _load_once, (yaml.YAMLError,))
+    parser = ArgumentParser(
+        exit_on_error=False, parser_mode="yaml_once", description=(kind.__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--config", action="config", help="YAML file of values; arguments after it win")
     parser.add_class_arguments(kind, as_group=False)
     try:
@@ -181,6 +217,24 @@ def script(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     sys.exit(code or 0)
+
+
+def _load_once(text: str) -> Any:
+    """Read YAML as jsonargparse does, but refuse a key that is given twice: the first would be lost."""
+    from jsonargparse import get_loader
+
+    _refuse_repeats(yaml.compose(text, yaml.SafeLoader))
+    return get_loader("yaml")(text)
+
+
+def _refuse_repeats(node: yaml.Node | None, prefix: str = "") -> None:
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        if name in lines:
+            raise ConfigError(f"'{name}' is given twice, in lines {lines[name]} and {line}: keep one of them")
+        lines[name] = line
+        _refuse_repeats(value, f"{name}.")
 
 
 def _keys(kind: Any, prefix: str = "") -> Iterator[str]:

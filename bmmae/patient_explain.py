@@ -249,6 +249,10 @@ def _target(model: PatientModel, name: str | None) -> Target:
 
 def _outcome(target: Target, wanted: str | None, logits: Tensor) -> tuple[int | None, str]:
     """The number and name of what is explained; no number for a risk."""
+    if wanted is not None and not target.classes:
+        raise ConfigError(
+            f"'{target.name}' has no classes, so no '{wanted}': leave the outcome out, and its risk is explained"
+        )
     if not target.classes or (target.survival and wanted is None):
         return None, "risk"
     if wanted is not None and wanted not in target.classes:

@@ -225,6 +225,11 @@ def _require_comparisons(config: PatientConfig, targets: Sequence[Target], valid
     kinds = {target.kind for target in targets}
     if "cox" not in kinds:
         return
+    if config.train.find_batch_size:
+        raise ConfigError(
+            "a Cox target compares the patients of a batch, so another batch is another training: set "
+            "train.find_batch_size to false, and choose train.batch_size"
+        )
     if config.train.batch_size == 1:
         raise ConfigError("a Cox target compares the patients of a batch: set train.batch_size to 2 or more, better 8")
     if not any(study.event for study in validation if study.time is not None):

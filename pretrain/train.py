@@ -15,7 +15,7 @@ from bmmae.data.caching import sound_studies
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.origin import training_provenance
-from bmmae.data.splits import train_and_validation
+from bmmae.data.splits import train_and_validation, warn_of_absent
 from bmmae.model.mae import MAE
 from bmmae.report import save_progress
 from bmmae.tasks.reconstruction import ReconstructionTask, fit_synthesis
@@ -35,6 +35,7 @@ def main() -> int:
     )
     skip = config.data.skip_broken
     train, validation = (sound_studies(part, cache, skip_broken=skip) for part in (train, validation))
+    warn_of_absent(train, config.model.modalities)
     view = View.of(config.model)
     training_data = StudyDataset(train, view, cache, seed=seed, masking=config.masking, augment=config.augment)
     validation_data = StudyDataset(validation, view, cache, seed=seed, masking=config.masking)

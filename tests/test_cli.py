@@ -193,6 +193,20 @@ def test_init_writes_scripts_and_configs_and_never_overwrites(tmp_path: Path, ca
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("segment m --t1 a.nii.gz --out s.nii.gz --fold 0 --tolerance 2", "--fold, --tolerance: about a cohort"),
+        ("segment m --cohort c.csv --out s --fold 0", "--fold 0 is one of --splits"),
+        ("preprocess c.csv --out p --no-atlas --affine", "--affine is about the registration to the atlas"),
+        ("embed --model m --cohort c.csv --out e.csv --colour sex", "--colour sex colours the picture of --umap"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(words: str, told: str, capsys: Capture) -> None:
+    assert main(words.replace("segment m", "segment --model m").split()) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_every_command_has_a_help_text(capsys: Capture) -> None:
     for name in build_parser()._subparsers._group_actions[0].choices:  # type: ignore[union-attr]
         with pytest.raises(SystemExit, match="0"):

@@ -104,6 +104,10 @@ def test_configs_hold_values_only() -> None:
         (["--masking.visible_share", "2"], r"must lie in \(0, 1\]"),
         (["--model.patch", "[7, 7, 7]"], "do not divide into patches"),
         (["--train.steps", "3", "--train.epochs", "3"], "exactly one of"),
+        (["--data.fold", "2"], "data.fold is 2, but no folds are given"),
+        (["--data.validation_share", "7"], "validation_share must lie between 0 and 1, got 7"),
+        (["--data.labels", "binary"], r"data.labels \('binary'\) is about segmentation"),
+        (["--augment.each_lesion", "1"], "each_lesion says which lesion .*lesion_share 0 aims at none"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence(arguments: list[str], message: str) -> None:
@@ -119,6 +123,27 @@ def test_an_unknown_key_in_a_file_proposes_the_nearest(tmp_path: Path) -> None:
         ConfigError, match=r"unknown configuration key 'model.encoder.dmi'. Did you mean 'model.encoder.dim'"
     ):
         parse(PretrainConfig, ["--config", str(path), "--data.cohort", "c.csv"])
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("optim: {lr: 1.0e-3}\ntrain: {steps: 2}\noptim: {weight_decay: 0.1}\n")
+    with pytest.raises(ConfigError, match="'optim' is given twice, in lines 1 and 3"):
+        parse(PretrainConfig, ["--config", str(path), "--data.cohort", "c.csv"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--distill.weight", "1"], "do not go together"),
+        (["--distill.weight", "1", "--distill.dropout", "0", "--augment.modality_dropout", "0"], "draws none"),
+        (["--distill.dropout", "0.9"], "need distill.weight above 0"),
+    ],
+)
+def test_distillation_that_teaches_nothing_is_refused(arguments: list[str], message: str) -> None:
+    base = ["--model", "m", "--data.cohort", "c.csv", "--train.steps", "1"]
+    with pytest.raises(ConfigError, match=message):
+        parse(SegmentConfig, [*base, *arguments])
 
 
 def test_a_missing_config_file_is_named() -> None:

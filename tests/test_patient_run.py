@@ -232,6 +232,11 @@ def test_what_cannot_be_learned_is_one_sentence(
         (("--head.shares", '{"a": {"x": 1}, "b": {"y": 1}}'), "takes one column"),
         (("--targets.lables", "[subtype]"), "unknown configuration key 'targets.lables'"),
         (("--targets.survival", "[kaplan]"), "targets.survival|kaplan"),
+        (("--targets.ipcw", "true"), "targets.ipcw is about survival_classes, which nothing here predicts"),
+        (("--targets.survival", "[survival_classes]", "--targets.balanced", "true"), "about labels and multilabel"),
+        (("--head.focal", "2"), "head.focal is about classes"),
+        (("--data.labels", "binary"), "is about segmentation"),
+        (("--model", "scratch:tiny", "--mode", "head"), "random weights from scratch would never learn"),
     ],
 )
 def test_wrong_values_are_refused(world: Path, tmp_path: Path, more: tuple[str, ...], message: str) -> None:
@@ -243,6 +248,7 @@ def test_wrong_values_are_refused(world: Path, tmp_path: Path, more: tuple[str, 
     ("more", "error", "message"),
     [
         (("--train.batch_size", "1"), ConfigError, "compares the patients of a batch"),
+        (("--train.find_batch_size", "true"), ConfigError, "another batch is another training"),
         (("--data.cohort", "CENSORED"), CohortError, "nobody in the validation part has died"),
         (("--data.cohort", "OLD", *CLINICAL), CohortError, "column 'age' holds '>89': expected a number"),
     ],

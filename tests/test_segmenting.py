@@ -143,6 +143,8 @@ def test_what_was_predicted_keeps_its_coding(model: SegmentationModel, tmp_path:
     assert written[0].values[SEG_CODING] == "brats2017"
     save(tmp_path / "out" / "BraTS-GLI-00001-000" / "seg.nii.gz", lesion())
     assert coding_of(written) == BRATS2017
+    with pytest.warns(UserWarning, match="'seg_coding' says 'brats2017', and 'brats2024-post' was asked for"):
+        coding_of(written, "brats2024-post")
     mixed = replace(written[0], subject="other", values={SEG_CODING: "brats2023"})
     with pytest.raises(LabelError, match=r"states several label codings \(brats2017, brats2023\)"):
         coding_of([*written, mixed])

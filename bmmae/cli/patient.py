@@ -16,7 +16,7 @@ from bmmae.cli.command import (
     require_writable,
     whole,
 )
-from bmmae.errors import CheckpointError, CohortError, OutputError
+from bmmae.errors import CheckpointError, CohortError, ConfigError, OutputError
 from bmmae.notice import NOTICE
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ def _run_embed(given: argparse.Namespace) -> int:
     from bmmae.patient_prediction import embed, given_subset
     from bmmae.patient_tables import write_table
 
+    if given.colour and not given.umap:
+        raise ConfigError(f"--colour {given.colour} colours the picture of --umap: name its file")
     _require_table(given.out, given.cohort)
     model = load_model(given.model, device=_device())
     only = given_subset(given.subset, model)

@@ -15,6 +15,7 @@ from bmmae.cli.command import (
     positive,
     require_writable,
 )
+from bmmae.errors import ConfigError
 from bmmae.modalities import title
 
 
@@ -97,6 +98,10 @@ def _run_preprocess(given: argparse.Namespace) -> int:
     from bmmae.data.raw.cohort_pipeline import preprocess_cohort
     from bmmae.data.raw.study_pipeline import PipelineConfig
 
+    if given.affine and given.no_atlas:
+        raise ConfigError(
+            "--affine is about the registration to the atlas that --no-atlas leaves out: drop one"
+        )
     require_writable(given.out)
     refuse_overwriting([given.out / "cohort.csv"], [given.cohort])
     config = PipelineConfig(

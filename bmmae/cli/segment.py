@@ -53,7 +53,7 @@ def add_segment(commands: Commands) -> None:
     command.add_argument(
         "--splits", type=Path, metavar="FILE", help="with --cohort: only a part of a fold, `bmmae split`"
     )
-    command.add_argument("--fold", type=whole, default=0, help="which fold of --splits (default: 0)")
+    command.add_argument("--fold", type=whole, help="which fold of --splits (default: 0)")
     command.add_argument(
         "--part",
         choices=("train", "validation", "test"),
@@ -69,7 +69,12 @@ def add_segment(commands: Commands) -> None:
         "takes each region from no more modalities than have improved it there",
     )
     command.add_argument("--labels", metavar="CODING", help="label coding of the truth (name or YAML file), if another")
-    command.add_argument("--tolerance", type=amount, default=1.0, help="of the surface Dice, in mm (default: 1)")
+    command.add_argument("--tolerance", type=amount, help="of the surface Dice, in mm (default: 1)")
+
+
+OF_COHORTS = ("metrics", "subsets", "rely", "labels", "splits", "fold", "part", "tolerance")
+TOLERANCE = 1.0
+"""Millimetres."""
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -93,11 +98,10 @@ def _run_study(given: argparse.Namespace) -> int:
     from bmmae.inference.study import load_study
     from bmmae.inference.writing import save_image
 
-    judging = (given.metrics, given.subsets, given.rely, given.labels, given.splits, given.part)
-    if any(judging):
-        raise ConfigError(
-            "--metrics, --subsets, --rely, --labels, --splits and --part are about a cohort: name it with --cohort"
-        )
+    values = {name: getattr(given, name) for name in OF_COHORTS}
+    judging = [f"--{name}" for name, value in values.items() if value is not None and value is not False]
+    if judging:
+        raise ConfigError(f"{', '.join(judging)}: about a cohort, which --cohort names, and there is none")
     images = required_images(given)
     if not given.out.name.endswith((".nii", ".nii.gz")):
         raise ConfigError(f"--out names the file to write, .nii or .nii.gz; got {given.out}")
@@ -131,6 +135,8 @@ def _run_cohort(given: argparse.Namespace) -> int:
 
     if given_images(given) or given.brain_mask is not None:
         raise ConfigError("--cohort names the images of all studies: leave out images and --brain-mask")
+    if given.fold is not None and given.splits is None:
+        raise ConfigError(f"--fold {given.fold} is one of --splits: name the file that `bmmae split` wrote")
     if given.rely is not None and not given.subsets:
         raise ConfigError("--rely chooses by the scores of every subset: ask for them with --subsets")
     for folder in (given.out, *([given.rely] if given.rely is not None else [])):
@@ -147,7 +153,7 @@ def _run_cohort(given: argparse.Namespace) -> int:
         subsets=given.subsets,
         metrics=given.metrics,
         labels=given.labels,
-        tolerance=given.tolerance,
+        tolerance=TOLERANCE if given.tolerance is None else given.tolerance,
     )
     results = segment_cohort(model, cohort, given.out, options)
     _tell(results, given.out)
@@ -162,7 +168,7 @@ def _part(given: argparse.Namespace, cohort: Cohort) -> Cohort:
 
     if given.splits is None:
         return cohort if given.part is None else cohort.subset(given.part)
-    studies = read_fold(given.splits, cohort, given.fold)[given.part or "test"]
+    studies = read_fold(given.splits, cohort, given.fold or 0)[given.part or "test"]
     return replace(cohort, studies=tuple(studies))
 
 

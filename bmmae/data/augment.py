@@ -78,6 +78,11 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name in ("flip", "modality_dropout", "single_share", "lesion_share", "each_lesion", "flip_others"):
             _require_chance(name, getattr(self, name))
+        if self.each_lesion and not self.lesion_share:
+            raise ConfigError(
+                "augment.each_lesion says which lesion a window aims at, and augment.lesion_share 0 aims at none: set "
+                "augment.lesion_share above 0, or augment.each_lesion to 0"
+            )
         for name, (least, most) in RANGES.items():
             draw: Draw = getattr(self, name)
             _require_chance(f"{name}.chance", draw.chance)

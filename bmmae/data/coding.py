@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from bmmae.data.cohort import Study
-from bmmae.data.labels import Coding, check_values, find_coding, propose_coding, values_of
+from bmmae.data.labels import CODINGS, Coding, check_values, find_coding, propose_coding, values_of
 from bmmae.data.location import File
 from bmmae.data.reading import read_labels
-from bmmae.errors import LabelError
+from bmmae.errors import LabelError, few
 
 SEG_CODING = "seg_coding"
 """Column of a cohort table: the label coding of its segmentations."""
@@ -32,6 +33,9 @@ def coding_of(cohort: Iterable[Study], name: str | Coding | None = None) -> Codi
 
     Raises:
         LabelError: If no study has a segmentation, values do not fit, or names and values leave the coding open.
+
+    Warns:
+        UserWarning: If the table states another coding than the one asked for.
     """
     labelled = [study for study in cohort if study.seg is not None]
     paths = [study.seg for study in labelled if study.seg is not None]
@@ -44,6 +48,13 @@ def coding_of(cohort: Iterable[Study], name: str | Coding | None = None) -> Codi
         return propose_coding([str(path) for path in paths], set().union(*found))
     for path, values in zip(paths, found, strict=True):
         check_values(values, coding, str(path))
+    others = {str(study.values.get(SEG_CODING) or coding.name) for study in labelled} - {coding.name}
+    if others and coding.name in CODINGS:
+        warnings.warn(
+            f"the table's column '{SEG_CODING}' says {few(sorted(others))}, and '{coding.name}' was asked for, where "
+            "the same number may be another tissue: correct one of them",
+            stacklevel=2,
+        )
     return coding
 
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from fractions import Fraction
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -108,9 +109,11 @@ def _repeat(studies: Sequence[Study], strata: Array, plan: FoldPlan, repeat: int
                 f"fold {number} of {plan.folds} would leave {patients} patient to train and to validate on: some have "
                 "many visits; add patients, or choose another number of folds"
             )
-        parts = min(max(2, round(1 / plan.validation_share)), patients)
+        finest = min(max(20, round(1 / plan.validation_share)), patients)
+        share = Fraction(plan.validation_share).limit_denominator(finest)
         inner = [studies[index] for index in rest]
-        held = {rest[index] for index in next(_divide(inner, strata[rest], parts, (plan.seed, repeat, 1 + number)))}
+        parts = _divide(inner, strata[rest], max(2, share.denominator), (plan.seed, repeat, 1 + number))
+        held = {rest[index] for part in islice(parts, max(1, share.numerator)) for index in part}
         train = [index for index in rest if index not in held]
         yield Fold(*(tuple(studies[index].key for index in sorted(part)) for part in (train, held, test)))
 

@@ -155,9 +155,7 @@ def _identify(path: Path, parts: tuple[str, ...], modalities: tuple[str, ...]) -
     else:
         file = _folder_file(path, parts, stem, declared)
     if isinstance(file, _File) and file.role.modality not in (None, *modalities):
-        return Problem(
-            path, f"is {file.role.modality}, which is not asked for", "name it with --modalities to use it"
-        )
+        return Problem(path, f"is {file.role.modality}, which is not asked for", "name it with --modalities to use it")
     return file
 
 

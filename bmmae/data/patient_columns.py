@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -32,7 +32,7 @@ class TargetsConfig:
         months: Boundaries of the survival classes.
         curve: Months at which the curves of `hazard` and `cox` are reported.
         ipcw: Weight survival classes by the inverse of the chance of not having been censored before they were known.
-        balanced: Weight classes by the inverse of their frequency.
+        balanced: Weight the classes of `labels` and `multilabel` by the inverse of their frequency.
     """
 
     labels: tuple[str, ...] = ()
@@ -53,6 +53,28 @@ class TargetsConfig:
             raise ConfigError("nothing is to be predicted: name columns in targets.labels, or targets.survival")
         if list(self.months) != sorted(set(self.months)) or len(self.months) < 2 or self.months[0] <= 0:
             raise ConfigError(f"targets.months must be two or more months that rise, got {self.months}")
+        there = {*self.survival, *(name for name in ("labels", "multilabel") if getattr(self, name))}
+        for item in fields(self):
+            about = ABOUT.get(item.name, ())
+            if about and there.isdisjoint(about) and getattr(self, item.name) != item.default:
+                raise ConfigError(
+                    f"targets.{item.name} is about {' and '.join(about)}, which nothing here predicts: leave it out"
+                )
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether any target is one of classes."""
+        return bool(self.labels or self.multilabel or "survival_classes" in self.survival)
+
+
+ABOUT = {
+    "bins": ("hazard", "cox"),
+    "curve": ("hazard", "cox"),
+    "months": ("survival_classes",),
+    "ipcw": ("survival_classes",),
+    "balanced": ("labels", "multilabel"),
+}
+"""What an option is about; without any of it, it would have no effect."""
 
 
 @dataclass(frozen=True)

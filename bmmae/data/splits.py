@@ -59,6 +59,25 @@ def train_and_validation(
     return train, validation
 
 
+def warn_of_absent(studies: Sequence[Study], modalities: Sequence[str]) -> None:
+    """Warn of modalities that no training study has: nothing is learned of them.
+
+    Args:
+        studies: The training studies.
+        modalities: Those of the model.
+
+    Warns:
+        UserWarning: Naming them.
+    """
+    absent = [name for name in modalities if not any(name in study.images for study in studies)]
+    if absent:
+        warnings.warn(
+            f"no training study has {', '.join(absent)}, and nothing will be learned of it: look at the table's column "
+            "names, or leave it out of the model's modalities",
+            stacklevel=2,
+        )
+
+
 def _warn_of_blanks(cohort: Cohort) -> None:
     blank = sum(study.split is None for study in cohort)
     if blank:

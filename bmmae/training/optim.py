@@ -161,7 +161,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     """Return the optimiser over `parameter_groups`, AdamW fused where the device has a fused form.
 
     Raises:
-        ConfigError: The model has no trainable parameter.
+        ConfigError: The model has no trainable parameter, or none that Muon is asked to update.
     """
     groups = parameter_groups(model, config)
     if config.frozen_steps:
@@ -181,6 +181,9 @@ def _muon(groups: list[dict[str, Any]], model: nn.Module, config: OptimConfig) -
     from timm.optim import Muon
 
     chosen = {id(value) for name, value in model.named_parameters() if _is_orthogonal(name, value, config)}
+    if not any(id(value) in chosen for group in groups for value in group["params"]):
+        what = "matrix of a transformer block" if config.kind == "muon" else "3D convolution outside the heads"
+        raise ConfigError(f"optim.kind is {config.kind}, but no {what} is trained here: set optim.kind to adamw")
     divided = _divided(groups, chosen, lambda inside: {"use_fallback": not inside})
     muon: torch.optim.Optimizer = Muon(divided, lr=config.lr, betas=config.betas, eps=config.eps, nesterov=True)
     return muon

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bmmae.data.cohort import Cohort, Study
-from bmmae.data.splits import train_and_validation
+from bmmae.data.splits import train_and_validation, warn_of_absent
 from bmmae.errors import CohortError
 
 
@@ -47,6 +47,13 @@ def test_studies_that_the_tables_split_leaves_open_are_counted() -> None:
     with pytest.warns(UserWarning, match=r"^6 of 18 studies are not used, .* is blank: mark them train, validation"):
         train, validation = train_and_validation(table)
     assert len(train) == len(validation) == 6
+
+
+def test_a_modality_that_nobody_has_is_told() -> None:
+    studies = [Study("a", {"t1": Path("a.nii.gz")}), Study("b", {"flair": Path("b.nii.gz")})]
+    warn_of_absent(studies, ("t1", "flair"))
+    with pytest.warns(UserWarning, match="no training study has t2, dwi, and nothing will be learned of it"):
+        warn_of_absent(studies, ("t1", "t2", "dwi"))
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.9999])

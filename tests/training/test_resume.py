@@ -112,7 +112,7 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
         ({"optim": OptimConfig(lr=2.0, warmup_steps=1)}, "optim.lr was 0.01 and is now 2.0"),
         ({"optim": replace(OPTIM, weight_decay=0.5)}, "optim.weight_decay was 0.05 and is now 0.5. Restore these, or"),
         ({"optim": replace(OPTIM, betas=(0.8, 0.9))}, r"optim.betas was \[0.9, 0.95\] and is now \[0.8, 0.9\]"),
-        ({"optim": replace(OPTIM, kind="muon")}, "optim.kind was 'adamw' and is now 'muon'"),
+        ({"optim": replace(OPTIM, schedule="constant")}, "optim.schedule was 'cosine' and is now 'constant'"),
         ({"optim": replace(OPTIM, clip_norm=None)}, "optim.clip_norm was 1.0 and is now None"),
     ],
 )

@@ -13,10 +13,10 @@ from bmmae.data.raw.dicom_files import Identity, Series, scan_folder
 from bmmae.data.raw.extras import dcm2niix_program
 from bmmae.data.raw.privacy import Pseudonym, pseudonyms, read_mapping, series_key
 from bmmae.data.raw.series_table import STRUCTURES, Row, propose
-from bmmae.data.raw.structures import Choice, choose, draw_labels, read_structures
+from bmmae.data.raw.structures import Choice, choose, draw_labels, read_structures, unmatched
 from bmmae.data.reading import write_image
 from bmmae.data.replacing import refuse_losing_columns
-from bmmae.errors import BmmaeError, CohortError
+from bmmae.errors import BmmaeError, CohortError, LabelError, few
 from bmmae.modalities import STANDARD, in_table_order
 from bmmae.patches import Triple
 
@@ -194,6 +194,10 @@ class _Visit:
                     "expected one; give that series a modality in the table"
                 )
             labels = draw_labels(choose(found.structures, choices), *referenced[0])
+            lacking = unmatched(found.structures, choices)
+            if lacking:
+                named = few(structure.name for structure in found.structures)
+                self._report(STRUCTURES, LabelError(f"no structure is called {few(lacking)}: there are {named}"))
             return write_image(self.folder / "seg.nii.gz", labels, referenced[0][1], description=DESCRIPTION)
         except BmmaeError as error:
             self._report(STRUCTURES, error)

@@ -98,7 +98,7 @@ def choose(structures: Sequence[Structure], choices: Sequence[Choice]) -> list[t
     """Return the structures to draw and their labels; without a choice there must be just one.
 
     Raises:
-        LabelError: If several are there and none was chosen, or a choice fits none.
+        LabelError: If several are there and none was chosen, or none of the choices fits.
     """
     listed = ", ".join(f"'{structure.name}'" for structure in structures)
     if not choices:
@@ -115,6 +115,12 @@ def choose(structures: Sequence[Structure], choices: Sequence[Choice]) -> list[t
         wanted = ", ".join(f"'{choice.pattern}'" for choice in choices)
         raise LabelError(f"no structure is called {wanted}: there are {listed}")
     return chosen
+
+
+def unmatched(structures: Sequence[Structure], choices: Sequence[Choice]) -> list[str]:
+    """Return the patterns that no structure is called by."""
+    names = [structure.name.lower() for structure in structures]
+    return [choice.pattern for choice in choices if not fnmatch.filter(names, choice.pattern.lower())]
 
 
 def draw_labels(

@@ -88,6 +88,9 @@ def test_several_structures_are_listed_until_one_is_named(patient: Patient, tmp_
     _, problems = imported(patient.folder, tmp_path / "b", "PTV")
     assert "no structure is called 'PTV': there are 'GTV 1', 'Skin'" in problems[0]
     assert imported(patient.folder, tmp_path / "c", "gtv*")[0].seg
+    study, problems = imported(patient.folder, tmp_path / "d", "gtv*", "oedema=2")
+    assert study.seg
+    assert "no structure is called 'oedema': there are 'GTV 1', 'Skin'" in problems[0]
 
 
 def test_contours_off_the_slices_or_on_another_series_are_refused(patient: Patient, tmp_path: Path) -> None:
