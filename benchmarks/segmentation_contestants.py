@@ -106,6 +106,7 @@ def fine_tune(
     seed: int,
     only: Sequence[str] | None = None,
     augment: AugmentConfig = AUGMENT,
+    hardest_share: float = 1.0,
 ) -> tuple[nn.Module, Training]:
     """Train the library's own model.
 
@@ -117,6 +118,7 @@ def fine_tune(
         seed: Of weights and samples.
         only: Show it these modalities alone, always all of them: a dedicated model.
         augment: Of the training windows.
+        hardest_share: Of the voxels, whose cross-entropy counts.
     """
     model = start.model(source, seed)
     augment = augment if only is None else replace(augment, modality_dropout=0.0)
@@ -124,7 +126,7 @@ def fine_tune(
     dataset.masking = MASKING
     shown = dataset if only is None else OnlyModalities(dataset, only)
     optim = OPTIM if start.weights is None else replace(OPTIM, layer_decay=LAYER_DECAY)
-    task = SegmentationTask(model.config)
+    task = SegmentationTask(model.config, hardest_share=hardest_share)
     return model, train(model, task, shown, budget, optim=optim, batch_size=BATCH, seed=seed)
 
 
@@ -137,12 +139,13 @@ def fit_network(
     *,
     seed: int,
     augment: AugmentConfig = AUGMENT,
+    hardest_share: float = 1.0,
 ) -> tuple[nn.Module, Training]:
     """Train a comparator; absent modalities are zero-filled channels, and dropout hides some as it does for ours."""
     torch.manual_seed(seed)
     regions = tuple(source.coding.regions)
     model = ZeroFilledNetwork(NetworkConfig(name, shape.modalities, regions, source.window))
-    task = SegmentationTask(SegmentationConfig(shape, regions, source.coding.name))
+    task = SegmentationTask(SegmentationConfig(shape, regions, source.coding.name), hardest_share=hardest_share)
     dataset = source.dataset(studies, shape, seed=seed, augment=augment)
     return model, train(model, task, dataset, budget, optim=NETWORK_OPTIM, batch_size=BATCH, seed=seed)
 

@@ -3,9 +3,9 @@
 python benchmarks/small_lesions.py [--seconds 180] [--seeds 1] [--only ours "lesions in proportion"]
 
 All contestants train for as many processor seconds on windows of 64 mm, from all modalities or a random subset of
-them, and are scored on whole test volumes. `ours` is `configs/finetune/segmentation_lesions.yaml` from
-`checkpoints/tiny-segmentation`, whose tumours were large; each contestant after it has one thing else, and the last is
-a U-Net that sees the same windows. Finished cells are skipped.
+them, and are scored on whole test volumes, from all modalities. `ours` is `configs/finetune/segmentation_lesions.yaml`
+from `checkpoints/tiny-segmentation`, whose tumours were large; each contestant after it has one thing else, and the
+last is a U-Net with the same windows and loss. Finished cells are skipped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bmmae.data.preprocess import PreprocessConfig
 from bmmae.data.synthetic.cohort import GENERATOR_VERSION, SyntheticConfig
 from bmmae.metrics.lesions import count_lesions, match_lesions
 from bmmae.metrics.overlap import dice
-from bmmae.modalities import STANDARD, subset_label
+from bmmae.modalities import STANDARD
 
 RADII_MM = (0.5, 3.0)
 SMALL_MM = 3.0
@@ -44,8 +44,6 @@ TRAIN, TEST = 24, 12
 """Synthetic subjects, three to eight lesions each."""
 SEED = 300
 START = ROOT / "checkpoints" / "tiny-segmentation"
-SUBSETS = (STANDARD, ("t1ce",))
-FULL = subset_label(STANDARD)
 WIDTH = 8
 CODING = own_coding({4: "lesion"})
 AIMED = replace(AUGMENT, lesion_share=0.8, each_lesion=1.0)
@@ -60,15 +58,18 @@ class Contestant:
         augment: Says where training windows lie.
         pretrained: Whether it starts from `START`.
         supervision: How many coarser resolutions learn too.
+        hardest_share: Of the voxels, whose cross-entropy counts.
     """
 
     augment: AugmentConfig = AIMED
     pretrained: bool = True
     supervision: int = 2
+    hardest_share: float = 0.01
 
 
 CONTESTANTS = {
     OURS: Contestant(),
+    "all voxels count": Contestant(hardest_share=1.0),
     "lesions in proportion": Contestant(replace(AIMED, each_lesion=0.0)),
     "windows anywhere": Contestant(replace(AIMED, lesion_share=0.0, each_lesion=0.0)),
     "no deep supervision": Contestant(supervision=0),
@@ -125,6 +126,7 @@ def cells(given: argparse.Namespace, source: Source) -> Iterator[dict[str, Any]]
         for method, contestant in CONTESTANTS.items():
             cell = {"method": method, "data": source.name, "seed": seed, "seconds": given.seconds}
             cell |= {"threads": given.threads, "single_share": contestant.augment.single_share}
+            cell |= {"hardest_share": contestant.hardest_share}
             if method != UNET:
                 cell |= {"form": form_of(source.window, WIDTH), "optim": OPTIM.kind}
             yield cell | ({"weights": digest(START)} if contestant.pretrained else {})
@@ -134,16 +136,17 @@ def run_cell(cell: Row, source: Source) -> dict[str, Any]:
     """Train one contestant and score it on the test subjects."""
     contestant, parts, seed = CONTESTANTS[cell["method"]], source.parts[0], cell["seed"]
     start = replace(Start.of(START, source.window, WIDTH), supervision=contestant.supervision)
-    budget, augment = Budget(seconds=cell["seconds"]), contestant.augment
+    budget = Budget(seconds=cell["seconds"])
+    learn = {"seed": seed, "augment": contestant.augment, "hardest_share": contestant.hardest_share}
     if cell["method"] == UNET:
-        model, training = fit_network(UNET, start.shape, source, parts.train, budget, seed=seed, augment=augment)
+        model, training = fit_network(UNET, start.shape, source, parts.train, budget, **learn)
     else:
         start = start if contestant.pretrained else start.scratch()
-        model, training = fine_tune(start, source, parts.train, budget, seed=seed, augment=augment)
-    scores: dict[str, dict[str, dict[str, float]]] = {}
+        model, training = fine_tune(start, source, parts.train, budget, **learn)
+    scores: dict[str, dict[str, float]] = {}
     voxel = math.prod(source.cache.config.spacing)
-    for study, subset, predicted, truth in predicted_volumes(model, source, parts.test, start.shape, SUBSETS):
-        scores.setdefault(subset, {})[study.group] = lesion_scores(predicted[0], truth[0], voxel)
+    for study, _, predicted, truth in predicted_volumes(model, source, parts.test, start.shape, [STANDARD]):
+        scores[study.group] = lesion_scores(predicted[0], truth[0], voxel)
     return {**training.row(), "patients": len(parts.test), "scores": scores}
 
 
@@ -169,11 +172,11 @@ def lesion_scores(predicted: Array, truth: Array, voxel: float) -> dict[str, flo
     }
 
 
-def by_patient(rows: Sequence[Row], subset: str, metric: str) -> dict[str, float]:
+def by_patient(rows: Sequence[Row], metric: str) -> dict[str, float]:
     """Return each patient's value, the mean over seeds; patients for whom it is not defined are left out."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        for patient, scores in row["scores"][subset].items():
+        for patient, scores in row["scores"].items():
             if not math.isnan(scores[metric]):
                 found.setdefault(patient, []).append(scores[metric])
     return {patient: statistics.fmean(values) for patient, values in found.items()}
@@ -187,16 +190,16 @@ def headline_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     units = {"lesion_f1": "F1 by lesion", "sensitivity": "share of the lesions found"}
     units["small_sensitivity"] = f"share of the lesions up to {SMALL_MM:g} mm found"
     units["false_lesions"] = "a study, lower is better"
-    values = {metric: by_patient(runs[OURS], FULL, metric) for metric in units}
+    values = {metric: by_patient(runs[OURS], metric) for metric in units}
     found = {
         metric: figure_by_patient(values[metric], unit=unit, scale=1.0)
         for metric, unit in units.items()
         if values[metric]
     }
-    ours = by_patient(runs[OURS], FULL, "lesion_f1")
+    ours = by_patient(runs[OURS], "lesion_f1")
     for method, others in runs.items():
         if method != OURS:
-            theirs = by_patient(others, FULL, "lesion_f1")
+            theirs = by_patient(others, "lesion_f1")
             gains = {patient: ours[patient] - theirs[patient] for patient in set(ours) & set(theirs)}
             name = f"f1_gain_over_{method.replace(' ', '_')}"
             found[name] = figure_by_patient(gains, asked=0.0 if method == UNET else None, unit="F1", scale=1.0)
@@ -204,16 +207,13 @@ def headline_figures(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return a row for each contestant and subset: the means over patients."""
+    """Return a row for each contestant: the means over patients."""
     table = []
     for method, runs in _by_method(rows).items():
-        for subset in map(subset_label, SUBSETS):
-            values = {metric: by_patient(runs, subset, metric).values() for metric in METRICS}
-            means = {metric: statistics.fmean(found) for metric, found in values.items() if found}
-            seen = runs[0]["scores"][subset].values()
-            counts = {"small_lesions": sum(scores["small"] for scores in seen)}
-            steps = round(statistics.fmean(run["steps"] for run in runs))
-            table.append({"subset": subset, "method": method, "seeds": len(runs), "steps": steps, **means, **counts})
+        values = {metric: by_patient(runs, metric).values() for metric in METRICS}
+        means = {metric: statistics.fmean(found) for metric, found in values.items() if found}
+        steps = round(statistics.fmean(run["steps"] for run in runs))
+        table.append({"method": method, "seeds": len(runs), "steps": steps, **means})
     return table
 
 
@@ -223,7 +223,7 @@ def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _gist(row: Row) -> str:
-    values = {metric: by_patient([row], FULL, metric).values() for metric in METRICS}
+    values = {metric: by_patient([row], metric).values() for metric in METRICS}
     return ", ".join(f"{metric} {statistics.fmean(found):.3f}" for metric, found in values.items() if found)
 
 

@@ -121,6 +121,8 @@ class SegmentConfig:
         supervision: How many of the coarser resolutions predict the regions too.
         visible_share: Share of a sample's tokens that the encoder sees in training, drawn as in pretraining; in use it
             sees all. The convolutions see everything.
+        hardest_share: Share of a window's voxels whose cross-entropy counts, those that are most wrong; 0.01 for small
+            lesions, which all the others outvote.
         classes: Class name to label value, for segmentations of the user's own; instead of `data.labels`.
         regions: Region name to the label values that it unites; by default each of `classes` is a region.
         frozen: Leave the pretrained encoder as it is; `optim.frozen_steps` does so for a while.
@@ -139,6 +141,7 @@ class SegmentConfig:
     fusion: FusionKind = "mean_max"
     supervision: int = 0
     visible_share: float = 0.25
+    hardest_share: float = 1.0
     classes: dict[str, int] = field(default_factory=dict)
     regions: dict[str, list[int]] = field(default_factory=dict)
     frozen: bool = False
@@ -152,6 +155,8 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.visible_share <= 1:
             raise ConfigError(f"visible_share must lie in (0, 1], got {self.visible_share}")
+        if not 0 < self.hardest_share <= 1:
+            raise ConfigError(f"hardest_share must lie in (0, 1], got {self.hardest_share}")
         _require_distillation(self.distill, self.augment)
         if self.classes and self.data.labels:
             raise ConfigError(f"give classes or data.labels ('{self.data.labels}'), not both")

@@ -50,7 +50,10 @@ def standardised_squared_error(
 
 
 def dice_and_cross_entropy(
-    logits: Float[Tensor, "B R H W D"], target: Bool[Tensor, "B R H W D"], smooth: float = 1.0
+    logits: Float[Tensor, "B R H W D"],
+    target: Bool[Tensor, "B R H W D"],
+    smooth: float = 1.0,
+    hardest_share: float = 1.0,
 ) -> Float[Tensor, " B"]:
     """Return, per sample, the mean over regions of soft Dice loss and binary cross-entropy, half each.
 
@@ -61,6 +64,8 @@ def dice_and_cross_entropy(
         logits: One channel a region.
         target: True inside a region.
         smooth: Added to numerator and denominator of the Dice coefficient, in voxels.
+        hardest_share: Share of a region's voxels whose cross-entropy counts, those that are most wrong (Wu 2016's
+            top-k loss): where lesions are a few voxels, the mean over all is one over background.
     """
     scores, truth = logits.float(), target.float()
     probability = scores.sigmoid()
@@ -68,8 +73,10 @@ def dice_and_cross_entropy(
     overlap = (probability * truth).sum(axes)
     total = probability.sum(axes) + truth.sum(axes)
     dice = 1 - (2 * overlap + smooth) / (total + smooth)
-    entropy = F.binary_cross_entropy_with_logits(scores, truth, reduction="none").mean(axes)
-    return (0.5 * dice + 0.5 * entropy).mean(dim=1)
+    entropy = F.binary_cross_entropy_with_logits(scores, truth, reduction="none").flatten(2)
+    if hardest_share < 1:
+        entropy = entropy.topk(max(1, round(hardest_share * entropy.shape[2])), dim=2, sorted=False).values
+    return (0.5 * dice + 0.5 * entropy.mean(2)).mean(dim=1)
 
 
 def agreement_with_teacher(

@@ -100,7 +100,7 @@ def main() -> int:
 
     result = fit(
         model,
-        SegmentationTask(model.config, config.distill, seed, config.visible_share),
+        SegmentationTask(model.config, config.distill, seed, config.visible_share, hardest_share=config.hardest_share),
         training_data,
         validation_data,
         train=config.train,

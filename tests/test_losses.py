@@ -48,6 +48,27 @@ def test_scaling_contrast_within_patches_leaves_the_standardised_error() -> None
     torch.testing.assert_close(weak, strong, rtol=1e-2, atol=0)
 
 
+def test_the_hardest_voxels_alone_can_count() -> None:
+    logits, target = torch.randn(2, 3, 4, 4, 4), torch.rand(2, 3, 4, 4, 4) < 0.3
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target.float(), reduction="none").flatten(2)
+    hardest = entropy.sort(dim=2, descending=True).values[:, :, :6].mean(2)
+    expected = dice_and_cross_entropy(logits, target) + (0.5 * (hardest - entropy.mean(2))).mean(1)
+    assert torch.allclose(dice_and_cross_entropy(logits, target, hardest_share=0.1), expected)
+
+
+def test_a_small_lesion_is_not_outvoted_by_background() -> None:
+    """Where nothing is predicted, all the pull on a lesion of one voxel is in its cross-entropy."""
+    target = torch.zeros(1, 1, 16, 16, 16, dtype=torch.bool)
+    target[..., 8, 8, 8] = True
+    pulls = []
+    for share in (1.0, 0.01):
+        logits = torch.full(target.shape, -9.0, requires_grad=True)
+        dice_and_cross_entropy(logits, target, hardest_share=share).sum().backward()
+        assert logits.grad is not None
+        pulls.append(-logits.grad[target].item())
+    assert pulls[1] > 20 * pulls[0]
+
+
 def test_dice_and_cross_entropy_equal_their_formulas() -> None:
     logits, target = volumes(2, 3, (4, 4, 4)), flags(2, 3, 4, 4, 4, seed=1)
     losses = dice_and_cross_entropy(logits, target)

@@ -37,7 +37,7 @@ def test_commands_are_accepted(line: list[str]) -> None:
 
 def test_keys_are_those_of_the_configuration() -> None:
     keys = re.findall(r"^\| `([\w.]+): ([\w.]+)` \|", PAGE, flags=re.MULTILINE)
-    assert len(keys) == 12
+    assert len(keys) == 13
     for key, value in keys:
         extra = ["--augment.modality_dropout", "0"] if key == "distill.weight" else []
         parse(SegmentConfig, [*REQUIRED, *extra, f"--{key}", value])

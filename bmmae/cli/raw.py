@@ -99,9 +99,7 @@ def _run_preprocess(given: argparse.Namespace) -> int:
     from bmmae.data.raw.study_pipeline import PipelineConfig
 
     if given.affine and given.no_atlas:
-        raise ConfigError(
-            "--affine is about the registration to the atlas that --no-atlas leaves out: drop one"
-        )
+        raise ConfigError("--affine is about the registration to the atlas that --no-atlas leaves out: drop one")
     require_writable(given.out)
     refuse_overwriting([given.out / "cohort.csv"], [given.cohort])
     config = PipelineConfig(

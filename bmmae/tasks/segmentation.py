@@ -53,6 +53,7 @@ class SegmentationTask:
         distill: What hard subsets learn from the full set.
         seed: The run's seed, for the subsets that are drawn here.
         visible_share: Share of the tokens that the encoder sees of them, if batches hide tokens.
+        hardest_share: Share of the voxels whose cross-entropy counts; see `bmmae.losses.dice_and_cross_entropy`.
     """
 
     selection: tuple[str, Mode] = ("dice_any", "max")
@@ -63,11 +64,14 @@ class SegmentationTask:
         distill: DistillConfig | None = None,
         seed: int = 0,
         visible_share: float = 1.0,
+        *,
+        hardest_share: float = 1.0,
     ) -> None:
         self.config = config
         self.distill = distill or DistillConfig()
         self.seed = seed
         self.visible_share = visible_share
+        self.hardest_share = hardest_share
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Compute the loss of one batch; see `Task`."""
@@ -94,7 +98,7 @@ class SegmentationTask:
         """
         label, available = tensors(batch, "label", "available")
         logits: Tensor = model(*self._inputs(batch, available))
-        losses = dice_and_cross_entropy(logits, label)
+        losses = self._loss(logits, label)
         scores, counts = region_dice(logits > 0, label)
         less: Tensor = model(*self._inputs(batch, self._subsets(batch, available, chance=1.0)))
         of_less, counts_of_less = (part.sum() for part in region_dice(less > 0, label))
@@ -118,11 +122,14 @@ class SegmentationTask:
 
     def _supervised(self, scales: tuple[Tensor, ...], label: Tensor) -> Float[Tensor, " B"]:
         weights = [0.5**scale for scale in range(len(scales))]
-        losses = dice_and_cross_entropy(scales[0], label)
+        losses = self._loss(scales[0], label)
         for scale in range(1, len(scales)):
             coarse = F.max_pool3d(label.to(torch.float32), 2**scale).bool()
-            losses = losses + weights[scale] * dice_and_cross_entropy(scales[scale], coarse)
+            losses = losses + weights[scale] * self._loss(scales[scale], coarse)
         return losses / sum(weights)
+
+    def _loss(self, logits: Tensor, label: Tensor) -> Float[Tensor, " B"]:
+        return dice_and_cross_entropy(logits, label, hardest_share=self.hardest_share)
 
     def _subsets(
         self, batch: Batch, available: Bool[Tensor, "B M"], chance: float, single_share: float = 0.0
