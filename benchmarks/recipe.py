@@ -34,6 +34,9 @@ LOOKS, RACE_LOOKS = 4, 12
 """How often a training is judged."""
 TRAIN, VALIDATION, TEST = 48, 8, 24
 """Synthetic subjects."""
+WINDOWS = "lesions"
+"""Where the probe looks: windows of labelled studies lie around their lesions. Cells without this word are from before,
+when they lay in the middle of the brain, where other places have to be told from tumour."""
 Cell = dict[str, Any]
 
 
@@ -93,6 +96,7 @@ def _source(given: argparse.Namespace, name: str) -> tuple[Source, Parts]:
 def cells(given: argparse.Namespace, data: str) -> Iterator[Cell]:
     """Yield the cells in the order in which they are run: all changes with one seed, then with the next."""
     shared = {"data": data, "threads": given.threads, "scored": "validation" if given.development else "test"}
+    shared |= {"windows": WINDOWS}
     for seed in range(given.seeds):
         for name in given.only:
             if name in UNTRAINED:

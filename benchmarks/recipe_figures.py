@@ -24,12 +24,12 @@ def table_rows(cells: Sequence[Row]) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in cells:
         cell = row["cell"]
-        key = tuple(cell.get(name) for name in ("data", "scored", "part", "budget", "variant"))
+        key = (*(cell.get(name) for name in ("data", "scored", "part", "budget", "variant")), _windows(row))
         groups.setdefault(key, []).append(row)
     rows = []
-    for (data, scored, part, budget, name), found in sorted(groups.items(), key=lambda item: str(item[0][:4])):
+    for (data, scored, part, budget, name, windows), found in sorted(groups.items(), key=lambda item: str(item[0][:4])):
         line: dict[str, Any] = {"table": "variants", "data": data, "scored": scored, "part": part, "variant": name}
-        line |= {"budget": budget, "seeds": len(found)}
+        line |= {"budget": budget, "windows": windows, "seeds": len(found)}
         line["steps"] = round(statistics.fmean(row.get("steps", 0) for row in found))
         for score in SCORED:
             values = [_mean(row, score) for row in found if score in row["scores"]]
@@ -95,6 +95,7 @@ def _probe(rows: Sequence[Row]) -> dict[str, Figure]:
     ours = _of(rows, OURS)
     longest = max((row["cell"]["budget"] for row in ours), default=None)
     ours = [row for row in ours if row["cell"]["budget"] == longest]
+    rows = [row for row in rows if _windows(row) in map(_windows, ours)]
     found = {}
     for label, said in (("all", ""), ("t1", "_t1")):
         for rival, name in ((RANDOM, "probe_gain"), (STATISTICS, "probe_gain_over_statistics")):
@@ -106,6 +107,11 @@ def _probe(rows: Sequence[Row]) -> dict[str, Figure]:
                 unit = f"AP after {longest:g} s, {'T1 alone' if said else 'all modalities'}"
                 found[f"{name}{said}"] = figure_by_patient(gains, asked=asked, unit=unit, scale=1.0)
     return found
+
+
+def _windows(row: Row) -> str:
+    """Return where the probe looked, see `recipe.WINDOWS`."""
+    return str(row["cell"].get("windows", "middle"))
 
 
 def _of(rows: Sequence[Row], name: str, part: str | None = None) -> list[Row]:

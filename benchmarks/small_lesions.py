@@ -213,7 +213,7 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
         values = {metric: by_patient(runs, metric).values() for metric in METRICS}
         means = {metric: statistics.fmean(found) for metric, found in values.items() if found}
         steps = round(statistics.fmean(run["steps"] for run in runs))
-        table.append({"method": method, "seeds": len(runs), "steps": steps, **means})
+        table.append({"part": "contestants", "method": method, "seeds": len(runs), "steps": steps, **means})
     return table
 
 
