@@ -228,7 +228,7 @@ def _load_once(text: str) -> Any:
     """Read YAML as jsonargparse does, but refuse a key that is given twice: the first would be lost."""
     from jsonargparse import get_loader
 
-    _refuse_repeats(yaml.compose(text, yaml.SafeLoader))
+    _refuse_repeats(yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # as jsonargparse chooses
     return get_loader("yaml")(text)
 
 

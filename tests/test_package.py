@@ -132,6 +132,12 @@ def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
         parse(PretrainConfig, ["--config", str(path), "--data.cohort", "c.csv"])
 
 
+def test_tabs_between_values_are_as_good_as_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "tabs.yaml"
+    path.write_text("train:\n  steps: 10\t# as some editors leave them\n")
+    assert parse(PretrainConfig, ["--config", str(path), "--data.cohort", "c.csv"]).train.steps == 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

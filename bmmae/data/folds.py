@@ -110,10 +110,10 @@ def _repeat(studies: Sequence[Study], strata: Array, plan: FoldPlan, repeat: int
                 "many visits; add patients, or choose another number of folds"
             )
         finest = min(max(20, round(1 / plan.validation_share)), patients)
-        share = Fraction(plan.validation_share).limit_denominator(finest)
+        share = max(Fraction(1, finest), Fraction(plan.validation_share).limit_denominator(finest))
         inner = [studies[index] for index in rest]
-        parts = _divide(inner, strata[rest], max(2, share.denominator), (plan.seed, repeat, 1 + number))
-        held = {rest[index] for part in islice(parts, max(1, share.numerator)) for index in part}
+        parts = _divide(inner, strata[rest], share.denominator, (plan.seed, repeat, 1 + number))
+        held = {rest[index] for part in islice(parts, share.numerator) for index in part}
         train = [index for index in rest if index not in held]
         yield Fold(*(tuple(studies[index].key for index in sorted(part)) for part in (train, held, test)))
 

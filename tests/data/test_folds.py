@@ -221,7 +221,7 @@ def test_other_files_are_refused(tmp_path: Path, content: str | None, message: s
         read_fold(path, cohort(), 0)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.45])
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.2, 0.3, 0.4, 0.45])
 def test_the_share_that_validates_is_the_one_asked_for(share: float) -> None:
     table = Cohort(tuple(Study(f"p{i}", {"t1": Path(f"p{i}.nii.gz")}) for i in range(50)))
     folds = make_folds(table, FoldPlan(5, validation_share=share))
