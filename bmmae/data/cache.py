@@ -18,6 +18,7 @@ import warnings
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -177,24 +178,27 @@ class StudyCache:
 
 
 class _Memory:
-    """The studies used last, up to a number of bytes; starts empty in every process."""
+    """The studies used last, up to a number of bytes; starts empty in every process. Threads may share it."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.kept: OrderedDict[str, PackedStudy] = OrderedDict()
+        self.lock = Lock()
 
     def __reduce__(self) -> tuple[type[_Memory], tuple[int]]:
         return _Memory, (self.limit,)
 
     def get(self, key: str) -> PackedStudy | None:
-        if key in self.kept:
-            self.kept.move_to_end(key)
-        return self.kept.get(key)
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+            return self.kept.get(key)
 
     def keep(self, key: str, study: PackedStudy) -> None:
-        self.kept[key] = study
-        while self.kept and sum(each.nbytes for each in self.kept.values()) > self.limit:
-            self.kept.popitem(last=False)
+        with self.lock:
+            self.kept[key] = study
+            while self.kept and sum(each.nbytes for each in self.kept.values()) > self.limit:
+                self.kept.popitem(last=False)
 
 
 def _open_entry(folder: Path) -> CachedStudy | None:

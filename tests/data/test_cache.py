@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from tiny_studies import brain, picture, save, write_study
 from bmmae.data.cache import META, StudyCache
 from bmmae.data.caching import build_cache
 from bmmae.data.cohort import Cohort, Study
+from bmmae.data.packing import PackedStudy
 from bmmae.data.preprocess import PreprocessConfig, prepare_study, sample_voxels
 from bmmae.errors import CohortError, ImageError, OutputError
 from bmmae.modalities import STANDARD
@@ -214,3 +219,27 @@ def test_a_cohort_is_stored_but_for_its_broken_studies(tmp_path: Path, cache: St
     assert len(problems) == 1
     assert problems[0].startswith("b")
     assert [cache.find(study) is not None for study in studies] == [True, False, True]
+
+
+def test_threads_may_share_what_is_kept_in_memory() -> None:
+    """Each entry hands the processor on while it is counted, as a large cohort does now and then."""
+
+    class Slow(PackedStudy):
+        def __init__(self) -> None:
+            pass
+
+        @property
+        def nbytes(self) -> int:
+            time.sleep(0)
+            return 1
+
+    memory: Any = StudyCache(None, PreprocessConfig(), ("t1",)).memory
+    memory.limit = 50
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda number: memory.keep(str(number), Slow()), range(500)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(memory.kept) == 50
