@@ -89,13 +89,16 @@ def synthetic_source(train: int, test: int, *, size: int = 64, seed: int = 100, 
         seed: Of the cohort; not one that shipped weights were trained on.
         work: Where the cohort is made and kept.
     """
-    cohort = synthetic_cohort(SyntheticConfig(train + test, seed, size), work)
+    return one_split(synthetic_name(train, test, size), SyntheticConfig(train + test, seed, size), train, work)
+
+
+def one_split(name: str, config: SyntheticConfig, train: int, work: Path = WORK) -> Source:
+    """Return a synthetic cohort on its own grid: the first `train` subjects train, those after them test."""
+    cohort = synthetic_cohort(config, work)
     parts = (Parts(cohort.studies[:train], (), cohort.studies[train:]),)
-    preprocess = PreprocessConfig(spacing=(FIELD_OF_VIEW / size,) * 3)
-    name = synthetic_name(train, test, size)
-    cache = StudyCache(work / "cache", preprocess, STANDARD)
+    cache = StudyCache(work / "cache", PreprocessConfig(spacing=(FIELD_OF_VIEW / config.size,) * 3), STANDARD)
     prepare(cohort, cache)
-    return Source(name, parts, cache, EDITIONS, (size, size, size))
+    return Source(name, parts, cache, EDITIONS, (config.size,) * 3)
 
 
 def synthetic_name(train: int, test: int, size: int = 64) -> str:

@@ -68,10 +68,8 @@ class Start:
     def model(self, source: Source, seed: int) -> SegmentationModel:
         """Return the model before any step of fine-tuning."""
         torch.manual_seed(seed)
-        coding, (width, supervision) = source.coding, (self.width, self.supervision)
-        regions = tuple(coding.regions)
-        config = SegmentationConfig(self.shape, regions, coding.name, width=width, supervision=supervision)
-        model = SegmentationModel(config)
+        config = SegmentationConfig(self.shape, tuple(source.coding.regions), source.coding.name, self.width)
+        model = SegmentationModel(replace(config, supervision=self.supervision))
         if self.weights is not None:
             donor = load_model(self.weights)
             load_encoder(model, donor)

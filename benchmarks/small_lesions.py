@@ -21,17 +21,14 @@ import numpy as np
 from cells import CellStore
 from full_volumes import predicted_volumes
 from harness import ROOT, Figure, arguments, parse, write_result
-from learning_data import FIELD_OF_VIEW, WORK, Source, prepare, synthetic_cohort
+from learning_data import FIELD_OF_VIEW, Source, one_split
 from paired import figure_by_patient
-from real import Parts
 from segmentation_contestants import AUGMENT, OPTIM, Start, digest, fine_tune, fit_network, form_of
 
 from bmmae.arrays import Array
 from bmmae.baselines.budget import Budget
 from bmmae.data.augment import AugmentConfig
-from bmmae.data.cache import StudyCache
 from bmmae.data.labels import own_coding
-from bmmae.data.preprocess import PreprocessConfig
 from bmmae.data.synthetic.cohort import GENERATOR_VERSION, SyntheticConfig
 from bmmae.metrics.lesions import count_lesions, match_lesions
 from bmmae.metrics.overlap import dice
@@ -111,13 +108,9 @@ def _parse() -> argparse.Namespace:
 
 def lesion_source(train: int, test: int, size: int) -> Source:
     """Return a synthetic cohort of small lesions in one split; `size` voxels along each axis of 192 mm."""
-    cohort = synthetic_cohort(SyntheticConfig(train + test, SEED, size, lesion_radius_mm=RADII_MM))
-    cache = StudyCache(WORK / "cache", PreprocessConfig(spacing=(FIELD_OF_VIEW / size,) * 3), STANDARD)
-    prepare(cohort, cache)
-    window = min(64, size)
-    parts = Parts(cohort.studies[:train], (), cohort.studies[train:])
+    config = SyntheticConfig(train + test, SEED, size, lesion_radius_mm=RADII_MM)
     name = f"small-lesions-{GENERATOR_VERSION}-{size}-{train}-{test}"
-    return Source(name, (parts,), cache, CODING, (window,) * 3)
+    return replace(one_split(name, config, train), coding=CODING, window=(min(64, size),) * 3)
 
 
 def cells(given: argparse.Namespace, source: Source) -> Iterator[dict[str, Any]]:
@@ -166,8 +159,6 @@ def lesion_scores(predicted: Array, truth: Array, voxel: float) -> dict[str, flo
         "sensitivity": counts.sensitivity,
         "false_lesions": counts.false,
         "dice": dice(predicted, truth),
-        "small": int(small.sum()),
-        "small_found": int(found[small].sum()),
         "small_sensitivity": float(np.mean(found[small])) if small.any() else math.nan,
     }
 

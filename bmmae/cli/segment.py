@@ -73,8 +73,6 @@ def add_segment(commands: Commands) -> None:
 
 
 OF_COHORTS = ("metrics", "subsets", "rely", "labels", "splits", "fold", "part", "tolerance")
-TOLERANCE = 1.0
-"""Millimetres."""
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -153,7 +151,7 @@ def _run_cohort(given: argparse.Namespace) -> int:
         subsets=given.subsets,
         metrics=given.metrics,
         labels=given.labels,
-        tolerance=TOLERANCE if given.tolerance is None else given.tolerance,
+        tolerance=CohortOptions.tolerance if given.tolerance is None else given.tolerance,
     )
     results = segment_cohort(model, cohort, given.out, options)
     _tell(results, given.out)

@@ -53,18 +53,17 @@ class TargetsConfig:
             raise ConfigError("nothing is to be predicted: name columns in targets.labels, or targets.survival")
         if list(self.months) != sorted(set(self.months)) or len(self.months) < 2 or self.months[0] <= 0:
             raise ConfigError(f"targets.months must be two or more months that rise, got {self.months}")
-        there = {*self.survival, *(name for name in ("labels", "multilabel") if getattr(self, name))}
         for item in fields(self):
             about = ABOUT.get(item.name, ())
-            if about and there.isdisjoint(about) and getattr(self, item.name) != item.default:
+            if about and self.kinds.isdisjoint(about) and getattr(self, item.name) != item.default:
                 raise ConfigError(
                     f"targets.{item.name} is about {' and '.join(about)}, which nothing here predicts: leave it out"
                 )
 
     @property
-    def has_classes(self) -> bool:
-        """Whether any target is one of classes."""
-        return bool(self.labels or self.multilabel or "survival_classes" in self.survival)
+    def kinds(self) -> set[str]:
+        """What is predicted: `labels`, `multilabel`, forms of survival."""
+        return {*self.survival, *(name for name in ("labels", "multilabel") if getattr(self, name))}
 
 
 ABOUT = {

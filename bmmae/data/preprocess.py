@@ -45,7 +45,12 @@ class PreprocessConfig:
             raise ConfigError(f"preprocess.clip must be positive, got {self.clip}")
 
     def __str__(self) -> str:
-        return f"{' x '.join(f'{side:g}' for side in self.spacing)} mm, clipped at {self.clip:g} deviations"
+        return f"{self.grid}, clipped at {self.clip:g} deviations"
+
+    @property
+    def grid(self) -> str:
+        """The spacing in words."""
+        return " x ".join(f"{side:g}" for side in self.spacing) + " mm"
 
 
 @dataclass(frozen=True)

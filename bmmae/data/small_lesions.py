@@ -48,11 +48,10 @@ def warn_of_lost_lesions(studies: Sequence[Study], cache: StudyCache) -> None:
         drawn += _lesions(labels, SMALLEST_MM3 / voxel)
         left += _lesions(np.asarray(cache.load(study).label), 1.0)
     if drawn and left < (1 - BEARABLE) * drawn:
-        spacing = " x ".join(f"{side:g}" for side in cache.config.spacing)
         warnings.warn(
-            f"of {drawn} lesions in {len(chosen)} segmentations, {left} are left on the model's grid of {spacing} mm: "
-            "smaller ones vanish or merge, and will be neither learned nor found. Set a smaller preprocess.spacing, or "
-            "take weights of a finer grid",
+            f"of {drawn} lesions in {len(chosen)} segmentations, {left} are left on the model's grid of "
+            f"{cache.config.grid}: smaller ones vanish or merge, and will be neither learned nor found. Set a smaller "
+            "preprocess.spacing, or take weights of a finer grid",
             stacklevel=2,
         )
 

@@ -17,11 +17,11 @@ from toy_training import StopsAt, ToyDataset, ToyTask, rows, same_weights, save_
 
 from bmmae.checkpoint import describe
 from bmmae.data.preprocess import PreprocessConfig
-from bmmae.errors import CheckpointError, TrainingError
+from bmmae.errors import CheckpointError, ConfigError, TrainingError
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
 from bmmae.model.mae import MAE
-from bmmae.training import OptimConfig, find_checkpoint, fit
+from bmmae.training import OptimConfig, find_checkpoint, fit, optim
 from bmmae.training.checkpointing import write_checkpoint
 from bmmae.training.devices import start_accelerator
 from bmmae.training.plan import make_plan
@@ -112,14 +112,23 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
         ({"optim": OptimConfig(lr=2.0, warmup_steps=1)}, "optim.lr was 0.01 and is now 2.0"),
         ({"optim": replace(OPTIM, weight_decay=0.5)}, "optim.weight_decay was 0.05 and is now 0.5. Restore these, or"),
         ({"optim": replace(OPTIM, betas=(0.8, 0.9))}, r"optim.betas was \[0.9, 0.95\] and is now \[0.8, 0.9\]"),
+        ({"optim": replace(OPTIM, kind="muon")}, "optim.kind was 'adamw' and is now 'muon'"),
         ({"optim": replace(OPTIM, schedule="constant")}, "optim.schedule was 'cosine' and is now 'constant'"),
         ({"optim": replace(OPTIM, clip_norm=None)}, "optim.clip_norm was 1.0 and is now None"),
     ],
 )
-def test_another_training_cannot_be_resumed(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_another_training_cannot_be_resumed(
+    tmp_path: Path, change: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "_is_orthogonal", lambda _name, value, _config: value.ndim == 2)  # a toy has no blocks
     train_toy(tmp_path, steps=4)
     with pytest.raises(TrainingError, match=message):
         train_toy(tmp_path, **({"steps": 4, "resume": True} | change))  # type: ignore[arg-type]
+
+
+def test_muon_with_nothing_to_update_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.kind is muon, but no matrix of a transformer block is trained here"):
+        train_toy(tmp_path, steps=1, optim=replace(OPTIM, kind="muon"))
 
 
 def test_a_refused_configuration_is_not_written_down(tmp_path: Path) -> None:

@@ -107,10 +107,7 @@ def choose(structures: Sequence[Structure], choices: Sequence[Choice]) -> list[t
                 f"{len(structures)} structures: {listed}; choose with --structure NAME (or 'GTV*', NAME=2)"
             )
         return [(structures[0], 1)]
-    chosen = []
-    for choice in choices:
-        fits = [s for s in structures if fnmatch.fnmatchcase(s.name.lower(), choice.pattern.lower())]
-        chosen += [(structure, choice.label) for structure in fits]
+    chosen = [(structure, choice.label) for choice in choices for structure in _fitting(structures, choice)]
     if not chosen:
         wanted = ", ".join(f"'{choice.pattern}'" for choice in choices)
         raise LabelError(f"no structure is called {wanted}: there are {listed}")
@@ -119,8 +116,11 @@ def choose(structures: Sequence[Structure], choices: Sequence[Choice]) -> list[t
 
 def unmatched(structures: Sequence[Structure], choices: Sequence[Choice]) -> list[str]:
     """Return the patterns that no structure is called by."""
-    names = [structure.name.lower() for structure in structures]
-    return [choice.pattern for choice in choices if not fnmatch.filter(names, choice.pattern.lower())]
+    return [choice.pattern for choice in choices if not _fitting(structures, choice)]
+
+
+def _fitting(structures: Sequence[Structure], choice: Choice) -> list[Structure]:
+    return [each for each in structures if fnmatch.fnmatchcase(each.name.lower(), choice.pattern.lower())]
 
 
 def draw_labels(
