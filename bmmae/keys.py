@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from bmmae.arrays import Tensor
-from bmmae.errors import CheckpointError
+from bmmae.errors import CheckpointError, few
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
 """What wrappers put before every key: distributed training, Lightning, torch.compile."""
-
-_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,8 @@ class KeyReport:
         for name in ("missing", "unexpected", "misshapen", "dropped"):
             keys: tuple[str, ...] = getattr(self, name)
             if keys:
-                parts.append(f"{len(keys)} {name}: {_listing(keys)}")
+                parts.append(f"{len(keys)} {name}: {few(keys, most=12, quote='')}")
         return "; ".join(parts)
-
-
-def _listing(keys: Sequence[str]) -> str:
-    more = f", and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    return ", ".join(keys[:_LISTED]) + more
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

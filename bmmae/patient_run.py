@@ -29,7 +29,7 @@ from bmmae.data.loaders import collate
 from bmmae.data.origin import training_provenance
 from bmmae.data.patient_columns import fit_columns, format_targets, is_labelled
 from bmmae.data.patients import Columns, PatientDataset, Shares, whole_brain
-from bmmae.data.splits import train_and_validation
+from bmmae.data.splits import train_and_validation, warn_of_absent
 from bmmae.data.subset_shares import subset_shares
 from bmmae.errors import CohortError, ConfigError, TrainingError
 from bmmae.evaluation.clinical import NAME as CLINICAL
@@ -95,6 +95,8 @@ def fine_tune(config: PatientConfig) -> int:
     preprocess = preprocessing_for(pretrained, config.preprocess)
     cache = StudyCache(config.data.cache, preprocess, shape.modalities, config.data.memory_mb)
     parts = find_parts(config, known.modalities, shape, cache)
+    if config.modalities:
+        warn_of_absent(parts.train, shape.modalities)
     columns, train = _fitted(config, parts)
     parts = replace(parts, train=train, validation=_labelled(parts.validation, columns.targets, "validation"))
     print(format_targets(columns.targets), flush=True)  # noqa: T201 - a program's output

@@ -189,6 +189,23 @@ def test_a_segmentations_probabilities_and_measures_feed_a_model(world: Path, tm
         warn_of_lacking_inputs(model, read_cohort(world / "cohort.csv").studies)
 
 
+def test_modalities_asked_for_that_no_training_study_has_are_told(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv").drop(columns="flair")
+    table.to_csv(world / "three.csv", index=False)
+    more = (
+        "--mode",
+        "features",
+        "--data.cohort",
+        str(world / "three.csv"),
+        "--modalities",
+        "[t1, flair]",
+        "--targets.labels",
+        "[site]",
+    )
+    with pytest.warns(UserWarning, match="no training study has flair"):
+        assert fine_tune(configured(world, tmp_path / "run", "classification", *more)) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_synthetic_cohort_end_to_end_from_random_weights(tmp_path: Path) -> None:

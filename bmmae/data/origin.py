@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,15 +93,27 @@ def study_digest(images: Mapping[str, str]) -> str:
 
 
 def generator_of(cohort: Cohort, studies: Sequence[Study]) -> str | None:
-    """Return the version of the generator that made a synthetic cohort, or None for other cohorts.
+    """Return the version of the generator that made a synthetic cohort, or None for other cohorts."""
+    found = _mark_of(cohort, studies)
+    return None if found is None else str(json.loads(found.read_text())["generator_version"])
 
-    Its file is looked for beside the table and, as a table may be written elsewhere, in the images' folders and up to
-    two above them.
+
+def pass_mark_on(cohort: Cohort, folder: Path) -> None:
+    """Put the generator's file of a synthetic cohort into a folder of images that were made from that cohort's."""
+    found = _mark_of(cohort, cohort.studies)
+    if found is not None and found.parent != folder.resolve():
+        shutil.copyfile(found, folder / GENERATOR_FILE)
+
+
+def _mark_of(cohort: Cohort, studies: Sequence[Study]) -> Path | None:
+    """Return the file that the generator left.
+
+    It is looked for beside the table and, as a table may be written elsewhere, in the images' folders and up to two
+    above them.
     """
     files = [file for study in studies for file in study.images.values() if isinstance(file, Path)]
     folders = sorted({file.parent.resolve() for file in files})
-    places = [cohort.path.parent] if cohort.path else []
+    places = [cohort.path.parent.resolve()] if cohort.path else []
     places += [place for folder in folders for place in (folder, *folder.parents[:2])]
     marks = (place / GENERATOR_FILE for place in dict.fromkeys(places))
-    found = next((mark for mark in marks if mark.is_file()), None)
-    return None if found is None else str(json.loads(found.read_text())["generator_version"])
+    return next((mark for mark in marks if mark.is_file()), None)

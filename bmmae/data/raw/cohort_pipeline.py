@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from bmmae.data.cohort import Cohort, Study
+from bmmae.data.origin import pass_mark_on
 from bmmae.data.raw.atlas import Atlas, load_atlas
 from bmmae.data.raw.extras import require
 from bmmae.data.raw.native import read_registration
@@ -69,6 +70,7 @@ def preprocess_cohort(
     failures = tuple(outcome for outcome in outcomes if isinstance(outcome, str))
     if not prepared:
         raise CohortError(f"no study could be prepared: {'; '.join(failures[:5])}")
+    pass_mark_on(cohort, out)
     remarks = tuple(f"{item.study.name}: {remark}" for item in prepared for remark in item.remarks)
     table = Cohort(tuple(item.study for item in prepared), cohort.modalities).write(out / "cohort.csv")
     return PipelineReport(table, len(prepared), remarks, failures)

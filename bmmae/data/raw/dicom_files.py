@@ -21,6 +21,8 @@ STRUCTURE_KINDS = ("RTSTRUCT", "SEG")
 MAGIC = b"DICM"
 PREAMBLE = bytes(128) + MAGIC
 """What a DICOM file begins with; its first 128 bytes may be anything."""
+SUFFIXES = (".dcm", ".ima")
+"""What calls itself DICOM, though it may lack that beginning."""
 DIRECTORY = "1.2.840.10008.1.3.10"
 """SOP class of a DICOMDIR."""
 IMPLICIT_LENGTHS = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
@@ -168,7 +170,7 @@ def _read_header(path: Path) -> _File | None:
 
     Raises:
         ImageError: If the file cannot be opened: a slice would be missing unnoticed.
-        _UnreadableError: If it is DICOM by its preamble, and its header is damaged.
+        _UnreadableError: If it is DICOM by its preamble or its name, and its header is damaged.
     """
     pydicom = require("pydicom", "Reading DICOM")
     try:
@@ -176,7 +178,7 @@ def _read_header(path: Path) -> _File | None:
     except OSError as error:
         raise ImageError(f"{path} cannot be opened: {error.strerror or error}; mend it or take it away") from error
     with stream:
-        is_dicom = stream.read(len(PREAMBLE))[-len(MAGIC) :] == MAGIC
+        is_dicom = stream.read(len(PREAMBLE))[-len(MAGIC) :] == MAGIC or path.suffix.lower() in SUFFIXES
         stream.seek(0)
         try:
             # Archives hold files without the preamble; whatever is no DICOM at all then fails or has no series.

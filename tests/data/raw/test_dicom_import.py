@@ -304,6 +304,14 @@ def test_damaged_headers_alone_are_no_folder_without_dicom(patient: Patient, kep
         find_series(patient.folder)
 
 
+@pytest.mark.parametrize("content", [b"", b"\x08\x00\x05\x00CS", bytes(300)])
+def test_a_file_named_as_dicom_that_cannot_be_read_is_told_without_a_preamble(patient: Patient, content: bytes) -> None:
+    patient.series("T1 ax")
+    (patient.folder / "last.DCM").write_bytes(content)
+    (patient.folder / "notes").write_bytes(content)
+    assert find_series(patient.folder).unreadable == (patient.folder / "last.DCM",)
+
+
 def test_a_directory_of_files_is_no_damaged_slice(patient: Patient) -> None:
     patient.series("T1 ax")
     directory = pydicom.Dataset()

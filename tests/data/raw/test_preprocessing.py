@@ -14,6 +14,7 @@ from synthetic_brain import errors, rigid, synthetic_brain
 from bmmae.cli import main
 from bmmae.data.check import check_study
 from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.origin import GENERATOR_FILE, generator_of
 from bmmae.data.raw import study_pipeline
 from bmmae.data.raw.cohort_pipeline import preprocess_cohort
 from bmmae.data.raw.native import read_registration, to_native, write_native
@@ -173,6 +174,14 @@ def test_a_study_is_aligned_to_an_atlas_that_the_user_names(tmp_path: Path) -> N
     assert np.allclose(image.affine, made["affine"])
     # The atlas was interpolated twice, which widens its rim of non-zero voxels.
     assert dice(image.array != 0, atlas != 0) > 0.9
+
+
+def test_synthetic_scans_stay_known_as_synthetic(tmp_path: Path) -> None:
+    study = raw_study(tmp_path / "in", (T1CE,))
+    (tmp_path / "in" / GENERATOR_FILE).write_text(json.dumps({"generator_version": "7"}))
+    report = preprocess_cohort(Cohort((study,)), tmp_path / "out", COARSE, progress=False)
+    made = read_cohort(report.table)
+    assert generator_of(made, made.studies) == "7"
 
 
 def test_without_a_mask_a_program_on_the_path_strips_the_skull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
