@@ -9,21 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from full_volumes import predict_volume, whole_study
 from learning_data import WORK, Source
 from patient_learning import TARGETS, Predictions, truth_of
+from segmentation_contestants import digest
 
 from bmmae.arrays import Array
-from bmmae.checkpoint import load_encoder
+from bmmae.checkpoint import load_encoder, load_model
 from bmmae.data.cohort import Cohort, Study, read_cohort
-from bmmae.data.measures import measured
+from bmmae.data.dataset import centred
+from bmmae.data.labels import BRATS2017, labels_from_regions
+from bmmae.data.measures import measure, measured, with_measures
 from bmmae.data.patient_columns import BesideConfig, fit_columns
 from bmmae.data.patients import Columns
+from bmmae.data.preprocess import overlap
 from bmmae.data.subset_shares import subsets_of
 from bmmae.linear_heads import Rows, collect, fit_linear_heads
 from bmmae.modalities import subset_label
@@ -31,6 +37,7 @@ from bmmae.model.config import ModelConfig
 from bmmae.model.outcomes import probabilities, risk
 from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.model.pretrained import PretrainedModel
+from bmmae.patches import as_triple
 from bmmae.patient_prediction import Outputs, Visits, columns_of, over_subsets
 from bmmae.tasks.patient import beside_of
 from bmmae.tasks.task import Batch, tensors
@@ -58,15 +65,42 @@ class Encoded:
         return Encoded(self.rows.taken(chosen), subsets, self.seconds * float(chosen.mean()))
 
 
-def measured_parts(source: Source, work: Path = WORK) -> tuple[tuple[Study, ...], tuple[Study, ...]]:
-    """Return the training and the test studies with their measures, made once."""
+def measured_parts(
+    source: Source, work: Path = WORK, *, segmenter: Path | None = None
+) -> tuple[tuple[Study, ...], tuple[Study, ...]]:
+    """Return the training and the test studies with their measures, made once.
+
+    Args:
+        source: The data.
+        work: Where the table is kept.
+        segmenter: A segmentation model: its predictions from all modalities are measured, not what was drawn.
+    """
     parts = source.parts[0]
-    kept = work / f"measured-{source.name}.csv"
+    kept = work / f"measured-{source.name}{'' if segmenter is None else '-' + digest(segmenter)}.csv"
     if not kept.exists():
-        found = [measured(study, source.cache, source.coding) for study in (*parts.train, *parts.test)]
+        look = partial(measured, cache=source.cache, coding=source.coding)
+        work.mkdir(parents=True, exist_ok=True)
+        found = map(look if segmenter is None else _measured_by(segmenter, source), (*parts.train, *parts.test))
         Cohort(tuple(found)).write(kept)
     studies = read_cohort(kept).studies
     return studies[: len(parts.train)], studies[len(parts.train) :]
+
+
+def _measured_by(segmenter: Path, source: Source) -> Callable[[Study], Study]:
+    """Return what measures a study within the regions that a model finds."""
+    model = load_model(segmenter, kind="segmentation").eval()
+    shape = model.model_config
+
+    def look(study: Study) -> Study:
+        packed, sample = source.cache.load(study), whole_study(source, study, shape)
+        masks = predict_volume(model, sample, sample["available"], shape, source.window).numpy()
+        size = as_triple(masks.shape[1:])
+        there, here = overlap(centred(packed.shape, size), size, packed.shape)
+        label = np.zeros(packed.shape, np.int16)
+        label[there] = labels_from_regions(masks, BRATS2017)[here]
+        return with_measures(study, measure(replace(packed, label=label), source.cache.config.spacing, BRATS2017))
+
+    return look
 
 
 def model_of(

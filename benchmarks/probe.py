@@ -1,16 +1,18 @@
 """Linear probe: does a patch hold tumour? From frozen features of the encoder, or from plain statistics of the patch.
 
-One row is a place with tissue in the central window of a study; its features are those of the given modalities, side
-by side (zero where a modality was not scanned). A place holds tumour if any of its voxels does. Test patients are
-scored one by one. There are two ways to fit the logistic regression: on the training patients (`probe`), whom
-pretraining has seen too, and may have learned by heart; and on patients it has not seen (`probe_unseen`).
+One row is a place with tissue, anywhere in the brain; its features are those of the given modalities, side by side
+(zero where a modality was not scanned). The encoder sees the whole brain at once: a window that was laid where the
+tumour is would tell by a place's position in it what is to be found out. A place holds tumour if any of its voxels
+does. Test patients are scored one by one. There are two ways to fit the logistic regression: on the training patients
+(`probe`), whom pretraining has seen too, and may have learned by heart; and on patients it has not seen
+(`probe_unseen`).
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -29,7 +31,7 @@ from bmmae.metrics.classification import auc, average_precision
 from bmmae.model.config import ModelConfig
 from bmmae.model.mae import MAE
 from bmmae.model.tokens import TokenIndex
-from bmmae.patches import any_in_patch, patchify
+from bmmae.patches import any_in_patch, as_triple, patchify
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 WHOLE_TUMOUR = "WT"
@@ -92,16 +94,22 @@ def patch_statistics(config: ModelConfig) -> Features:
     return features
 
 
+def whole_brain(source: Source, study: Study, shape: ModelConfig) -> Sample:
+    """Return a labelled study as one sample of whole patches."""
+    extent = source.cache.load(study).shape
+    size = as_triple([side + -side % patch for side, patch in zip(extent, shape.patch, strict=True)])
+    return replace(source, window=size).dataset([study], shape)[(EVALUATION_EPOCH, 0)]
+
+
 def gather(
     source: Source, studies: Sequence[Study], shape: ModelConfig, names: Sequence[str], features: Features
 ) -> Places:
     """Return features and truth of every place with tissue."""
-    dataset = source.dataset(studies, shape)
     region = list(source.coding.regions).index(WHOLE_TUMOUR)
     given = torch.tensor([name in names for name in shape.modalities])
     rows: list[tuple[Array, Array, Array]] = []
-    for index, study in enumerate(dataset.studies):
-        sample = dataset[(EVALUATION_EPOCH, index)]
+    for study in source.dataset(studies, shape).studies:
+        sample = whole_brain(source, study, shape)
         tissue = any_in_patch(sample["brain"][None, None], shape.patch)[0, 0]
         tumour = any_in_patch(sample["label"][None, region, None], shape.patch)[0, 0]
         found = features(sample, given)[tissue]

@@ -34,9 +34,9 @@ LOOKS, RACE_LOOKS = 4, 12
 """How often a training is judged."""
 TRAIN, VALIDATION, TEST = 48, 8, 24
 """Synthetic subjects."""
-WINDOWS = "lesions"
-"""Where the probe looks: windows of labelled studies lie around their lesions. Cells without this word are from before,
-when they lay in the middle of the brain, where other places have to be told from tumour."""
+WINDOWS = "whole brain"
+"""Where the probe looks. Earlier cells say `lesions`, whose windows lay around what was to be found, so that a place's
+position in them told much of it (of T1 alone most); and the first say nothing: windows in the middle of the brain."""
 Cell = dict[str, Any]
 
 

@@ -15,7 +15,7 @@ RANDOM, STATISTICS = "random weights", "patch statistics"
 RACERS = (OURS, PUBLISHED)
 COLOURS = {OURS: "tab:blue", PUBLISHED: "tab:orange"}
 """Of lines in the plot; all other changes are grey."""
-SCORED = ("hidden", "absent", "absent_psnr", "ap_all", "ap_t1")
+SCORED = ("hidden", "absent", "absent_psnr", "ap_all", "ap_t1", "ap_all_unseen", "ap_t1_unseen")
 Row = Mapping[str, Any]
 
 
@@ -97,14 +97,15 @@ def _probe(rows: Sequence[Row]) -> dict[str, Figure]:
     ours = [row for row in ours if row["cell"]["budget"] == longest]
     rows = [row for row in rows if _windows(row) in map(_windows, ours)]
     found = {}
-    for label, said in (("all", ""), ("t1", "_t1")):
+    for label, said in (("all", ""), ("t1", "_t1"), ("all_unseen", "_unseen"), ("t1_unseen", "_t1_unseen")):
         for rival, name in ((RANDOM, "probe_gain"), (STATISTICS, "probe_gain_over_statistics")):
-            theirs = _of(rows, rival)
-            if ours and theirs:
-                mine, other = (_by_patient(some, f"ap_{label}") for some in (ours, theirs))
+            sides = [[row for row in some if f"ap_{label}" in row["scores"]] for some in (ours, _of(rows, rival))]
+            if all(sides):
+                mine, other = (_by_patient(some, f"ap_{label}") for some in sides)
                 gains = {patient: mine[patient] - other[patient] for patient in set(mine) & set(other)}
                 asked = 0.1 if rival == RANDOM else 0.0
-                unit = f"AP after {longest:g} s, {'T1 alone' if said else 'all modalities'}"
+                given, on = "T1 alone" if "t1" in label else "all modalities", ", unseen" if "unseen" in label else ""
+                unit = f"AP after {longest:g} s, {given}{on}"
                 found[f"{name}{said}"] = figure_by_patient(gains, asked=asked, unit=unit, scale=1.0)
     return found
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 from budgeted import device, on_device
 from learning_data import Source
-from probe import Features, probe
+from probe import Features, probe, probe_unseen
 from real import Parts
 from torch.utils.data import default_collate
 
@@ -32,7 +33,8 @@ MASKS = MaskingConfig(visible_share=0.25, alpha=1.0, drop_share=0.0, decode_shar
 """The published masks, whatever a model was trained with."""
 DRAWS = 2
 """Masks of each patient; their seeds are 0, 1 ..."""
-PROBED = {"all": STANDARD, "t1": STANDARD[:1]}
+PROBED = {"ap_all": STANDARD, "ap_t1": STANDARD[:1]}
+PROBES = {"": probe, "_unseen": probe_unseen}
 
 ByPatient = dict[str, float]
 
@@ -52,8 +54,11 @@ def reconstruction_scores(model: MAE, source: Source, studies: Sequence[Study]) 
 
 
 def probe_scores(source: Source, parts: Parts, shape: ModelConfig, features: Features) -> dict[str, ByPatient]:
-    """Return the average precision of the tumour probe by patient, for each of `PROBED`."""
-    return {f"ap_{label}": probe(source, parts, shape, names, features)["ap"] for label, names in PROBED.items()}
+    """Return the average precision of the tumour probe by patient, for each of `PROBED` and `PROBES`."""
+    return {
+        label + on: fitted(source, parts, shape, names, features)["ap"]
+        for (label, names), (on, fitted) in product(PROBED.items(), PROBES.items())
+    }
 
 
 def means(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -1,11 +1,13 @@
-"""Does pretraining pay? Linear probe and fine-tuning from random weights, from our recipe, from the published one.
+"""Does pretraining pay? Fine-tuning and linear heads from random weights, from our recipe, from the published one.
 
 python benchmarks/transfer.py [--data real synthetic] [--pretrain-seconds 600] [--seconds 180] [--ours PATH]
 
 Both recipes are pretrained here, on the training patients of each fold alone, with equal computing seconds; `--ours`
-and `--published` name weights made elsewhere instead (`{fold}` in the path stands for the fold's number). Segmentation
-of the real cases also starts from `segmenter`: pretrained on synthetic subjects, by masking and then on their tumours'
-outlines. Fine-tuning has equal computing seconds for all. Finished cells are skipped.
+and `--published` name weights made elsewhere instead (`{fold}` in the path stands for the fold's number).
+`segmenter` was pretrained on other synthetic subjects, by masking and then on their tumours' outlines: segmentation of
+the real cases starts from it, and for the synthetic patients it gives its encoder and, beside the images, the measures
+of what it segments (nobody draws anything); `measures` are these alone. Fine-tuning has equal computing seconds for
+all. Finished cells are skipped.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import argparse
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from embeddings import neighbours
 from full_volumes import score_volumes
 from harness import RESULTS, ROOT, arguments, parse, write_result
 from learning_data import WINDOW, WORK, Source, real_source, synthetic_name, synthetic_source
-from patient_features import answers, encode, fit, model_of
+from patient_features import answers, encode, fit, measured_parts, model_of
 from patient_learning import (
     AUGMENT,
     BATCH,
@@ -39,7 +40,6 @@ from patient_learning import (
     predict_patients,
 )
 from pretrained_weights import Recipe, configuration, form_of, random_weights, weights_of
-from probe import frozen_features, patch_statistics, probe, probe_unseen
 from real import Parts
 from segmentation_contestants import AUGMENT as SEGMENTATION_AUGMENT
 from segmentation_contestants import OPTIM as SEGMENTATION_OPTIM
@@ -50,24 +50,21 @@ from transfer_figures import headline_figures, table_rows
 from bmmae.baselines.budget import Budget
 from bmmae.checkpoint import load_model
 from bmmae.data.cohort import Study
+from bmmae.data.patient_columns import BesideConfig
 from bmmae.evaluation.subsets import all_subsets
 from bmmae.modalities import STANDARD, subset_label
-from bmmae.model.mae import MAE
 from bmmae.model.patient import PatientModel
 from bmmae.patient_prediction import columns_of
 from bmmae.tasks.patient import PatientTask
 
 RECIPES: tuple[Recipe, ...] = ("ours", "published")
 WEIGHTS = ("random", *RECIPES)
-SEGMENTER = "segmenter"
-MADE = (*RECIPES, SEGMENTER)
+SEGMENTER, MEASURES = "segmenter", "measures"
+MEASURED = (SEGMENTER, MEASURES)
+MADE = (*RECIPES, *MEASURED)
 """Weights that somebody pretrained."""
-STATISTICS = "patch statistics"
 T1, T1CE, T2, FLAIR = STANDARD
 SUBSETS = (STANDARD, (T1CE,), (FLAIR,), (T1, T2))
-PROBED = (STANDARD, (T1,))
-PROBES = {"train": probe, "unseen": probe_unseen}
-"""By whom the probe is fitted on: training patients, or patients whom pretraining has not seen."""
 CASES = (1, 3, None)
 """Real training cases; None for all."""
 SHARES = (0.1, 0.3, 1.0)
@@ -91,11 +88,7 @@ def main() -> None:
     for name, source in sources.items():
         for cell in cells(given, name, source):
             row = store.run(cell, lambda cell=cell, source=source: run_cell(given, cell, source))
-            told = {
-                key: value
-                for key, value in cell.items()
-                if key in ("part", "weights", "given", "fitted_on", "fold", "seed", "amount")
-            }
+            told = {key: value for key, value in cell.items() if key in ("part", "weights", "fold", "seed", "amount")}
             print(*(f"{key} {value}," for key, value in told.items()), _gist(row))
     made = {
         _pretraining(given, start, fold, source)
@@ -125,9 +118,7 @@ def _parse() -> argparse.Namespace:
     parser.set_defaults(threads=1)
     parser.add_argument("--data", nargs="+", choices=("real", "synthetic"), default=["real", "synthetic"])
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="only these cells")
-    parser.add_argument(
-        "--weights", nargs="+", choices=(*WEIGHTS, SEGMENTER, STATISTICS), default=None, help="only these"
-    )
+    parser.add_argument("--weights", nargs="+", choices=(*WEIGHTS, *MEASURED), default=None, help="only these")
     parser.add_argument("--ours", default=None, help="weights of our recipe, instead of pretraining here")
     parser.add_argument("--published", default=None, help="weights of the published recipe, likewise")
     parser.add_argument("--segmenter", default=str(ROOT / "checkpoints" / "tiny-segmentation"))
@@ -170,10 +161,16 @@ def cells(given: argparse.Namespace, name: str, source: Source) -> Iterator[Cell
 
 def _pretraining(given: argparse.Namespace, start: str, fold: int, source: Source) -> str:
     """Return what tells one pretraining from another."""
-    path = getattr(given, start)
+    path = _path(given, start)
     if path is None:
         return f"{form_of(cast(Recipe, start), source)}, {given.pretrain_seconds:g} s"
     return digest(Path(path.format(fold=fold)))
+
+
+def _path(given: argparse.Namespace, start: str) -> str | None:
+    """Return where the command line says that weights are."""
+    path: str | None = given.segmenter if start in MEASURED else getattr(given, start)
+    return path
 
 
 def _pretrain_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
@@ -181,15 +178,6 @@ def _pretrain_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
     for recipe in RECIPES:
         if getattr(given, recipe) is None:
             yield {"weights": recipe}
-
-
-def _probe_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
-    if name == "real":
-        for weights, names, on in product((*WEIGHTS, STATISTICS), PROBED, PROBES):
-            yield {"weights": weights, "given": subset_label(names), "fitted_on": on}
-    elif given.quick:
-        for weights in (*WEIGHTS, STATISTICS):
-            yield {"weights": weights, "given": subset_label(STANDARD), "fitted_on": "train"}
 
 
 def _embedding_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
@@ -207,13 +195,14 @@ def _segmentation_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
 
 
 def _linear_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
-    for cell in _patient_cells(given, name):
-        yield {key: value for key, value in cell.items() if key not in ("seconds", "token_share")}
+    if name == "synthetic":
+        for cell in _learning_cells(given, SHARES, {}, (*WEIGHTS, *MEASURED)):
+            yield {key: value for key, value in cell.items() if key != "seconds"}
 
 
 def _patient_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
     if name == "synthetic":
-        yield from _learning_cells(given, SHARES, {"token_share": TOKEN_SHARE})
+        yield from _learning_cells(given, SHARES, {"token_share": TOKEN_SHARE}, (*WEIGHTS, SEGMENTER))
 
 
 def _learning_cells(
@@ -230,7 +219,6 @@ def _learning_cells(
 
 PARTS = {
     "pretrain": _pretrain_cells,
-    "probe": _probe_cells,
     "embeddings": _embedding_cells,
     "segmentation": _segmentation_cells,
     "linear": _linear_cells,
@@ -243,15 +231,17 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
     parts: Parts = source.parts[cell["fold"]]
     if cell["part"] == "pretrain":
         return _pretrained(given, cell, source)[1]
-    if cell["part"] == "probe":
-        return _probe(given, cell, source, parts)
     if cell["part"] == "embeddings":
         folder = _folder(given, cell, source)
         model = random_weights(source) if folder is None else load_model(folder)
         drawn = RESULTS / f"embeddings_{cell['weights']}_{{label}}.png" if not given.quick else None
         return {"neighbours": neighbours(model, source, parts, picture=drawn)}
-    studies = some(parts.train, cell["amount"], cell["seed"])
     folder = _folder(given, cell, source)
+    if cell["weights"] in MEASURED and cell["part"] != "segmentation":
+        train, test = measured_parts(source, _work(given), segmenter=folder)
+        parts = Parts(train, (), test)
+        source = replace(source, parts=(parts,))
+    studies = some(parts.train, cell["amount"], cell["seed"])
     learn = {"segmentation": _segmented, "linear": _linear, "patients": _patients}[cell["part"]]
     return {**learn(given, cell, source, folder, studies), "studies": len(studies)}
 
@@ -300,14 +290,21 @@ def _with_linear_heads(
     given: argparse.Namespace, cell: Mapping[str, Any], source: Source, folder: Path | None, studies: Sequence[Study]
 ) -> tuple[PatientModel, dict[str, Any]]:
     encoder = random_weights(source) if folder is None else load_model(folder)
-    model = model_of(encoder, encoder.model_config, studies, IMAGES_ALONE)
+    beside = BesideConfig(measures=True) if cell["weights"] in MEASURED else IMAGES_ALONE
+    model = model_of(encoder, replace(encoder.model_config, size=source.window), studies, beside)
     encoded = encode(model, source.parts[cell["fold"]].train, source, *_kept(given, cell), every=False)
-    return model, fit(model, encoded.of_studies({study.key for study in studies}), columns_of(model))
+    shown = encoded.of_studies({study.key for study in studies})
+    return model, fit(model, shown, columns_of(model), images=cell["weights"] != MEASURES)
 
 
 def _kept(given: argparse.Namespace, cell: Mapping[str, Any]) -> tuple[str, Path]:
     """Return under which name an encoder's features are kept, and where."""
-    return f"{cell['weights']}, {cell.get('pretraining')}", WORK / "quick" if given.quick else WORK
+    weights = SEGMENTER if cell["weights"] == MEASURES else cell["weights"]
+    return f"{weights}, {cell.get('pretraining')}", _work(given)
+
+
+def _work(given: argparse.Namespace) -> Path:
+    return WORK / "quick" if given.quick else WORK
 
 
 def _judged(found: Predictions) -> dict[str, Any]:
@@ -329,7 +326,7 @@ def _folder(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) 
     start, fold = cell["weights"], cell["fold"]
     if start not in MADE:
         return None
-    path = getattr(given, start)
+    path = _path(given, start)
     if path is not None:
         return Path(path.format(fold=fold))
     return _pretrained(given, cell, source)[0]
@@ -340,22 +337,8 @@ def _pretrained(given: argparse.Namespace, cell: Mapping[str, Any], source: Sour
     return weights_of(cell["weights"], source, studies, fold=fold, seconds=given.pretrain_seconds)
 
 
-def _probe(given: argparse.Namespace, cell: Mapping[str, Any], source: Source, parts: Parts) -> dict[str, Any]:
-    folder = _folder(given, cell, source)
-    model = random_weights(source) if folder is None else load_model(folder)
-    if not isinstance(model, MAE):
-        raise TypeError(f"{folder} holds a model of kind '{model.kind}', expected 'mae'")
-    shape = configuration("ours", source.window).model
-    statistics_wanted = cell["weights"] == STATISTICS
-    features = patch_statistics(shape) if statistics_wanted else frozen_features(model)
-    halves = Parts(parts.train[:-2], parts.train[-2:], parts.test) if not parts.validation else parts
-    return dict(PROBES[cell["fitted_on"]](source, halves, shape, cell["given"].split("+"), features))
-
-
 def _gist(row: Mapping[str, Any]) -> str:
     """Return a cell's outcome in a few words."""
-    if "ap" in row:
-        return f"AP {statistics.fmean(row['ap'].values()):.3f}, AUC {statistics.fmean(row['auc'].values()):.3f}"
     if "neighbours" in row:
         told = {label: statistics.fmean(each["right"].values()) for label, each in row["neighbours"].items()}
         return ", ".join(f"neighbours tell {label} in {share:.3f}" for label, share in told.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from statistics import mode
 from typing import Any
 
@@ -43,27 +43,26 @@ def headline_figures(rows: list[Row]) -> dict[str, Figure]:
         found
         | _counter_intuitive(real, None, "")
         | _counter_intuitive(synthetic, 1.0, "_synthetic")
-        | _probe_gains(rows)
         | _neighbours(rows)
     )
 
 
 def _gains(rows: list[Row], rival: str, label: str, *, asked: bool) -> dict[str, Figure]:
-    """Return what fine-tuning gains by our weights, and by those of a segmenter, with one amount of training data."""
+    """Return what our weights, those of a segmenter and its measures gain with one amount of training data."""
     found: dict[str, Figure] = {}
-    for start, prefix in (("ours", ""), ("segmenter", "segmenter_")):
+    for start, by in (("ours", ""), ("segmenter", "segmenter_"), ("measures", "measures_")):
         ours, theirs = (pick(rows, part="segmentation", weights=weights) for weights in (start, rival))
         if complete(ours, theirs):
             target = 5.0 if asked and label == REAL_AMOUNTS[3] else None
-            found[f"{prefix}segmentation_gain_{label}"] = figure_by_patient(
+            found[f"{by}segmentation_gain_{label}"] = figure_by_patient(
                 differences(by_patient(ours), by_patient(theirs)), asked=target
             )
-    for part, prefix in (("patients", ""), ("linear", "linear_")):
-        ours, theirs = (pick(rows, part=part, weights=weights) for weights in ("ours", rival))
-        for figure, wanted in (("auc", 0.05), ("c_index", 0.03)):
-            if complete(ours, theirs):
-                target = wanted if asked and not prefix and label == SYNTHETIC_AMOUNTS[TENTH] else None
-                found[f"{prefix}{figure}_gain_{label}"] = gain(ours, theirs, figure, target)
+        for part, prefix in (("patients", by), ("linear", f"{by}linear_")):
+            ours, theirs = (pick(rows, part=part, weights=weights) for weights in (start, rival))
+            for figure, wanted in (("auc", 0.05), ("c_index", 0.03)):
+                if complete(ours, theirs):
+                    few = asked and part == "patients" and label == SYNTHETIC_AMOUNTS[TENTH]
+                    found[f"{prefix}{figure}_gain_{label}"] = gain(ours, theirs, figure, wanted if few else None)
     return found
 
 
@@ -102,22 +101,6 @@ def _counter_intuitive(rows: list[Row], everything: float | None, suffix: str) -
     return {f"counter_intuitive_rate{suffix}": counter_intuitive_by_patient(chosen)} if chosen else {}
 
 
-def _probe_gains(rows: list[Row]) -> dict[str, Figure]:
-    found = {}
-    probes = pick(rows, part="probe")
-    for given, on in dict.fromkeys((row["cell"]["given"], row["cell"]["fitted_on"]) for row in probes):
-        label = ("all" if "+" in given else given) + ("" if on == "train" else f"_{on}")
-        for rival in ("random", "patch statistics", "published"):
-            sides = [pick(probes, given=given, fitted_on=on, weights=name) for name in ("ours", rival)]
-            if complete(*sides):
-                ours, theirs = ({p: v for row in side for p, v in row["ap"].items()} for side in sides)
-                gains = {patient: ours[patient] - theirs[patient] for patient in ours}
-                name = f"probe_gain_{label}_over_{rival.replace(' ', '_')}"
-                asked = None if rival == "published" else 0.1
-                found[name] = figure_by_patient(gains, asked=asked, unit="average precision", scale=1.0)
-    return found
-
-
 def _neighbours(rows: list[Row]) -> dict[str, Figure]:
     """Return how often the nearest neighbours of a frozen embedding tell a label, and chance as the floor."""
     found = {}
@@ -135,21 +118,14 @@ def _neighbours(rows: list[Row]) -> dict[str, Figure]:
     return found
 
 
-SUMMARIES: dict[str, Callable[[Row], float]] = {
-    "dice": lambda row: statistics.fmean(
-        value for regions in row["scores"].values() for found in regions.values() for value in found.values()
-    ),
-    "ap": lambda row: statistics.fmean(row["ap"].values()),
-    "auc": lambda row: statistics.fmean(row["auc"].values()),
-}
-
-
 def table_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one flat row a cell."""
     table = []
     for row in rows:
         flat = dict(row["cell"]) | {key: row[key] for key in ("steps", "training_seconds", "studies") if key in row}
-        needs = {"dice": "scores", "ap": "ap", "auc": "auc"}
-        flat |= {name: SUMMARIES[name](row) for name, key in needs.items() if key in row}
+        if "scores" in row:
+            flat["dice"] = statistics.fmean(
+                value for regions in row["scores"].values() for found in regions.values() for value in found.values()
+            )
         table.append(flat | row.get("figures", {}))
     return table

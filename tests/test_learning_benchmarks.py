@@ -317,9 +317,10 @@ def ended(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subproces
     ("name", "figures"),
     [
         ("segmentation", {"any_vs_dedicated", "pretrained_vs_scratch", "best_comparator_gap", "et_without_t1ce"}),
-        ("recipe", {"probe_gain", "probe_gain_t1", "error_over_published"}),
+        ("recipe", {"probe_gain", "probe_gain_t1", "probe_gain_t1_unseen", "error_over_published"}),
         ("small_lesions", {"lesion_f1", "false_lesions", "f1_gain_over_windows_anywhere", "f1_gain_over_unet"}),
-        ("transfer", {"counter_intuitive_rate_synthetic", "probe_gain_all_over_random", "neighbours_subtype_ours"}),
+        ("transfer", {"counter_intuitive_rate_synthetic", "neighbours_subtype_ours"}),
+        ("tumour_probe", {"probe_gain_all_train_over_random", "probe_gain_t1_unseen_over_patch_statistics"}),
         ("patient", {"auc_to_ceiling", "c_index_to_ceiling", "any_vs_dedicated_auc"}),
     ],
 )

@@ -192,16 +192,8 @@ def test_a_segmentations_probabilities_and_measures_feed_a_model(world: Path, tm
 def test_modalities_asked_for_that_no_training_study_has_are_told(world: Path, tmp_path: Path) -> None:
     table = pd.read_csv(world / "cohort.csv").drop(columns="flair")
     table.to_csv(world / "three.csv", index=False)
-    more = (
-        "--mode",
-        "features",
-        "--data.cohort",
-        str(world / "three.csv"),
-        "--modalities",
-        "[t1, flair]",
-        "--targets.labels",
-        "[site]",
-    )
+    data = ("--data.cohort", str(world / "three.csv"), "--modalities", "[t1, flair]")
+    more = ("--mode", "features", "--targets.labels", "[site]", *data)
     with pytest.warns(UserWarning, match="no training study has flair"):
         assert fine_tune(configured(world, tmp_path / "run", "classification", *more)) == 0
 

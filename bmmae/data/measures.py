@@ -73,7 +73,11 @@ def measured(study: Study, cache: StudyCache, coding: Coding | None) -> Study:
         LabelError: If the segmentation holds values outside its coding.
     """
     packed = cache.load(study)
-    found = measure(packed, cache.config.spacing, coding if study.seg is not None else None)
+    return with_measures(study, measure(packed, cache.config.spacing, coding if study.seg is not None else None))
+
+
+def with_measures(study: Study, found: Measures) -> Study:
+    """Return a study with these measures among its values, in place of any that it had."""
     kept = {name: cell for name, cell in study.values.items() if not name.startswith(PREFIX)}
     return replace(study, values={**kept, **{PREFIX + name: value for name, value in found.items()}})
 
