@@ -52,8 +52,15 @@ def main() -> None:
     provenance = replace(provenance_of(model), metrics=metrics, licence=given.licence)
     save_model(model, given.out, provenance=provenance)
     digest = hashlib.sha256((given.out / "model.safetensors").read_bytes()).hexdigest()
-    shown = "; ".join(f"{name.split()[0]} {m.value:.2f} ({m.low:.2f} to {m.high:.2f})" for name, m in metrics.items())
+    shown = "; ".join(f"{name.split()[0]} {_spread(metric)}" for name, metric in metrics.items())
     print(f"| {given.out.name} | ... | {provenance.data} | {shown} | {digest} | ... |")
+
+
+def _spread(metric: Metric) -> str:
+    """Return a figure with its interval; one patient has none."""
+    if metric.low is None or metric.high is None:
+        return f"{metric.value:.2f}"
+    return f"{metric.value:.2f} ({metric.low:.2f} to {metric.high:.2f})"
 
 
 def measure(model: MAE, cohort_path: Path) -> dict[str, Metric]:

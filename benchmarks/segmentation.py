@@ -27,7 +27,7 @@ from typing import Any
 
 from cells import CellStore
 from full_volumes import region_scores, score_volumes
-from harness import RESULTS, ROOT, Figure, arguments, parse, write_result
+from harness import RESULTS, ROOT, arguments, parse, write_result
 from learning_data import Source, prepare, real_source, synthetic_cohort, synthetic_source
 from paired import by_patient, means
 from segmentation_contestants import (
@@ -48,7 +48,6 @@ from segmentation_contestants import (
     methods,
 )
 from segmentation_figures import DEDICATED_TO, T1CE, headline_figures, table_rows
-from study_time import time_study
 from subset_plot import plot_subsets
 
 from bmmae.baselines.budget import Budget
@@ -94,13 +93,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of ours, scratch and the dedicated models")
     parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these")
     parser.add_argument("--only", nargs="+", default=None, help="only these methods")
-    parser.add_argument("--no-time", action="store_true", help="do not time a study of 240x240x155")
     given = parse(parser)
     unknown = set(given.only or ()) - set(methods(DEDICATED_TO))
     if unknown:
         sys.exit(f"error: unknown method {', '.join(sorted(unknown))}: expected some of {', '.join(_known())}")
     if given.quick:
-        given.data, given.seeds, given.seconds, given.width, given.no_time = "synthetic", 1, 1.5, 4, True
+        given.data, given.seeds, given.seconds, given.width = "synthetic", 1, 1.5, 4
         given.only = given.only or list(QUICK_METHODS)
     start = "tiny" if given.data == "synthetic" else "tiny-segmentation"
     given.model = given.model or ROOT / "checkpoints" / start
@@ -250,22 +248,12 @@ def report(given: argparse.Namespace, source: Source, store: CellStore) -> None:
     patients = len({study.group for parts in source.parts for study in parts.test})
     headline = headline_figures(runs, patients)
     extra: list[Mapping[str, Any]] = [{"part": "contestants", **row} for row in describe_contestants()]
-    if not given.no_time:
-        took = store.run({"method": "seconds_a_study", "recipe": "small"}, functools.partial(time_study, given.runs))
-        headline |= {
-            "seconds_a_study": _spread(took["wall_seconds"], 30.0, "seconds, lower is better"),
-            "memory_a_study": _spread(took["memory_gb"], 4.0, "GB at the peak, lower is better"),
-        }
     if len(rows) < len(keys):
         print(f"{len(rows)} of {len(keys)} cells are finished; figures are about the patients that both sides scored")
     name = "segmentation" if source.name == "real" or given.quick else "segmentation_synthetic"
     table = [*table_rows(runs), *extra]
     write_result(name, quick=given.quick, runs=len(rows), headline=headline, rows=table)
     plot_subsets(runs, (RESULTS / "quick" if given.quick else RESULTS) / f"{name}.png", source.name)
-
-
-def _spread(values: list[float], asked: float, unit: str) -> Figure:
-    return Figure(statistics.median(values), min(values), max(values), None, asked, unit)
 
 
 if __name__ == "__main__":

@@ -137,13 +137,19 @@ def _by_patient(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one flat row a cell."""
-    return [
-        dict(row["cell"])
-        | {key: row[key] for key in ("steps", "training_seconds") if key in row}
-        | {name: round(_mean(row, name), 4) for name in ("ap", "auc")}
-        for row in rows
-    ]
+    """Return the mean over patients for each contestant and probe, then one flat row a cell."""
+    table: list[dict[str, Any]] = []
+    for weights, (label, names), on in product((OURS, RANDOM, STATISTICS), PROBED.items(), PROBES):
+        some = pick(rows, weights=weights, given=names, fitted_on=on)
+        if some:
+            found = _by_patient(some)
+            row = {"table": "mean", "weights": weights, "probe": f"{label}, fitted on {on}", "patients": len(found)}
+            table.append(row | {"ap": round(statistics.fmean(found.values()), 4)})
+    for row in rows:
+        told = {key: row[key] for key in ("steps", "training_seconds") if key in row}
+        scores = {name: round(_mean(row, name), 4) for name in ("ap", "auc")}
+        table.append({"table": "cells", **row["cell"], **told, **scores})
+    return table
 
 
 def _mean(row: Mapping[str, Any], name: str) -> float:
