@@ -11,6 +11,7 @@ from bmmae.model.config import RECIPES, ModelConfig
 from bmmae.model.pretrained import PretrainedModel
 from bmmae.provenance import Provenance
 from bmmae.schema import to_dict
+from bmmae.sources import unfinished
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ModelInfo:
         heads: What it can put out, with the settings of each.
         config: Its whole config.
         provenance: What it was trained on and how.
+        run: How its run stands, if it has not finished.
     """
 
     source: str
@@ -44,6 +46,7 @@ class ModelInfo:
     heads: dict[str, dict[str, Any]]
     config: dict[str, Any]
     provenance: Provenance
+    run: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -61,6 +64,7 @@ class ModelInfo:
         heads = [f"{name} ({_settings(values)})" if values else name for name, values in self.heads.items()]
         return [
             ("model", self.source),
+            *([("run", f"NOT FINISHED: {self.run}")] if self.run else []),
             ("kind", self.kind),
             ("recipe", self.recipe),
             ("modalities", ", ".join(title(name) for name in self.modalities)),
@@ -111,6 +115,7 @@ def summarise(model: PretrainedModel, source: str) -> ModelInfo:
         heads=_heads(model),
         config=to_dict(model.config),
         provenance=Provenance.of(model.metadata.provenance),
+        run=unfinished(source),
     )
 
 

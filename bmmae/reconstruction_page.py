@@ -92,12 +92,13 @@ def _panels(modality: str, made: Reconstruction) -> list[_Panel]:
         mapped, inside = fitted(volume, truth, brain)
         off = np.where(inside, mapped - truth, 0)
         panels.append(_Panel(REAL, truth, "image", (low, high), f"real {title(modality)}"))
-        panels.append(_Panel(DIFFERENCE, off, "difference", (-half, half), f"red: too bright; ends at {half:.3g}"))
+        caption = f"red: too bright; ends at {half:.3g} (the real image's units)"
+        panels.append(_Panel(DIFFERENCE, off, "difference", (-half, half), caption))
     if modality in made.deviations:
         deviation = made.deviations[modality]
         _, most = _window(deviation, brain)
         typical = float(np.median(deviation[brain]))
-        caption = f"median {typical:.3g}, white at {most:.3g}"
+        caption = f"median {typical:.3g}, white at {most:.3g} (the synthetic image's units)"
         panels.append(_Panel(DEVIATION, deviation, "deviation", (0.0, most), caption))
     return panels
 

@@ -55,6 +55,17 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
     return path
 
 
+def unfinished(source: str | Path) -> str | None:
+    """Return how a run folder stands that has not finished (`running, step 8 of 400`); None of all else."""
+    text = str(source)
+    run = Path(text if Path(text).exists() else text.partition("@")[0])
+    if not (run / INDEX).is_file():
+        return None
+    index = _json(run / INDEX)
+    status = index.get("status", "finished")
+    return None if status == "finished" else f"{status}, step {index.get('step')} of {index.get('steps')}"
+
+
 def public_name(source: str | Path) -> str:
     """Return what a model may be called in public: its hub name, else the last part of its path."""
     text = str(source)

@@ -31,7 +31,10 @@ def main(words: list[str] | None = None) -> int:
 
     model = bmmae.load_model(given.model)
     known = model.model_config.modalities
-    images = {canonical(name, known): path for name, path in (pair.split("=", 1) for pair in given.images)}
+    pairs = [pair.partition("=") for pair in given.images]
+    images = {canonical(name, known): path for name, _, path in pairs if path}
+    if len(images) < len(pairs):
+        parser.error(f"expected NAME=FILE, each name once, got {' '.join(given.images)}")
     hidden = {canonical(name, known) for name in given.keep_out}
     if hidden - images.keys():
         parser.error(f"--keep-out {', '.join(hidden - images.keys())}: no such image is given")

@@ -127,6 +127,17 @@ def test_results_are_zero_outside_the_brain_and_on_the_inputs_scale_inside(mae: 
     assert bytes(made.header["descrip"]).startswith(b"bmmae SYNTHETIC FLAIR, not acquired")
 
 
+def test_a_sequence_that_shows_no_brain_sets_no_scale_and_is_told(mae: MAE, tmp_path: Path) -> None:
+    given, mask = files(tmp_path, "t1", "t2"), save(tmp_path / "mask.nii", brain().astype(np.uint8))
+    alone = np.asarray(reconstruct(mae, {"t2": given["t2"]}, brain_mask=mask)["flair"].dataobj)
+    elsewhere = np.zeros(SHAPE, np.float32)
+    elsewhere[0, 0, :5] = range(1, 6)  # outside the brain
+    save(given["t1"], elsewhere)
+    with pytest.warns(UnlikeTrainingWarning, match="T1 has no voxel inside the brain: it is not used"):
+        both = reconstruct(mae, given, brain_mask=mask, only=["flair"])["flair"]
+    assert np.allclose(both.dataobj, alone, atol=1e-3)
+
+
 def test_the_same_input_gives_the_same_result(mae: MAE, segmenter: SegmentationModel, tmp_path: Path) -> None:
     given = files(tmp_path, "t1", "t2")
     first, again = (reconstruct(mae, given)["flair"].dataobj for _ in range(2))

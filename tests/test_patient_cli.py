@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -49,6 +51,47 @@ def test_predict_says_who_from_what_and_how_sure(world: Path, tmp_path: Path) ->
     assert (np.diff(alive, axis=1) <= 0).all()
     assert table["cox_risk"].nunique() > 6
     assert table["rare"].sum() == 0
+
+
+def test_a_segmentation_that_the_model_does_not_read_is_not_in_the_way(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv")
+    table["seg"] = [str(world / "cohort.csv"), *[None] * (len(table) - 1)]
+    table.to_csv(world / "bad_seg.csv", index=False)
+    words = ["predict", "--model", world / "model", "--cohort", world / "bad_seg.csv", "--out", tmp_path / "p.csv"]
+    assert main([str(word) for word in words]) == 0
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 12
+
+
+def test_a_broken_study_is_left_out_by_the_option_that_is_recommended(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(world / "cohort.csv")
+    table.loc[0, "t1"] = str(world / "cohort.csv")
+    table.to_csv(world / "broken.csv", index=False)
+    words = [str(w) for w in ("predict", "--model", world / "model", "--cohort", world / "broken.csv")]
+    assert main([*words, "--out", str(tmp_path / "p.csv")]) == 2
+    (option,) = re.findall(r"leave them out with (\S+)$", capsys.readouterr().err.strip())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main([*words, "--out", str(tmp_path / "p.csv"), option]) == 0
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 11
+
+
+def test_a_run_that_has_not_finished_is_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(world / "model", run_folder / "checkpoints" / "step-00000008")
+    index = {"status": "running", "step": 8, "steps": 400, "last": "step-00000008", "best": None}
+    (run_folder / "checkpoints" / "index.json").write_text(json.dumps(index))
+    assert main(["info", str(run_folder)]) == 0
+    assert re.search(r"run +NOT FINISHED: running, step 8 of 400\n", capsys.readouterr().out)
+    words = ["--cohort", str(world / "cohort.csv"), "--out", str(tmp_path / "p.csv"), "--cache", str(world / "cache")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["predict", "--model", str(run_folder), *words]) == 0
+    assert "has not finished (running, step 8 of 400): used is what" in capsys.readouterr().err
+    (run_folder / "checkpoints" / "index.json").write_text(json.dumps(index | {"status": "finished"}))
+    assert main(["info", str(run_folder)]) == 0
+    assert "FINISHED" not in capsys.readouterr().out
 
 
 def test_a_rare_subset_is_warned_of(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

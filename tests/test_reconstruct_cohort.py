@@ -16,10 +16,11 @@ import pytest
 from tiny_models import tiny_mae
 from tiny_studies import brain, picture, save, write_study
 
-from bmmae.checkpoint import Provenance, save_model
+from bmmae.checkpoint import Provenance, load_model, save_model
 from bmmae.cli import main
 from bmmae.data.cohort import Cohort, read_cohort
 from bmmae.data.preprocess import PreprocessConfig
+from bmmae.data.reading import content_hash
 from bmmae.errors import OutputError
 from bmmae.inference import ReconstructOptions, reconstruct, reconstruct_cohort, reconstruct_to_folder
 from bmmae.model.mae import MAE
@@ -122,10 +123,34 @@ def test_a_subset_hides_the_rest_and_is_judged_by_it(mae: MAE, cohort: Cohort, t
     with (out / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["subject"], row["modality"]) for row in rows] == [("a", "t1ce"), ("a", "flair")]
+    assert {row["seen_in_training"] for row in rows} == {"no"}
     assert float(rows[1]["ssim"]) == pytest.approx(note["agreement"]["flair"]["ssim"])
     shown = {name: str(cohort[0].images[name]) for name in ("t1", "t2")}
     assert np.array_equal(nib.load(out / "a" / "flair.nii.gz").dataobj, reconstruct(mae, shown)["flair"].dataobj)
     assert [study.subject for study in read_cohort(out / "cohort.csv")] == ["a", "b"]
+
+
+def test_figures_of_training_studies_say_that_they_are(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    seen = content_hash(cohort[0].images["flair"])
+    folder = save_model(mae, tmp_path / "model", provenance=Provenance(content_hashes=(seen,)))
+    options, out = ReconstructOptions(subset=("t1", "t2")), tmp_path / "out"
+    for status in ("made", "kept"):
+        first, second, _ = reconstruct_cohort(load_model(folder), cohort, out, options, page=study_page)
+        assert (first.status, first.seen, second.seen) == (status, True, False)
+        with (out / "metrics.csv").open() as stream:
+            assert {row["seen_in_training"] for row in csv.DictReader(stream)} == {"yes"}
+    told = "the model was trained on this study"
+    assert any(remark.startswith(told) for remark in first.remarks)
+    assert told in (out / "a" / "report.html").read_text()
+    assert told not in (out / "b" / "report.html").read_text()
+
+
+def test_one_study_says_how_close_it_came(saved: Path, cohort: Cohort, tmp_path: Path, capsys: Capture) -> None:
+    images = [word for name, path in cohort[0].images.items() for word in (f"--{name}", str(path))]
+    words = ["--model", str(saved), "--out", str(tmp_path / "out"), "--subset", "t1", "--only", "t2"]
+    assert main(["reconstruct", *images, *words]) == 0
+    told = r"    T2  PSNR [\d.-]+ dB \(as written [\d.-]+\), SSIM [\d.-]+, compared with the real one"
+    assert re.search(told, capsys.readouterr().out)
 
 
 def test_the_command_says_how_close_it_came(saved: Path, cohort: Cohort, tmp_path: Path, capsys: Capture) -> None:

@@ -73,6 +73,16 @@ def test_the_example_completes_a_patient_and_compares(
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["flair.nii.gz", "t1ce.nii.gz"]
 
 
+@pytest.mark.parametrize("words", [["t1=a.nii", "b.nii"], ["t1=a.nii", "T1w=b.nii"]])
+def test_the_example_takes_each_sequence_once_and_by_name(
+    model: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    with pytest.raises(SystemExit):
+        main([*words, "--model", str(model), "--out", "out"])
+    assert f"expected NAME=FILE, each name once, got {' '.join(words)}" in capsys.readouterr().err
+
+
 def test_the_example_makes_no_page_without_anything_to_compare_and_keeps_out_only_what_is_given(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

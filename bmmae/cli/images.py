@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,9 +68,17 @@ def load(source: str) -> PretrainedModel:
 
     Raises:
         CheckpointError: If there is none, or it does not fit.
+
+    Warns:
+        UserWarning: If it is of a run that has not finished.
     """
     import torch
 
     from bmmae.checkpoint import load_model
+    from bmmae.sources import unfinished
 
-    return load_model(source, device="cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(source, device="cuda" if torch.cuda.is_available() else "cpu")
+    state = unfinished(source)
+    if state is not None:
+        warnings.warn(f"the run {source} has not finished ({state}): used is what it has learned so far", stacklevel=2)
+    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from bmmae.cli.command import (
     require_writable,
     whole,
 )
+from bmmae.cli.images import load
 from bmmae.errors import CheckpointError, CohortError, ConfigError, OutputError
 from bmmae.notice import NOTICE
 
@@ -78,34 +80,31 @@ def _opened(given: argparse.Namespace, model: PretrainedModel) -> tuple[Cohort, 
     from bmmae.data.cache import StudyCache
     from bmmae.data.caching import sound_studies
     from bmmae.data.cohort import Cohort, read_cohort
+    from bmmae.model.patient import PatientModel
     from bmmae.patient_prediction import warn_of_cut_brains
 
     cohort = read_cohort(given.cohort, model.model_config.modalities, set_bare_apart=True)
     if not cohort.studies:
         raise CohortError(f"no study of {given.cohort} has any of the modalities {', '.join(cohort.modalities)}")
     cache = StudyCache(given.cache, preprocessing_of(model), model.model_config.modalities)
-    studies = sound_studies(cohort.studies, cache, skip_broken=given.skip_broken)
+    known = cohort.studies
+    if given.cache is None and not (isinstance(model, PatientModel) and model.config.lesion != "none"):
+        known = tuple(replace(study, seg=None, lesion=None) for study in known)  # a broken one would be in the way
+    studies = sound_studies(known, cache, skip_broken=given.skip_broken, option="--skip-broken")
     warn_of_cut_brains(model, studies, cache)
     return Cohort(tuple(studies), cohort.modalities, cohort.path, cohort.bare), cache
 
 
 def _patient_model(source: str) -> PatientModel:
-    from bmmae.checkpoint import load_model
     from bmmae.model.patient import PatientModel
 
-    model = load_model(source, device=_device())
+    model = load(source)
     if not isinstance(model, PatientModel):
         raise CheckpointError(
             f"{source} holds a model of kind '{model.kind}', which predicts nothing of a patient: make one with "
             f"finetune/classification.py or finetune/survival.py --model {source}"
         )
     return model
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _predicted(
@@ -166,7 +165,6 @@ def _embed(commands: Commands) -> None:
 
 
 def _run_embed(given: argparse.Namespace) -> int:
-    from bmmae.checkpoint import load_model
     from bmmae.embedding_plot import draw_embeddings
     from bmmae.patient_prediction import embed, given_subset
     from bmmae.patient_tables import write_table
@@ -174,7 +172,7 @@ def _run_embed(given: argparse.Namespace) -> int:
     if given.colour and not given.umap:
         raise ConfigError(f"--colour {given.colour} colours the picture of --umap: name its file")
     _require_table(given.out, given.cohort)
-    model = load_model(given.model, device=_device())
+    model = load(given.model)
     only = given_subset(given.subset, model)
     cohort, cache = _opened(given, model)
     rows = embed(

@@ -66,6 +66,7 @@ def _run(given: argparse.Namespace) -> int:
 
 def _run_study(given: argparse.Namespace, options: ReconstructOptions, page: Page | None) -> int:
     from bmmae.inference import reconstruct_to_folder
+    from bmmae.inference.reconstruction_folder import agreement_in
 
     images = required_images(given)
     require_writable(given.out)
@@ -74,6 +75,8 @@ def _run_study(given: argparse.Namespace, options: ReconstructOptions, page: Pag
     )
     for name, path in paths.items():
         print(f"{title(name):>6}  {path}")
+    for name, figures in agreement_in(given.out).items():
+        print(f"{title(name):>6}  {_close(figures)}, compared with the real one")
     if page:
         print(f"report  {given.out / 'report.html'}")
     return 0
@@ -132,7 +135,12 @@ def _tell_agreement(model: PretrainedModel, outcomes: list[Outcome], folder: Pat
             found.setdefault(name, []).append(figures)
     for name, rows in found.items():
         defined = {key: [value for row in rows if (value := row[key]) is not None] for key in rows[0]}
-        means = {key: f"{statistics.fmean(values):.3g}" if values else "not defined" for key, values in defined.items()}
-        told = f"PSNR {means['psnr_fitted']} dB (as written {means['psnr']}), SSIM {means['ssim']}"
-        print(f"{title(name):>6}  {told}: mean over {len(rows)} studies with a real one")
+        means = {key: statistics.fmean(values) if values else None for key, values in defined.items()}
+        print(f"{title(name):>6}  {_close(means)}: mean over {len(rows)} studies with a real one")
     print(f"all figures: {folder / 'metrics.csv'}")
+
+
+def _close(figures: Mapping[str, float | None]) -> str:
+    """Return how close an image is to the real one, in words."""
+    told = {key: "not defined" if value is None else f"{value:.3g}" for key, value in figures.items()}
+    return f"PSNR {told['psnr_fitted']} dB (as written {told['psnr']}), SSIM {told['ssim']}"

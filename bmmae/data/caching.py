@@ -203,7 +203,12 @@ def _problem_of(finish: Callable[[], object]) -> str | None:
 
 
 def sound_studies(
-    studies: Sequence[Study], cache: StudyCache, *, skip_broken: bool = False, workers: int = 2
+    studies: Sequence[Study],
+    cache: StudyCache,
+    *,
+    skip_broken: bool = False,
+    workers: int = 2,
+    option: str = "--data.skip_broken true",
 ) -> list[Study]:
     """Return the studies that can be trained on, after opening each: before the first step, not in the middle of it.
 
@@ -214,6 +219,7 @@ def sound_studies(
         cache: Whose entries need no opening.
         skip_broken: Leave broken studies out, and say how many, instead of stopping.
         workers: Threads.
+        option: How the user asks for `skip_broken`.
 
     Raises:
         CohortError: If some are broken and not to be skipped, or all are.
@@ -229,8 +235,7 @@ def sound_studies(
     said = f"{len(broken)} of {len(studies)} studies cannot be read ({'; '.join(broken[:3])})"
     if not skip_broken or len(broken) == len(studies):
         raise CohortError(
-            f"{said}. Run `bmmae check` on the cohort, mend or remove them, or leave them out with --data.skip_broken "
-            "true"
+            f"{said}. Run `bmmae check` on the cohort, mend or remove them, or leave them out with {option}"
         )
     warnings.warn(f"{said}; they are left out", stacklevel=2)
     return [study for study, problem in zip(studies, problems, strict=True) if not problem]

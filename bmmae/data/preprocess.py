@@ -109,6 +109,11 @@ class PreparedStudy:
         """Voxels of the arrays."""
         return self.geometry.shape
 
+    @property
+    def shown(self) -> tuple[bool, ...]:
+        """Whether each modality has any voxel inside the brain."""
+        return tuple(bool((valid & self.brain).any()) for valid in self.valid)
+
     def lesion_voxels(self) -> Int[np.ndarray, "n 3"]:
         """Return a sample of the labelled voxels, some of every lesion; empty when there is none."""
         return np.zeros((0, 3), np.int16) if self.label is None else sample_voxels(self.label)

@@ -92,13 +92,15 @@ def read_image(path: str | File) -> Image:
     """Read a volume of any format nibabel knows, with its scale factor applied; content tells `.nii` from `.nii.gz`.
 
     Raises:
-        ImageError: If the file is absent, a folder, no image, truncated, not of three axes, all zeros, has
+        ImageError: If the file is absent, a folder, no image, truncated, not of three axes, of one value alone, has
             voxels that are not finite, or an affine that cannot be inverted.
     """
     path = locate(path)
     array, affine = _read(path)
-    if not array.any():
-        raise ImageError(f"{path} holds only zeros: expected an image; export it again or leave its cell blank")
+    low, high = array.min(), array.max()
+    if low == high:
+        what = f"the value {low:g} alone" if low else "only zeros"
+        raise ImageError(f"{path} holds {what}: expected an image; export it again or leave its cell blank")
     return Image(array, affine, path)
 
 
@@ -106,7 +108,7 @@ def read_chances(path: str | File) -> Image:
     """Return a map of chances, 0 to 1; it may be empty.
 
     Raises:
-        ImageError: As `read_image`, except that all zeros are accepted; if a value lies outside 0 to 1.
+        ImageError: As `read_image`, except that one value alone is accepted; if a value lies outside 0 to 1.
     """
     path = locate(path)
     array, affine = _read(path)
@@ -122,7 +124,7 @@ def read_labels(path: str | File) -> tuple[Int[Array, "H W D"], Float[Array, "4 
     """Return the int16 values of a segmentation or mask, and its affine; it may be empty, and stored as floats.
 
     Raises:
-        ImageError: As `read_image`, except that all zeros are accepted.
+        ImageError: As `read_image`, except that one value alone is accepted.
         LabelError: If values are not whole numbers of the int16 range.
     """
     path = locate(path)

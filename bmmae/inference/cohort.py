@@ -6,7 +6,7 @@ import errno
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,17 @@ from bmmae.data.cohort import Cohort, Study
 from bmmae.data.location import refuse_overwriting
 from bmmae.data.tables import write_rows
 from bmmae.errors import BmmaeError, OccupiedError, OutputError
-from bmmae.inference.agreement import Agreement
 from bmmae.inference.prediction import require_uncertainty
 from bmmae.inference.reconstruction import ReconstructOptions, require_mae
-from bmmae.inference.reconstruction_folder import NOTE, Page, Plan, carry_out, is_finished
+from bmmae.inference.reconstruction_folder import (
+    NOTE,
+    Page,
+    Plan,
+    agreement_in,
+    carry_out,
+    is_finished,
+    seen_in_training,
+)
 from bmmae.inference.study import StudyFiles
 from bmmae.inference.writing import read_note, refuse_foreign_table
 from bmmae.modalities import in_table_order, subset_label
@@ -28,9 +35,10 @@ from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel, digest
 
 TABLE, METRICS = "cohort.csv", "metrics.csv"
-FIGURES = tuple(item.name for item in fields(Agreement))
+PSNR = "psnr_fitted"
 SYNTHETIC = "synthetic"
 """The table's column that lists which of a study's images are."""
+SEEN = "seen_in_training"
 Status = Literal["made", "kept", "complete", "failed"]
 
 
@@ -44,8 +52,9 @@ class Outcome:
         files: The synthesised images by modality.
         problem: Why it failed.
         remarks: Reasons to doubt what was made now, one sentence each.
-        agreement: How close each synthesised image is to the real one, where the study has one: `FIGURES`, None where a
-            figure is not defined.
+        agreement: How close each synthesised image is to the real one, where the study has one, see `Agreement`; None
+            where a figure is not defined.
+        seen: Whether the model was trained on the study.
     """
 
     study: Study
@@ -54,6 +63,7 @@ class Outcome:
     problem: str = ""
     remarks: tuple[str, ...] = ()
     agreement: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    seen: bool = False
 
 
 def reconstruct_cohort(
@@ -92,7 +102,7 @@ def reconstruct_cohort(
     if options.uncertainty:
         require_uncertainty(mae)
     refuse_overwriting([Path(folder) / TABLE], [cohort.path] if cohort.path else [])
-    for table, own in ((TABLE, SYNTHETIC), (METRICS, FIGURES[1])):
+    for table, own in ((TABLE, SYNTHETIC), (METRICS, PSNR)):
         refuse_foreign_table(Path(folder) / table, own)
     outcomes = list(_outcomes(_Work(mae, digest(mae), options, page), cohort.studies, Path(folder)))
     studies = tuple(_completed(outcome, options) for outcome in outcomes if outcome.status != "failed")
@@ -145,14 +155,16 @@ def _one(work: _Work, study: Study, folder: Path) -> Outcome:
         carry_out(plan, work.model, folder, identity, work.page)
     note: dict[str, Any] = read_note(folder, NOTE) or {}
     files = {name: folder / f"{name}.nii.gz" for name in plan.absent}
-    return Outcome(study, status, files, "", tuple(note.get("remarks", ())), note.get("agreement", {}))
+    seen = seen_in_training(work.model, identity)
+    return Outcome(study, status, files, "", tuple(note.get("remarks", ())), agreement_in(folder), seen)
 
 
 def _write_metrics(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write how close what was synthesised is to what is real, or remove what an earlier run has said of it."""
     rows = [
-        {"subject": outcome.study.name, "group": outcome.study.group, "modality": name, **figures}
+        {"subject": outcome.study.name, "group": outcome.study.group, "modality": name, **figures, SEEN: seen}
         for outcome in outcomes
+        for seen in (("no", "yes")[outcome.seen],)
         for name, figures in outcome.agreement.items()
     ]
     if rows:

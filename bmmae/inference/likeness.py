@@ -32,7 +32,7 @@ def unlike_training(
         population: What the training images look like; without it, only what any model would stumble over is found.
         spacing: Millimetres between the voxels that the model was trained on.
     """
-    remarks = [*_stripping(prepared), *_thick_slices(prepared, max(spacing))]
+    remarks = [*_stripping(prepared), *_outside(prepared), *_thick_slices(prepared, max(spacing))]
     if population is not None:
         remarks += [*_brain_size(prepared, population), *_histograms(prepared, population)]
         remarks += _subset(prepared.names, population)
@@ -52,8 +52,14 @@ def _stripping(prepared: PreparedStudy) -> Iterator[str]:
     if prepared.brain_source == "foreground":
         yield (
             "the images are not skull-stripped: the whole head was used as the brain. Results are less reliable; "
-            "strip the skull first, or give a brain mask"
+            "strip the skull first, give a brain mask, or set the background of stripped images to 0"
         )
+
+
+def _outside(prepared: PreparedStudy) -> Iterator[str]:
+    for name, shown in zip(prepared.names, prepared.shown, strict=True):
+        if not shown:
+            yield f"{title(name)} has no voxel inside the brain: it is not used"
 
 
 def _thick_slices(prepared: PreparedStudy, finest: float) -> Iterator[str]:
@@ -85,7 +91,7 @@ def _histograms(prepared: PreparedStudy, population: Population) -> Iterator[str
         if distance > usual:
             yield (
                 f"the {title(name)} histogram is unlike the training studies' (mean distance of quantiles "
-                f"{distance:.2f} deviations, usually at most {usual:.2f}){_likelier(name, own, population)}"
+                f"{distance:.3f} deviations, usually at most {usual:.3f}){_likelier(name, own, population)}"
             )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from bmmae._version import __version__
+from bmmae.checkpoint import provenance_of
 from bmmae.data.geometry import same_grid
 from bmmae.data.location import File, refuse_overwriting
 from bmmae.data.preprocess import VERSION as PREPROCESSING
@@ -33,6 +35,7 @@ from bmmae.model.pretrained import PretrainedModel, digest
 
 NOTE = "reconstruction.json"
 REPORT = "report.html"
+SEEN = "the model was trained on this study: how close it comes to the real images says nothing about new patients"
 NOTICE = "Synthetic images made by research software; not acquired, not for diagnosis."
 
 Page: TypeAlias = Callable[[str, Reconstruction], str]
@@ -74,7 +77,7 @@ class Plan:
         truth = {name: files.images[name] for name in absent if name in files.images}
         return cls(StudyFiles(shown, masks), absent, truth, options)
 
-    def identity(self, model: str, *, report: bool) -> dict[str, object]:
+    def identity(self, model: str, *, report: bool) -> dict[str, Any]:
         """Return all that decides what is written, as JSON holds it: two runs that agree in it write the same.
 
         Args:
@@ -132,9 +135,7 @@ def reconstruct_to_folder(
     return carry_out(plan, mae, Path(folder), plan.identity(digest(mae), report=page is not None), page)
 
 
-def carry_out(
-    plan: Plan, model: MAE, folder: Path, identity: Mapping[str, object], page: Page | None
-) -> dict[str, Path]:
+def carry_out(plan: Plan, model: MAE, folder: Path, identity: Mapping[str, Any], page: Page | None) -> dict[str, Path]:
     """Synthesise what is planned and write it, all or nothing; raises as `reconstruct_to_folder`."""
     names = [*plan.absent, *(plan.given.images if plan.options.complete else ())]
     written = [folder / f"{name}{suffix}.nii.gz" for name in names for suffix in ("", DEVIATION)]
@@ -142,6 +143,9 @@ def carry_out(
     refuse_replacing([*written, *([folder / REPORT] if page else [])], folder, NOTE)
     made = synthesise(model, load_files(model, plan.given, plan.absent), plan.absent, plan.options)
     made = _compare(made, plan.truth)
+    if made.agreement and seen_in_training(model, identity):
+        warnings.warn(SEEN, stacklevel=2)
+        made = replace(made, remarks=(*made.remarks, SEEN))
     images = made.images()
     if plan.options.complete:
         images |= {name: image_like(image.array, image, "") for name, image in made.study.images.items()}
@@ -150,6 +154,18 @@ def carry_out(
     pages = {REPORT: page(folder.resolve().name, made)} if page else {}
     note = _note(plan, made, model, identity)
     return write_together({key: images[key] for key in ordered}, note, folder, NOTE, pages)
+
+
+def seen_in_training(model: PretrainedModel, identity: Mapping[str, Any]) -> bool:
+    """Tell whether any image of a plan's `identity` was among those that the model was trained on, by its voxels."""
+    images = {*identity["content"].values(), *identity["truth"].values()}
+    return not images.isdisjoint(provenance_of(model).seen)
+
+
+def agreement_in(folder: Path) -> dict[str, dict[str, float | None]]:
+    """Return how close a folder's images are to the real ones: figures by modality, None where one is not defined."""
+    note: Mapping[str, Any] = read_note(folder, NOTE) or {}
+    return dict(note.get("agreement", {}))
 
 
 def is_finished(folder: Path, identity: Mapping[str, object]) -> bool:

@@ -77,7 +77,8 @@ def find_map(
     """
     if wanted == "zscore":
         return IntensityMap("zscore", np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    mean, deviation = (float(value) for value in np.median(np.asarray(study.prepared.scales), axis=0))
+    scales = [scale for scale, shown in zip(study.prepared.scales, study.prepared.shown, strict=True) if shown]
+    mean, deviation = (float(value) for value in np.median(np.asarray(scales), axis=0))
     if wanted == "cohort" and population is not None and name in population.quantiles:
         knots, values = _matched(scores, population.levels, np.asarray(population.quantiles[name]))
         if len(knots) > 1:

@@ -109,6 +109,7 @@ BROKEN = {
     "four axes": (lambda path: save(path, np.stack([RAMP] * 3, -1)), r"expected 3 axes, got shape \(4, 5, 6, 3\)"),
     "two axes": (lambda path: save(path, RAMP[0]), r"expected 3 axes, got shape \(5, 6\)"),
     "all zeros": (lambda path: save(path, np.zeros_like(RAMP)), "holds only zeros"),
+    "one value": (lambda path: save(path, np.full_like(RAMP, 7)), "holds the value 7 alone"),
     "NaN": (with_value(np.nan), "2 voxels of .* are not finite"),
     "infinite": (with_value(np.inf), "2 voxels of .* are not finite"),
     "beyond float32": (with_value(1e300), "2 voxels of .* are not finite"),
