@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from bmmae.data.check import CheckReport, Finding, ImageGlance, StudyGlance
+from bmmae.data.check import WHOLE, CheckReport, Finding, ImageGlance, StudyGlance
 from bmmae.data.planes import colour_of, draw_planes
 from bmmae.errors import OutputError
 from bmmae.modalities import title
@@ -57,6 +57,7 @@ class CheckPage:
         parts = [
             f"<h1>Check of {escape(name)}</h1>",
             f"<p>{report.studies} studies, {report.files} files. {_verdict(report)}</p>",
+            *([f"<p>Note: {escape(report.note)}.</p>"] if report.note else []),
             _findings(report.findings, linked=True),
             _overview(self._glances),
             *(self._card(glance, report) for glance in self._glances),
@@ -89,7 +90,7 @@ def _findings(findings: Sequence[Finding], *, linked: bool = False) -> str:
         return ""
     rows = []
     for found in findings:
-        name = f'<a href="#{escape(found.study)}">{escape(found.study)}</a>'
+        name = WHOLE if found.study == WHOLE else f'<a href="#{escape(found.study)}">{escape(found.study)}</a>'
         cells = [f"<span class={found.severity}>{found.severity}</span>", found.code, escape(found.message)]
         rows.append([cells[0], name, *cells[1:]] if linked else cells)
     head = ["", "study", "kind", "what was found"] if linked else ["", "kind", "what was found"]

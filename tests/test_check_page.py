@@ -54,6 +54,14 @@ def test_findings_are_listed_and_link_to_their_study(tmp_path: Path) -> None:
     assert len(re.findall("<img ", html)) == 5
 
 
+def test_findings_about_the_table_link_to_no_study(tmp_path: Path) -> None:
+    studies = [write_study(tmp_path / name, ("t1", "t2"), seed=seed) for seed, name in enumerate(("p1_v1", "p1_v2"))]
+    html = page_of(Cohort(tuple(studies)), tmp_path / "check.html")
+    assert "<td>the table</td><td>visits</td><td>p1_v1 and p1_v2 look like visits" in html
+    assert "<p>Note: no study has T1ce, FLAIR: if there are such images" in html
+    assert '<a href="#the' not in html
+
+
 def test_beyond_a_number_of_studies_only_figures_are_given(tmp_path: Path) -> None:
     html = page_of(cohort(tmp_path), tmp_path / "check.html", most=1)
     assert len(re.findall("<img ", html)) == 4

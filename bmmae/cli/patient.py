@@ -45,11 +45,13 @@ def _measure(commands: Commands) -> None:
         "--spacing", type=millimetres, nargs=3, default=(1.0, 1.0, 1.0), metavar="MM", help="of the grid"
     )
     command.add_argument("--cache", type=Path, help="folder of prepared studies, see `bmmae cache`")
+    command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and say how many")
     add_modalities(command)
 
 
 def _run_measure(given: argparse.Namespace) -> int:
     from bmmae.data.cache import StudyCache
+    from bmmae.data.caching import sound_studies
     from bmmae.data.cohort import read_cohort
     from bmmae.data.labels import find_coding
     from bmmae.data.measures import PREFIX, measure_cohort
@@ -58,7 +60,9 @@ def _run_measure(given: argparse.Namespace) -> int:
     _require_table(given.out, given.cohort)
     cohort = read_cohort(given.cohort, given_modalities(given))
     cache = StudyCache(given.cache, PreprocessConfig(spacing=tuple(given.spacing)), cohort.modalities)
-    found = measure_cohort(cohort, cache, find_coding(given.labels) if given.labels else None, progress=True)
+    coding = find_coding(given.labels) if given.labels else None
+    sound = sound_studies(cohort.studies, cache, skip_broken=given.skip_broken, option="--skip-broken")
+    found = measure_cohort(replace(cohort, studies=tuple(sound)), cache, coding, progress=True)
     columns = {name for study in found for name in study.values if name.startswith(PREFIX)}
     print(f"{len(columns)} measures of {len(found)} studies in {found.write(given.out)}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,12 +16,13 @@ import numpy as np
 from bmmae import modalities as table
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import scanned_voxels
-from bmmae.data.cohort import Cohort, Study
+from bmmae.data.cohort import LESION, MASK_PREFIX, Cohort, Study
 from bmmae.data.labels import Coding, check_values, editions_of, fitting, propose_coding, values_of
 from bmmae.data.location import File
 from bmmae.data.reading import read_chances, read_labels
 from bmmae.data.scans import Grid, Scan, on_one_grid, read_scan
 from bmmae.data.swaps import likely_swaps
+from bmmae.data.visits import ungrouped_visits
 from bmmae.errors import BmmaeError, LabelError
 
 Severity = Literal["error", "warning"]
@@ -28,15 +30,21 @@ Severity = Literal["error", "warning"]
 FULL_COVERAGE = 0.95
 """Skull-stripping differs a little between the modalities of one study; less than this is a cropped scan."""
 
+WHOLE = "the table"
+"""Stands for the study in a finding about none alone; no study's name has a blank."""
+
+IMAGE_ENDINGS = (".nii", ".nii.gz")
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong with a study.
+    """One thing wrong with a study, or with the table.
 
     Attributes:
-        study: The study's name.
+        study: The study's name, or `WHOLE`.
         severity: An error must be mended before training; a warning is for a person to judge.
-        code: `bare`, `file`, `constant`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped` or `duplicate`.
+        code: `bare`, `file`, `constant`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped`, `duplicate`,
+            `visits` or `column`.
         path: The file concerned.
         message: What was expected, what came, what to do.
     """
@@ -50,16 +58,30 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The findings in the order of the table, and what was looked at."""
+    """The findings in the order of the table, and what was looked at.
+
+    Attributes:
+        findings: Those about the whole table first.
+        studies: How many.
+        files: How many.
+        absent: Modalities asked for that no study has; that may well be so.
+    """
 
     findings: tuple[Finding, ...]
     studies: int
     files: int
+    absent: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
         """Whether there is any error: the command's exit code is then 1."""
         return any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def note(self) -> str:
+        """A sentence about modalities that no study has; empty where there are none."""
+        names = ", ".join(map(table.title, self.absent))
+        return f"no study has {names}: if there are such images, look at the table's column names" if names else ""
 
 
 @dataclass(frozen=True)
@@ -170,7 +192,9 @@ def check_cohort(
     findings += [_bare(study, cohort) for study in cohort.bare]
     order = {study.name: rank for rank, study in enumerate((*cohort, *cohort.bare))}
     findings.sort(key=lambda finding: order[finding.study])
-    return CheckReport(tuple(findings), len(order), sum(len(study.files()) for study in cohort))
+    absent = tuple(name for name in cohort.modalities if not any(name in study.images for study in cohort))
+    files = sum(len(study.files()) for study in cohort)
+    return CheckReport((*_of_table(cohort), *findings), len(order), files, absent)
 
 
 def _ahead(
@@ -198,6 +222,7 @@ def format_table(report: CheckReport) -> str:
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(3)]
     lines = ["  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip() for row in (head, *rows)] if rows else []
     errors = sum(finding.severity == "error" for finding in report.findings)
+    lines += [f"note: {report.note}"] if report.note else []
     lines.append(
         f"{report.studies} studies, {report.files} files: {errors} errors, {len(rows) - errors} warnings"
         + ("" if rows else "; nothing wrong")
@@ -227,6 +252,35 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
         _check_lesion_map(look, study.lesion)
     digests = {name: (str(scan.path), scan.digest) for name, scan in look.scans.items()}
     return look.findings, digests, look.glance(pictures)
+
+
+def _of_table(cohort: Cohort) -> Iterator[Finding]:
+    """Find what no study shows alone."""
+    path = cohort.path or Path()
+    if doubt := ungrouped_visits(cohort):
+        yield Finding(WHOLE, "warning", "visits", path, doubt)
+    for column, near in _unused_image_columns(cohort):
+        advice = f"did you mean '{near}'? Rename" if near else "rename"
+        message = (
+            f"column '{column}' holds image files but names no modality known here, and is used for nothing: {advice} "
+            "it, or name it with --modalities"
+        )
+        yield Finding(WHOLE, "warning", "column", path, message)
+
+
+def _unused_image_columns(cohort: Cohort) -> Iterator[tuple[str, str | None]]:
+    """Yield columns of image files that mean nothing here, each with the name that was likely meant and is free."""
+    studies = (*cohort, *cohort.bare)
+    names = dict.fromkeys((*cohort.modalities, *(modality.name for modality in table.TABLE)))
+    known = (*names, "seg", LESION, "brain_mask", *(MASK_PREFIX + name for name in names))
+    taken = {role for study in studies for role in study.by_role()}
+    for column in dict.fromkeys(name for study in studies for name in study.values):
+        cells = [cell for study in studies if (cell := study.values.get(column)) is not None]
+        images = [cell for cell in cells if isinstance(cell, str) and cell.lower().endswith(IMAGE_ENDINGS)]
+        plain = column.strip().lower()
+        if 2 * len(images) > len(cells) and table.find(plain.removeprefix(MASK_PREFIX)) is None:
+            near = difflib.get_close_matches(plain, [name for name in known if name not in taken], n=1)
+            yield column, next(iter(near), None)
 
 
 def _bare(study: Study, cohort: Cohort) -> Finding:

@@ -20,6 +20,7 @@ from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.loaders import sample_generator
 from bmmae.data.origin import image_hashes, study_digest
+from bmmae.data.visits import ungrouped_visits
 from bmmae.errors import CohortError, OutputError, few
 
 FORMAT = 1
@@ -84,9 +85,14 @@ def make_folds(cohort: Cohort, plan: FoldPlan) -> tuple[Fold, ...]:
 
     Raises:
         CohortError: If there are too few patients or a column is unknown.
+
+    Warns:
+        UserWarning: If subjects are named as visits of one patient, and no `group` says so.
     """
     apart = _apart(cohort.studies)
     studies = sorted((study for study in cohort if study.group not in apart), key=lambda study: study.key)
+    if doubt := ungrouped_visits(cohort):
+        warnings.warn(doubt, stacklevel=2)
     strata = _strata(studies, plan.stratify)
     needed = max(plan.folds + 1, 3)
     patients = len({study.group for study in studies})
@@ -158,10 +164,10 @@ def _classes(studies: Sequence[Study], column: str) -> list[str]:
 def write_folds(
     path: str | Path, cohort: Cohort, folds: Sequence[Fold], plan: FoldPlan, cache: StudyCache | None = None
 ) -> Path:
-    """Write folds as JSON, with a hash of each image's content: every image is read.
+    """Write folds as JSON, with a hash of each image's content: every image is read, those marked `test` too.
 
     Raises:
-        CohortError: If a fold shares a patient between parts.
+        CohortError: If a fold shares a patient between parts, or two patients hold the same voxels.
         ImageError: If an image cannot be read.
         OutputError: If the file cannot be written.
     """
@@ -169,12 +175,15 @@ def write_folds(
     for fold in folds:
         _refuse_shared(fold, cohort.studies, path)
     used = {key for fold in folds for part in PARTS for key in getattr(fold, part)}
-    content = _contents([study for study in cohort if study.key in used], cache)
+    content = _contents(cohort.studies, cache)
+    _refuse_twins(cohort.studies, content)
     written = {
         "format": FORMAT,
         "plan": asdict(plan),
         "modalities": cohort.modalities,
-        "studies": [{"subject": key[0], "session": key[1], "images": hashes} for key, hashes in content.items()],
+        "studies": [
+            {"subject": key[0], "session": key[1], "images": hashes} for key, hashes in content.items() if key in used
+        ],
         "folds": [asdict(fold) for fold in folds],
     }
     try:
@@ -196,7 +205,7 @@ def read_fold(path: str | Path, cohort: Cohort, number: int, cache: StudyCache |
 
     Raises:
         CohortError: If the file is no file of folds, was made for another cohort, images of modalities that both have
-            changed since, there is no such fold, or it shares a patient between parts.
+            changed since, there is no such fold, or it shares a patient or an image between parts.
         ImageError: If an image cannot be read.
     """
     path = Path(path)
@@ -205,7 +214,8 @@ def read_fold(path: str | Path, cohort: Cohort, number: int, cache: StudyCache |
         raise CohortError(f"{path} has folds 0 to {len(folds) - 1}, got {number}")
     fold = folds[number]
     _refuse_shared(fold, cohort.studies, path)
-    _refuse_other_cohort(content, modalities, cohort, path, cache)
+    now = _refuse_other_cohort(content, modalities, cohort, path, cache)
+    _refuse_parted_twins(fold, now, f"fold {number} of {path}")
     by_key = {study.key: study for study in cohort}
     return {part: [by_key[key] for key in getattr(fold, part)] for part in PARTS}
 
@@ -277,7 +287,8 @@ def _refuse_other_cohort(
     cohort: Cohort,
     path: Path,
     cache: StudyCache | None,
-) -> None:
+) -> dict[Key, Hashes]:
+    """Return what the listed studies hold; of modalities that the cohort is read without, as the file says."""
     apart = _apart(cohort.studies)
     studies = [study for study in cohort if study.group not in apart or study.key in content]
     here = {study.key for study in studies}
@@ -296,6 +307,43 @@ def _refuse_other_cohort(
             f"the images of {len(changed)} studies have changed since {path} was made ({few(map(_said, changed))}): "
             "restore them, or make the folds again with `bmmae split`"
         )
+    return {key: now[key] if isinstance(before, str) else {**before, **now[key]} for key, before in content.items()}
+
+
+def _refuse_twins(studies: Sequence[Study], content: Mapping[Key, Hashes]) -> None:
+    """The same voxels under two names are one patient, who might fall into two parts."""
+    found = _twins(content, {study.key: study.group for study in studies})
+    if found:
+        one, two, alike = found
+        raise CohortError(f"{_said(one)} and {_said(two)} {alike}: delete one, or give both the same `group`")
+
+
+def _refuse_parted_twins(fold: Fold, content: Mapping[Key, Hashes], where: str) -> None:
+    """As `_refuse_twins`, for one fold of a file that was written without looking."""
+    part = {key: name for name in PARTS for key in getattr(fold, name) if key in content}
+    found = _twins({key: content[key] for key in part}, part)
+    if found:
+        one, two, alike = found
+        raise CohortError(
+            f"{where} has {_said(one)} in {part[one]} and {_said(two)} in {part[two]}, which {alike}: delete one, or "
+            "give both the same `group`, and make the folds again with `bmmae split`"
+        )
+
+
+def _twins(content: Mapping[Key, Hashes], side: Mapping[Key, str]) -> tuple[Key, Key, str] | None:
+    """Return the first two studies on two sides that share an image, and what to say of them; None if none do."""
+    found: dict[tuple[Key, Key], list[str]] = {}
+    first: dict[str, Key] = {}
+    for key, images in content.items():
+        for name, digest in images.items():
+            twin = first.setdefault(digest, key)
+            if side[twin] != side[key]:
+                found.setdefault((twin, key), []).append(name)
+    if not found:
+        return None
+    (one, two), names = next(iter(found.items()))
+    more = f" (and {len(found) - 1} more pairs likewise)" if len(found) > 1 else ""
+    return one, two, f"hold the same voxels ({', '.join(names)}){more}"
 
 
 def _same(before: Hashes | str, now: Hashes, shared: Collection[str]) -> bool:

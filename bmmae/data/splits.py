@@ -12,6 +12,7 @@ from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.folds import read_fold
 from bmmae.data.loaders import sample_generator
+from bmmae.data.visits import ungrouped_visits
 from bmmae.errors import CohortError
 
 
@@ -40,6 +41,9 @@ def train_and_validation(
     Raises:
         CohortError: If a part would be empty, or the file does not fit the cohort.
         ImageError: If an image that the file lists cannot be read.
+
+    Warns:
+        UserWarning: If a random split may part subjects that are named as visits of one patient.
     """
     if splits is not None:
         parts = read_fold(splits, cohort, fold, cache)
@@ -49,6 +53,8 @@ def train_and_validation(
         validation = [study for study in cohort if study.split == "validation"]
         _warn_of_blanks(cohort)
     else:
+        if doubt := ungrouped_visits(cohort):
+            warnings.warn(doubt, stacklevel=2)
         train, validation = _by_patient(cohort.studies, validation_share, seed)
     if not train or not validation:
         missing = "training" if not train else "validation"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from bmmae.data.cohort import Study
+from bmmae.errors import few
 
 VISIT = re.compile(
     r"(ses(sion)?|visit|time[-_ ]?point|tp|week|month|day|baseline|follow[-_ ]?up|fu|pre[-_ ]?op|post[-_ ]?op)"
@@ -21,8 +25,10 @@ MOMENTS = re.compile(rf"{MOMENT}([-_. ]{MOMENT})*", re.I)
 PATIENTS = (
     re.compile(rf"(?P<patient>.*?\d.*?)[-_. ]{MOMENTS.pattern}", re.I),
     re.compile(r"(?P<patient>UPENN-GBM-\d{5})_\d\d", re.I),
+    re.compile(r"(?P<patient>.*?\d.*?)[-_. ]v\d", re.I),
 )
-"""Names of a patient's visit. Only a number makes a name a patient's: `scan_baseline` may be anyone's."""
+"""Names of a patient's visit. Only a number makes a name a patient's: `scan_baseline` may be anyone's, as may
+`site1_v01`, the first of many volunteers; visits after a `v` have one digit."""
 
 
 def is_visit(place: Sequence[str]) -> bool:
@@ -37,6 +43,21 @@ def patient_of(subject: str) -> str:
     plain = re.sub(r"[-_ ](nifti|nii)$", "", subject, flags=re.IGNORECASE)
     patient = next((found["patient"] for pattern in PATIENTS if (found := pattern.fullmatch(plain))), plain)
     return subject if MOMENTS.fullmatch(patient) else patient
+
+
+def ungrouped_visits(studies: Iterable[Study]) -> str | None:
+    """Return what to say of subjects named as visits of one patient that no `group` joins; None if there are none."""
+    together: dict[str, set[str]] = defaultdict(set)
+    for study in studies:
+        if study.group == study.subject:
+            together[patient_of(study.subject)].add(study.subject)
+    found = [" and ".join(sorted(names)[:2]) for names in together.values() if len(names) > 1]
+    if not found:
+        return None
+    return (
+        f"{few(found, most=3, quote='')} look like visits of one patient{' each' if len(found) > 1 else ''}: fill in "
+        "`group`, else they may fall on both sides of a split"
+    )
 
 
 def without_series(place: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bmmae.data.check import CheckReport, Finding, check_cohort, check_study, format_table
+from bmmae.data.check import WHOLE, CheckReport, Finding, check_cohort, check_study, format_table
 from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.index import index_folder
 from bmmae.data.labels import BRATS2017
@@ -193,6 +193,64 @@ def test_the_table_lines_up_and_counts(tmp_path: Path) -> None:
     ]
     assert format_table(CheckReport((), 1, 4)) == "1 studies, 4 files: 0 errors, 0 warnings; nothing wrong"
     assert not CheckReport(findings[1:], 2, 9).failed
+
+
+def table_of(folder: Path, columns: str, *rows: str) -> CheckReport:
+    for number in range(len(rows)):
+        save(folder / f"{number}.nii.gz", brain(number))
+    (folder / "cohort.csv").write_text("\n".join((f"subject,t1,{columns}", *rows)))
+    return check_cohort(read_cohort(folder / "cohort.csv", set_bare_apart=True), progress=False)
+
+
+def test_visits_written_as_subjects_are_warned_of(tmp_path: Path) -> None:
+    rows = ("p01_v1,0.nii.gz,{}", "p01_v2,1.nii.gz,{}", "p02,2.nii.gz,{}")
+    report = table_of(tmp_path, "group", *(row.format("") for row in rows))
+    assert [(f.study, f.severity, f.code) for f in report.findings] == [(WHOLE, "warning", "visits")]
+    assert report.findings[0].message.startswith("p01_v1 and p01_v2 look like visits of one patient: fill in `group`")
+    assert table_of(tmp_path, "group", *(row.format(row[:3]) for row in rows)).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "advice"),
+    [
+        ("flaire", "did you mean 'flair'? Rename it, or name it with --modalities"),
+        ("SEGM", "did you mean 'seg'? Rename it, or name it with --modalities"),
+        ("brain_mask_t1ec", "did you mean 'brain_mask_t1ce'? Rename it, or name it with --modalities"),
+        ("pet", "and is used for nothing: rename it, or name it with --modalities"),
+    ],
+)
+def test_a_misspelt_image_column_is_warned_of(tmp_path: Path, column: str, advice: str) -> None:
+    report = table_of(tmp_path, column, "a,0.nii.gz,x.nii.gz", "b,1.nii.gz,y.NII", "c,,z.nii", "d,2.nii.gz,")
+    assert [(f.study, f.severity, f.code) for f in report.findings] == [
+        (WHOLE, "warning", "column"),
+        ("c", "error", "bare"),
+    ]
+    assert report.findings[0].message.startswith(f"column '{column}' holds image files but names no modality known")
+    assert report.findings[0].message.endswith(advice)
+
+
+@pytest.mark.parametrize("column", ["dwi", "ADC", "brain_mask_dwi"])
+def test_images_that_are_not_asked_for_are_no_misspelling(tmp_path: Path, column: str) -> None:
+    assert table_of(tmp_path, column, "a,0.nii.gz,x.nii.gz").findings == ()
+
+
+def test_a_column_with_few_image_names_is_left_alone(tmp_path: Path) -> None:
+    assert table_of(tmp_path, "remark", "a,0.nii.gz,see t1.nii", "b,1.nii.gz,good").findings == ()
+
+
+def test_a_name_is_not_proposed_that_is_taken(tmp_path: Path) -> None:
+    report = table_of(tmp_path, "flair,flair_raw", "a,0.nii.gz,1.nii.gz,x.nii", "b,1.nii.gz,0.nii.gz,y.nii")
+    (message,) = (finding.message for finding in report.findings if finding.code == "column")
+    assert "did you mean" not in message
+
+
+def test_modalities_that_nobody_has_are_noted(tmp_path: Path) -> None:
+    report = table_of(tmp_path, "flair", "a,0.nii.gz,")
+    assert report.absent == ("t1ce", "t2", "flair")
+    assert format_table(report).splitlines()[-2:] == [
+        "note: no study has T1ce, T2, FLAIR: if there are such images, look at the table's column names",
+        "1 studies, 1 files: 0 errors, 0 warnings; nothing wrong",
+    ]
 
 
 @pytest.mark.real

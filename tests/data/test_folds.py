@@ -159,8 +159,8 @@ def of_modalities(table: Cohort, names: tuple[str, ...]) -> Cohort:
 
 
 def test_a_file_serves_models_of_other_modalities(tmp_path: Path) -> None:
-    studies = tuple(write_study(tmp_path / f"p{n}", ("t1", "t1ce", "flair", "dwi"), shape=(8, 8, 8)) for n in range(6))
     every = ("t1", "t1ce", "flair", "dwi")
+    studies = tuple(write_study(tmp_path / f"p{n}", every, shape=(8, 8, 8), seed=n) for n in range(6))
     table, plan = of_modalities(Cohort(studies), STANDARD), FoldPlan(2)
     path = write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)
     for names in (("t1ce", "flair"), ("dwi",), every):
@@ -201,6 +201,58 @@ def test_a_patient_in_two_parts_is_refused_when_written_and_when_read(tmp_path: 
         read_fold(path, merged, 0)
     with pytest.raises(CohortError, match="puts 'one' into train and into test"):
         write_folds(path, merged, folds, plan)
+
+
+def with_copy(folder: Path, group: str = "") -> Cohort:
+    """Six patients, and the scan of one of them under another name."""
+    table = written(folder)
+    copy = Study("copy", {"t1": save(folder / "copy.nii", picture(seed=1, shape=(8, 8, 8)))}, group=group)
+    return Cohort((*table.studies, copy))
+
+
+def test_the_same_voxels_under_two_names_are_refused_when_written(tmp_path: Path) -> None:
+    table, plan = with_copy(tmp_path), FoldPlan(2)
+    with pytest.raises(
+        CohortError, match=r"^p1 and copy hold the same voxels \(t1\): delete one, or give both the same `group`$"
+    ):
+        write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)
+    apart = Cohort((*table.studies[:6], replace(table[6], split="test")))  # in no fold, but trained on as p1
+    with pytest.raises(CohortError, match="p1 and copy hold the same voxels"):
+        write_folds(tmp_path / "folds.json", apart, make_folds(apart, plan), plan)
+    assert not (tmp_path / "folds.json").exists()
+
+
+def test_one_patients_studies_may_share_an_image(tmp_path: Path) -> None:
+    table, plan = with_copy(tmp_path, group="p1"), FoldPlan(2)
+    path = write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)
+    assert sum(map(len, read_fold(path, table, 0).values())) == 7
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["hashes", "one hash a study"])
+def test_a_fold_of_an_earlier_file_with_the_same_voxels_in_two_parts_is_refused(tmp_path: Path, earlier: bool) -> None:
+    joined, plan = with_copy(tmp_path, group="p1"), FoldPlan(2)
+    path = write_folds(tmp_path / "folds.json", joined, make_folds(joined, plan), plan)
+    content = json.loads(path.read_text())
+    names = [[f"p{number}", ""] for number in range(6)] + [["copy", ""]]
+    content["folds"] = [
+        {"train": names[:2], "validation": names[2:4], "test": names[4:]},
+        {"train": [*names[:2], names[6]], "validation": names[2:4], "test": names[4:6]},
+    ]
+    for row in content["studies"] if earlier else []:
+        row["content"] = hashlib.sha256(json.dumps(row.pop("images")).encode()).hexdigest()
+    path.write_text(json.dumps(content))
+    table = Cohort(tuple(replace(study, group=study.subject) for study in joined))
+    with pytest.raises(CohortError, match=r"fold 0 of .*folds.json has p1 in train and copy in test, which hold the"):
+        read_fold(path, table, 0)
+    assert len(read_fold(path, table, 1)["train"]) == 3
+
+
+def test_visits_written_as_subjects_are_warned_of() -> None:
+    names = ("p01_v1", "p01_v2", "p02", "p03", "p04", "p05")
+    table = Cohort(tuple(Study(name, {"t1": Path(f"{name}.nii")}) for name in names))
+    with pytest.warns(UserWarning, match="^p01_v1 and p01_v2 look like visits of one patient: fill in `group`"):
+        make_folds(table, FoldPlan(2))
+    make_folds(Cohort(tuple(replace(study, group=study.subject[:3]) for study in table)), FoldPlan(2))
 
 
 @pytest.mark.parametrize(

@@ -171,3 +171,23 @@ def test_the_command_adds_columns(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_lesions_of_a_study_without_a_segmentation_are_not_counted_as_foci_beside_others() -> None:
     assert measure(packed(None), (1.0, 1.0, 1.0), BRATS2017) == {}
+
+
+@pytest.mark.filterwarnings("default:.*they are left out")
+def test_broken_studies_are_all_named_at_once_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, out = write_table(tmp_path, 4), tmp_path / "measured.csv"
+    rows = pd.read_csv(table, dtype=str)
+    for number in (1, 3):
+        (tmp_path / rows.loc[number, "t1"]).write_bytes(b"")
+    words = ["measure", str(table), "--out", str(out), "--spacing", "1.5", "1.5", "1.5", "--labels", "brats2017"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "2 of 4 studies cannot be read" in told
+    assert all(rows.loc[number, "subject"] in told for number in (1, 3))
+    assert "leave them out with --skip-broken" in told
+    assert not out.exists()
+    assert main([*words, "--skip-broken"]) == 0
+    told = capsys.readouterr()
+    assert "warning: 2 of 4 studies cannot be read" in told.err
+    assert "measures of 2 studies in" in told.out
+    assert list(pd.read_csv(out, dtype=str)["subject"]) == list(rows.loc[[0, 2], "subject"])

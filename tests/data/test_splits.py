@@ -36,6 +36,13 @@ def test_the_split_is_a_function_of_the_seed_and_not_of_the_tables_order() -> No
     assert len({train_and_validation(cohort(), seed=seed)[1][0].group for seed in range(20)}) > 3
 
 
+def test_subjects_named_as_visits_of_one_patient_are_told() -> None:
+    names = ("p1_v1", "p1_v2", "p2_v1", "p3_v1")
+    studies = tuple(Study(name, {"t1": Path(f"{name}.nii")}) for name in names)
+    with pytest.warns(UserWarning, match="p1_v1 and p1_v2 look like visits of one patient: fill in `group`"):
+        train_and_validation(Cohort(studies), validation_share=0.5)
+
+
 def test_the_tables_own_split_is_used_and_test_studies_are_in_neither_part() -> None:
     train, validation = train_and_validation(cohort(9, splits=("train", "validation", "test")))
     assert {study.split for study in train} == {"train"}

@@ -1,8 +1,11 @@
 """Names tell visits from patients only where they can hardly mean anything else."""
 
+from pathlib import Path
+
 import pytest
 
-from bmmae.data.visits import is_visit, patient_of
+from bmmae.data.cohort import Study
+from bmmae.data.visits import is_visit, patient_of, ungrouped_visits
 
 
 @pytest.mark.parametrize("name", ["visit1", "week-044-2", "ses-pre", "2019.01.31", "1-2-2019", "20190131_fu2"])
@@ -29,6 +32,9 @@ def test_dates_in_the_root_may_be_patients() -> None:
         ("p01_visit1_20190131", "p01"),
         ("W39_1998.09.19", "W39"),
         ("UPENN-GBM-00001_11", "UPENN-GBM-00001"),
+        ("p01_v1", "p01"),
+        ("site1_v01", "site1_v01"),
+        ("anna_v1", "anna_v1"),
         ("scan_baseline", "scan_baseline"),
         ("visit1_20190131", "visit1_20190131"),
         ("Brats18_2013_11_1", "Brats18_2013_11_1"),
@@ -36,3 +42,31 @@ def test_dates_in_the_root_may_be_patients() -> None:
 )
 def test_a_visit_at_the_end_of_a_name_is_left_out(subject: str, patient: str) -> None:
     assert patient_of(subject) == patient
+
+
+def named(*subjects: str, group: str = "") -> list[Study]:
+    return [Study(subject, {"t1": Path(f"{subject}.nii")}, group=group) for subject in subjects]
+
+
+def test_visits_that_no_group_joins_are_told_once() -> None:
+    alike = "fill in `group`, else they may fall on both sides of a split"
+    told = ungrouped_visits(named("p01_v1", "p02", "p01_v2"))
+    assert told == f"p01_v1 and p01_v2 look like visits of one patient: {alike}"
+    many = named("p09", *(f"p{patient:02}_ses-{visit}" for patient in range(5) for visit in (1, 2, 3)))
+    told = ungrouped_visits(many)
+    assert told is not None
+    assert told.startswith("p00_ses-1 and p00_ses-2, p01_ses-1 and p01_ses-2, p02_ses-1 and p02_ses-2 and 2 more look")
+    assert told.endswith(f"like visits of one patient each: {alike}")
+
+
+@pytest.mark.parametrize(
+    "studies",
+    [
+        named("p01_v1", "p01_v2", group="p01"),
+        named("p01_v1", "p02_v1"),
+        named("sub-01", "sub-02", "BraTS-GLI-00001", "Brats18_2013_11_1", "Brats18_2013_12_1"),
+        [Study("p01_v1", {"t1": Path("a.nii")}, session=visit) for visit in "12"],
+    ],
+)
+def test_other_tables_are_not_doubted(studies: list[Study]) -> None:
+    assert ungrouped_visits(studies) is None
