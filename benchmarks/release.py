@@ -1,6 +1,9 @@
 """Measure a pretrained run on its cohort's test studies, and turn its best checkpoint into a model to share.
 
 python benchmarks/release.py --run runs/tiny/pretrain --cohort runs/tiny/data/cohort.csv --out checkpoints/tiny
+
+`--refit` solves for the voxel-wise regression again first, on the table's training studies: where what it looks at has
+changed, a released model needs that and no training.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from bmmae.modalities import subset_label, title
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationModel
 from bmmae.provenance import Metric
+from bmmae.tasks.reconstruction import fit_synthesis
 from bmmae.tasks.segmentation import label_coding
 
 UNIT = "dB PSNR in z-scores, absent modality from all others, higher is better"
@@ -40,12 +44,16 @@ def main() -> None:
     parser.add_argument("--cohort", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--licence", default="Apache-2.0")
+    parser.add_argument("--refit", action="store_true", help="fit the voxel-wise regression again")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     model = load_model(given.run)
     if isinstance(model, SegmentationModel):
         metrics = measure_segmentation(model, given.cohort)
     elif isinstance(model, MAE):
+        if given.refit:
+            train = [s for s in read_cohort(given.cohort, model.config.modalities) if s.split == "train"]
+            fit_synthesis(model, train, preprocessing_of(model))
         metrics = measure(model, given.cohort)
     else:
         sys.exit(f"error: {given.run} holds a model of kind '{model.kind}': expected 'mae' or 'segmentation'")

@@ -290,10 +290,13 @@ class VoxelSynthesis(nn.Module):
 
 
 def _around(volumes: Float[Tensor, "1 M H W D"], scale: float, spacing: Sequence[float]) -> Float[Tensor, "1 M H W D"]:
-    """Return means over cubes, interpolated between their centres."""
-    factors = [max(1, round(scale / step)) for step in spacing]
+    """Return means over cubes, interpolated between their centres; the last along an axis may be less than whole."""
+    h, w, d = volumes.shape[-3:]
+    factors = [min(side, max(1, round(scale / step))) for side, step in zip((h, w, d), spacing, strict=True)]
     pooled = F.avg_pool3d(volumes, factors, ceil_mode=True, count_include_pad=False)
-    return F.interpolate(pooled, size=volumes.shape[-3:], mode="trilinear", align_corners=False)
+    # By the factor, not to the size: a last cube beyond the volume would be squeezed into it, and shift all others.
+    spread = F.interpolate(pooled, scale_factor=[float(f) for f in factors], mode="trilinear", align_corners=False)
+    return spread[..., :h, :w, :d]
 
 
 def _depths(scanned: Bool[Tensor, "M H W D"], spacing: Sequence[float]) -> list[Float[Tensor, "M H W D"]]:

@@ -140,6 +140,20 @@ def test_means_are_those_over_what_was_scanned_in_millimetres() -> None:
     assert fine.std() < 0.6 * images[T1].std()
 
 
+@pytest.mark.parametrize("length", [32, 33, 39])
+def test_means_lie_where_their_cubes_lie(length: int) -> None:
+    synthesis = VoxelSynthesis(1, SynthesisConfig(units=1, scales=(8.0,)))
+    ramp = torch.arange(float(length)).expand(1, 16, 16, length)
+    mean = synthesis.look(ramp, torch.ones_like(ramp, dtype=torch.bool), ONE_MM)[0, 1, 8, 8]
+    torch.testing.assert_close(mean[4:28], torch.arange(4.0, 28))
+
+
+def test_a_slab_thinner_than_the_cubes_is_predicted() -> None:
+    scanned = torch.ones(4, 9, 9, 1) > 0
+    looks = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(4.0,))).look(scanned.float(), scanned, ONE_MM)
+    torch.testing.assert_close(looks[:, 1], torch.ones(4, 9, 9, 1))
+
+
 def test_deviations_are_those_of_what_was_scanned_in_the_cube() -> None:
     synthesis = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(), deviations=(8.0,)))
     images, scanned = study()
