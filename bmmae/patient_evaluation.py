@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,9 @@ def evaluate_cohort(
     lines = [seen]
     warn_of_unseen_classes(model.config.targets, studies)
     found: dict[str, Answers] = {}
+    late = _past_follow_up([each for each, _ in models.values()])
     for name, (each, own) in models.items():
-        found = _joined(found, tables(each.config.targets, own, name, pooled=True), name)
+        found = _joined(found, _without(tables(each.config.targets, own, name, pooled=True), late), name)
     write_tables(out / "predictions", found)
     rows: list[dict[str, Cell]] = []
     for target, answers in found.items():
@@ -65,13 +67,14 @@ def evaluate_cohort(
                 classes,
                 survival,
                 title=f"{target}: {', '.join(models)}",
-                remarks=[seen],
+                remarks=[seen, *_said(late.get(target, ()))],
                 reference=reference,
                 draws=draws,
                 scores=both,
             )
             names = [name for name in SHOWN if any(score.metric == name for score in scores)]
             lines.append(f"\n{target}\n{format_scores(scores, names)}")
+            lines += _said(late.get(target, ()))
         else:
             lines.append(f"\n{target}: the cohort knows no truth of it")
         rows += [_row(target, score) for score in scores if score.fold is None]
@@ -82,6 +85,33 @@ def evaluate_cohort(
         )
     write_table(out / "scores.csv", rows)
     return "\n".join([*lines, "", f"tables: {out}"])
+
+
+def _past_follow_up(models: Sequence[PatientModel]) -> dict[str, list[float]]:
+    """Return by target the months past the longest follow-up of the training fold of any of the models."""
+    months: dict[str, set[float]] = {}
+    for model in models:
+        for target in model.config.targets:
+            months.setdefault(target.name, set()).update(target.past_follow_up)
+    return {name: sorted(late) for name, late in months.items()}
+
+
+def _without(found: dict[str, Answers], late: Mapping[str, list[float]]) -> dict[str, Answers]:
+    """Leave out the months that some of the models cannot tell: all are judged at the same."""
+    known: dict[str, Answers] = {}
+    for name, (classes, survival) in found.items():
+        if survival is not None:
+            kept = ~np.isin(survival.at, late[name])
+            survival = replace(survival, curve=survival.curve[:, kept], at=survival.at[kept])  # noqa: PLW2901
+        known[name] = (classes, survival)
+    return known
+
+
+def _said(late: Sequence[float]) -> list[str]:
+    """A sentence about months that are not judged, if there are any."""
+    months = ", ".join(f"{month:g}" for month in late)
+    told = "are not judged: they lie past the longest follow-up of the training studies."
+    return [f"Chances of survival at months {months} {told}"] if late else []
 
 
 def _judged(answers: Answers) -> Answers:

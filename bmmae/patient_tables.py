@@ -34,7 +34,8 @@ def tables(
 ) -> dict[str, Answers]:
     """Return each target's predictions beside the truth, as far as the studies tell it; by name.
 
-    A multi-label target gives one table a column, `<target>-<column>`.
+    A multi-label target gives one table a column, `<target>-<column>`. Curves have no months past the longest follow-up
+    of the training fold: nothing is known there, so nothing is judged.
 
     Args:
         targets: As fitted.
@@ -103,9 +104,8 @@ def _classes(target: Target, keys: tuple[PredictionKey, ...], outputs: Outputs) 
 def _survival(target: Target, keys: tuple[PredictionKey, ...], outputs: Outputs) -> SurvivalPredictions:
     logits = outputs.logits[target.name]
     time, event = follow_up(outputs.studies)
-    drawn = target.kind != "cox" or bool(target.baseline)
-    months = (target.curve or target.edges) if drawn else ()
-    curve = _exact(survival_at(target, logits, months)) if drawn else np.zeros((len(keys), 0))
+    months = tuple(month for month in _reported(target) if month not in target.past_follow_up)
+    curve = _exact(survival_at(target, logits, months)) if months else np.zeros((len(keys), 0))
     return SurvivalPredictions(
         keys=keys,
         time=time,
@@ -115,6 +115,11 @@ def _survival(target: Target, keys: tuple[PredictionKey, ...], outputs: Outputs)
         at=np.array(months, dtype=float),
         risk_cut=np.full(len(keys), math.nan if target.risk_cut is None else target.risk_cut),
     )
+
+
+def _reported(target: Target) -> tuple[float, ...]:
+    """Months of a survival curve: none without the baseline hazard of a Cox target."""
+    return target.reported if target.kind != "cox" or target.baseline else ()
 
 
 def follow_up(studies: Iterable[Study]) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
@@ -138,9 +143,10 @@ def prediction_rows(model: PatientModel, outputs: Outputs) -> list[dict[str, Cel
 
     Columns: `subject`, `session`, `subset`, `subset_share` (of the training samples), `rare`; then for each target
     `<target>` (the most probable class), `<target>_p_<class>`, `<target>_risk` (higher = dies sooner),
-    `<target>_alive_<months>` (chance to live past them).
+    `<target>_alive_<months>` (chance to live past them; NaN past the longest follow-up of the training fold).
     """
     answers = tables(model.config.targets, outputs)
+    reported = {target.name: _reported(target) for target in model.config.targets if target.survival}
     rows: list[dict[str, Cell]] = []
     for index, (study, subset) in enumerate(zip(outputs.studies, outputs.subsets, strict=True)):
         label = subset_label(subset)
@@ -153,7 +159,7 @@ def prediction_rows(model: PatientModel, outputs: Outputs) -> list[dict[str, Cel
         }
         for name, (classes, months) in answers.items():
             row |= _class_cells(name, classes, index) if classes else {}
-            row |= _survival_cells(name, months, index) if months else {}
+            row |= _survival_cells(name, months, index, reported[name]) if months else {}
         rows.append(row)
     return rows
 
@@ -164,9 +170,10 @@ def _class_cells(name: str, found: ClassPredictions, row: int) -> dict[str, Cell
     return {name: found.classes[int(chances.argmax())], **shares}
 
 
-def _survival_cells(name: str, found: SurvivalPredictions, row: int) -> dict[str, Cell]:
-    curve = zip(found.at.tolist(), found.curve[row].tolist(), strict=True)
-    return {f"{name}_risk": float(found.risk[row]), **{f"{name}_alive_{at:g}": share for at, share in curve}}
+def _survival_cells(name: str, found: SurvivalPredictions, row: int, reported: tuple[float, ...]) -> dict[str, Cell]:
+    chances = dict(zip(found.at.tolist(), found.curve[row].tolist(), strict=True))
+    alive = {f"{name}_alive_{month:g}": chances.get(month, math.nan) for month in reported}
+    return {f"{name}_risk": float(found.risk[row]), **alive}
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Cell]]) -> Path:

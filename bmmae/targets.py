@@ -7,6 +7,7 @@ training fold alone fits on it alone; the result travels with the weights, and i
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from bmmae.arrays import Array, Float
-from bmmae.errors import CohortError, ConfigError
+from bmmae.errors import CohortError, ConfigError, few
 from bmmae.metrics.survival import Steps, censoring_curve, kaplan_meier
 
 Cell: TypeAlias = str | float | None
@@ -29,6 +30,12 @@ UNKNOWN = -1
 
 MONTHS = (6.0, 21.0)
 """Boundaries of the three survival classes: below, from one to the other, above."""
+
+LONGEST, MEDIAN = 360, 120
+"""Follow-up beyond these is hardly in months: thirty years, and ten years for half of the patients."""
+
+DAYS = 30.44
+"""Of a month."""
 
 YES_OR_NO = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 
@@ -50,6 +57,8 @@ class Target:
         baseline: Cumulative baseline hazard at each of `edges`, for the survival curves of a Cox target.
         curve: Months at which survival is reported, chosen and not fitted, so that the tables of folds can be joined;
             none reports it at `edges`.
+        followed: Months of the training fold's longest follow-up; a hazard or Cox target tells no chance of survival
+            past it. None where not known, as in models saved before it was kept.
         risk_cut: The training fold's median risk, which parts high from low.
         counts: How many studies of the training fold were labelled, blank, censored too early ...
     """
@@ -64,6 +73,7 @@ class Target:
     censoring: tuple[tuple[float, float], ...] = ()
     baseline: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()
+    followed: float | None = None
     risk_cut: float | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
 
@@ -84,6 +94,16 @@ class Target:
         """How many numbers its head puts out."""
         sizes = {"binary": 1, "cox": 1, "hazard": len(self.edges), "multilabel": len(self.columns)}
         return sizes.get(self.kind, len(self.classes))
+
+    @property
+    def reported(self) -> tuple[float, ...]:
+        """Months at which survival is reported, those past the longest follow-up too."""
+        return self.curve or self.edges
+
+    @property
+    def past_follow_up(self) -> tuple[float, ...]:
+        """Those of the reported months past the longest follow-up: nothing is known there."""
+        return tuple(month for month in self.reported if self.followed is not None and month > self.followed)
 
     def encode(self, cells: Mapping[str, Cell]) -> list[int]:
         """Return one class index a column, `UNKNOWN` where it is blank or no class of this target.
@@ -131,6 +151,9 @@ def fit_label(name: str, cells: Sequence[Cell], classes: Sequence[str] = (), *, 
 
     Raises:
         CohortError: If nothing is labelled, there is one class only, or a class that was named is absent.
+
+    Warns:
+        UserWarning: If names differ in case or in blanks around them only.
     """
     labels = [as_label(cell) for cell in cells]
     present = Counter(label for label in labels if label is not None and (not classes or label in classes))
@@ -148,6 +171,7 @@ def fit_label(name: str, cells: Sequence[Cell], classes: Sequence[str] = (), *, 
         raise CohortError(
             f"class '{absent[0]}' of column '{name}' has no training study: it holds {', '.join(sorted(present))}"
         )
+    _warn_of_spellings(name, names, labels)
     counts = np.array([present[label] for label in names], float)
     weights = tuple((counts.sum() / len(names) / counts).tolist()) if balanced else ()
     blank = sum(label is None for label in labels)
@@ -155,6 +179,20 @@ def fit_label(name: str, cells: Sequence[Cell], classes: Sequence[str] = (), *, 
     kind: Kind = "binary" if len(names) == 2 else "multiclass"
     shares = tuple((counts / counts.sum()).tolist())
     return Target(name, kind, (name,), names, weights, shares, counts=told)
+
+
+def _warn_of_spellings(name: str, classes: Sequence[str], labels: Sequence[str | None]) -> None:
+    """Warn of a class that is written in several ways, among the classes or beside them."""
+    spellings: dict[str, list[str]] = {}
+    for label in dict.fromkeys([*classes, *filter(None, labels)]):
+        spellings.setdefault(label.strip().casefold(), []).append(label)
+    for alike in spellings.values():
+        if len(alike) > 1 and not set(classes).isdisjoint(alike):
+            warnings.warn(
+                f"{few(alike)} of column '{name}' differ in case or blanks only, but count as different classes: "
+                "write them alike if they are one",
+                stacklevel=3,
+            )
 
 
 def fit_multilabel(name: str, columns: Mapping[str, Sequence[Cell]], *, balanced: bool = False) -> Target:
@@ -208,6 +246,9 @@ def fit_survival(
 
     Raises:
         CohortError: If follow-up is not known, nobody died, or a survival class is empty.
+
+    Warns:
+        UserWarning: If times are too long for months.
     """
     pairs = [(t, e) for t, e in zip(times, events, strict=True) if t is not None and e is not None and not np.isnan(t)]
     if not pairs:
@@ -217,11 +258,17 @@ def fit_survival(
     months, died = np.array([t for t, _ in pairs], float), np.array([e for _, e in pairs], bool)
     if not died.any():
         raise CohortError(f"no death is observed among {len(pairs)} training studies (`event` is never 1)")
+    longest = float(months.max())
+    if longest > LONGEST or np.median(months) > MEDIAN:
+        warnings.warn(
+            f"the column time goes up to {longest:g}: are these days? months are expected (divide by {DAYS})",
+            stacklevel=2,
+        )
     counts = {"labelled": len(pairs), "blank": len(times) - len(pairs), "deaths": int(died.sum())}
     if kind == "survival_classes":
         return _fit_classes(name or "survival_class", (months, died), tuple(boundaries), counts, ipcw=ipcw)
     edges = interval_edges(months, died, bins)
-    return Target(name or "survival", kind, edges=edges, curve=tuple(curve), counts=counts)
+    return Target(name or "survival", kind, edges=edges, curve=tuple(curve), followed=longest, counts=counts)
 
 
 def _fit_classes(

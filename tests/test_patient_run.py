@@ -108,6 +108,7 @@ def test_test_patients_change_nothing_that_is_fitted(world: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:class '.*' of 'site' has one training study")
 def test_folds_shares_and_a_modality_less(world: Path, tmp_path: Path) -> None:
     table = pd.read_csv(world / "cohort.csv").drop(columns="split")
     table.to_csv(world / "free.csv", index=False)

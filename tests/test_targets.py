@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from bmmae.errors import CohortError, ConfigError
 from bmmae.schema import from_dict, to_dict
 from bmmae.targets import (
     UNKNOWN,
+    Kind,
     Target,
     censoring_weights,
     fit_label,
@@ -89,6 +91,18 @@ def test_labels_that_cannot_be_learned_are_refused(
         fit_label("x", cells, classes)
 
 
+@pytest.mark.parametrize("classes", [(), ("SCLC", "NSCLC")])
+def test_classes_that_differ_in_case_or_blanks_only_are_told(classes: tuple[str, ...]) -> None:
+    cells = ["SCLC", "NSCLC", "sclc", " SCLC ", "SCLC", "other", "Other"]
+    with pytest.warns(UserWarning, match="write them alike") as told:
+        target = fit_label("subtype", cells, classes)
+    said = [str(warning.message) for warning in told]
+    # What was not named is no class, however it is written.
+    assert len(said) == (1 if classes else 2)
+    assert any("'SCLC'" in one and "'sclc'" in one and "' SCLC '" in one and "column 'subtype'" in one for one in said)
+    assert len(target.classes) == (2 if classes else 6)
+
+
 def test_several_columns_of_yes_and_no() -> None:
     target = fit_multilabel("markers", {"idh": [1.0, 0.0, None], "mgmt": ["yes", "no", "no"]}, balanced=True)
     assert (target.outputs, target.columns, target.shares) == (2, ("idh", "mgmt"), (0.5, 1 / 3))
@@ -153,6 +167,32 @@ def test_follow_up_that_says_nothing_is_refused(
 ) -> None:
     with pytest.raises(CohortError, match=message):
         fit_survival("hazard", times, events)
+
+
+@pytest.mark.parametrize("times", [[120.0, 200.0, 1063.0], [100.0, 121.0, 300.0]])
+def test_times_that_can_hardly_be_months_are_told(times: list[float]) -> None:
+    with pytest.warns(UserWarning, match=rf"time goes up to {times[-1]:g}: are these days\? .*\(divide by 30.44\)"):
+        fit_survival("hazard", times, [True] * 3)
+
+
+def test_long_follow_up_in_months_is_not_told() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_survival("hazard", [20.0, 120.0, 360.0], [True] * 3)
+
+
+@pytest.mark.parametrize("kind", ["hazard", "cox"])
+def test_the_longest_follow_up_is_fitted_and_travels(kind: Kind) -> None:
+    times, died = [3.0, 9.79, 12.33, 40.0, None], [True, True, False, None, True]
+    target = fit_survival(kind, times, died, curve=(6.0, 12.0, 18.0, 24.0))
+    assert (target.followed, target.past_follow_up) == (12.33, (18.0, 24.0))  # whose event is not known does not count
+    assert from_dict(Target, to_dict(target)) == target
+
+
+def test_a_target_saved_before_knows_no_longest_follow_up() -> None:
+    saved = to_dict(fit_survival("hazard", [3.0, 9.0], [True, True], curve=(6.0, 36.0)))
+    del saved["followed"]
+    assert from_dict(Target, saved).past_follow_up == ()
 
 
 def test_an_empty_survival_class_is_refused() -> None:

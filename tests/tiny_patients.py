@@ -19,7 +19,7 @@ from bmmae.model.patient import PatientModel, PatientModelConfig
 
 PREPROCESS = PreprocessConfig(spacing=(1.5, 1.5, 1.5))
 SITES = ("lung", "breast", "kidney")
-MONTHS = (2.0, 25.0, 5.0, 30.0, 14.0, None, 4.0, 11.0, 22.0, 3.0, 27.0, 9.0)
+MONTHS = (2.0, 25.0, 5.0, 36.0, 14.0, None, 4.0, 11.0, 22.0, 3.0, 27.0, 9.0)
 TARGETS = TargetsConfig(labels=("subtype", "site"), survival=("hazard", "cox", "survival_classes"), bins=3)
 BESIDE = BesideConfig(clinical=("age", "sex"))
 

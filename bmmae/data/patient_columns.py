@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypeAlias
@@ -30,7 +32,8 @@ class TargetsConfig:
         survival: Forms of survival, from the columns `time` (months) and `event`.
         bins: Intervals of the hazard; where a Cox model's curve is read.
         months: Boundaries of the survival classes.
-        curve: Months at which the curves of `hazard` and `cox` are reported.
+        curve: Months at which the curves of `hazard` and `cox` are reported, up to the training fold's longest
+            follow-up.
         ipcw: Weight survival classes by the inverse of the chance of not having been censored before they were known.
         balanced: Weight the classes of `labels` and `multilabel` by the inverse of their frequency.
     """
@@ -104,6 +107,10 @@ def fit_columns(train: Sequence[Study], targets: TargetsConfig, beside: BesideCo
     Raises:
         CohortError: If a column is unknown, blank or has one class only, a target is also given, nobody died, or no
             study has the lesion map that is wanted.
+
+    Warns:
+        UserWarning: If a class has one study, names of classes differ in case only, times are too long for months, or
+            survival is to be reported past the longest follow-up.
     """
     _refuse_givens_that_are_targets(targets, beside)
     _require_maps(train, beside.lesion)
@@ -141,7 +148,34 @@ def _fit_targets(train: Sequence[Study], config: TargetsConfig) -> list[Target]:
                 name=name,
             )
         )
+    _warn_of_single_studies(targets)
+    _warn_past_follow_up(targets)
     return targets
+
+
+def _warn_of_single_studies(targets: Sequence[Target]) -> None:
+    for target in targets:
+        if target.kind in ("binary", "multiclass"):
+            for name, share in zip(target.classes, target.shares, strict=True):
+                if round(share * target.counts["labelled"]) == 1:
+                    warnings.warn(
+                        f"class '{name}' of '{target.name}' has one training study: nothing can be learned of it",
+                        stacklevel=2,
+                    )
+
+
+def _warn_past_follow_up(targets: Sequence[Target]) -> None:
+    """Warn once: all forms of survival have the same months and the same follow-up."""
+    target = next((target for target in targets if target.past_follow_up), None)
+    if target is not None and target.followed is not None:
+        late = [f"{month:g}" for month in target.past_follow_up]
+        said = f"months {', '.join(late)} lie" if len(late) > 1 else f"month {late[0]} lies"
+        longest = math.floor(target.followed * 10) / 10  # rounded up, it might reach the month that is past it
+        warnings.warn(
+            f"{said} past the longest follow-up of the training studies ({longest:g} months): chances there are not "
+            "predicted",
+            stacklevel=2,
+        )
 
 
 def _fit_variables(

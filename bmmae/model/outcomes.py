@@ -46,6 +46,8 @@ def survival(target: Target, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B T
 def survival_at(target: Target, logits: Float[Tensor, "B K"], months: tuple[float, ...]) -> Float[Tensor, "B T"]:
     """Return the chance to live past any months: the hazard is constant between edges; after the last one nobody dies.
 
+    Past the longest follow-up of the training fold, where it is known, the chance is not: NaN.
+
     Raises:
         ConfigError: As `survival`.
     """
@@ -55,7 +57,9 @@ def survival_at(target: Target, logits: Float[Tensor, "B K"], months: tuple[floa
     wanted = torch.tensor(months, device=logits.device).clamp(max=edges[-1])
     upper = torch.searchsorted(edges, wanted).clamp(min=1)
     share = (wanted - edges[upper - 1]) / (edges[upper] - edges[upper - 1])
-    return (logarithm[:, upper - 1] * (1 - share) + logarithm[:, upper] * share).exp()
+    chances = (logarithm[:, upper - 1] * (1 - share) + logarithm[:, upper] * share).exp()
+    unknown = [target.followed is not None and month > target.followed for month in months]
+    return chances.masked_fill(torch.tensor(unknown, dtype=torch.bool, device=logits.device), torch.nan)
 
 
 def risk(target: Target, logits: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:

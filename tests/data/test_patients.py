@@ -162,11 +162,33 @@ def test_what_is_fitted_knows_no_other_patient() -> None:
     ]
     fitted = fit_columns(train, TARGETS, replace(BESIDE, impute=True))
     assert fitted == fit_columns(list(train), TARGETS, replace(BESIDE, impute=True))
-    assert fitted != fit_columns(train + poisoned, TARGETS, replace(BESIDE, impute=True))
+    with pytest.warns(UserWarning, match="goes up to 900: are these days"):
+        assert fitted != fit_columns(train + poisoned, TARGETS, replace(BESIDE, impute=True))
     # Held-out values that training never showed count as unknown or missing, and change nothing that was fitted.
     sample = fitted.encode(poisoned[0])
     assert sample["label"].tolist() == [UNKNOWN, UNKNOWN]
     assert sample["clinical_available"].tolist() == [True, False]
+
+
+def test_months_past_the_longest_follow_up_are_told_once_for_all_forms() -> None:
+    train = [replace(study, time=min(study.time, 12.33) if study.time else None) for study in on_paper(12)]
+    config = TargetsConfig(survival=("hazard", "cox"), bins=3)
+    with pytest.warns(UserWarning, match="follow-up") as told:
+        targets = fit_columns(train, config, BesideConfig()).targets
+    assert [str(warning.message) for warning in told] == [
+        "months 18, 24, 36 lie past the longest follow-up of the training studies (12.3 months): chances there are not "
+        "predicted"
+    ]
+    assert {target.past_follow_up for target in targets} == {(18.0, 24.0, 36.0)}
+    short = [replace(study, time=min(study.time, 35.97) if study.time else None) for study in on_paper(12)]
+    with pytest.warns(UserWarning, match=r"^month 36 lies past the longest follow-up .* \(35.9 months\)"):
+        fit_columns(short, config, BesideConfig())
+
+
+def test_a_class_with_one_training_study_is_told() -> None:
+    train = [replace(study, values={"subtype": name}) for study, name in zip(on_paper(5), "aabbc", strict=True)]
+    with pytest.warns(UserWarning, match="class 'c' of 'subtype' has one training study: nothing can be learned of it"):
+        fit_columns(train, TargetsConfig(labels=("subtype",)), BesideConfig())
 
 
 def test_scaling_is_that_of_the_training_fold() -> None:

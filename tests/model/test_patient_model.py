@@ -245,6 +245,17 @@ def test_curves_are_read_at_any_month() -> None:
     torch.testing.assert_close(between[:, 2], curve[:, 2])
 
 
+@pytest.mark.parametrize("name", ["survival", "cox"])
+def test_past_the_longest_follow_up_no_chance_is_told(name: str) -> None:
+    target = next(t for t in TARGETS if t.name == name)
+    logits, months = volumes(2, target.outputs, (1, 1, 1)).flatten(1), (6.0, 30.0, 30.5, 36.0)
+    before = survival_at(target, logits, months)
+    found = survival_at(replace(target, followed=30.0), logits, months)
+    torch.testing.assert_close(found[:, :2], before[:, :2])
+    assert bool(before.isfinite().all())
+    assert bool(found[:, 2:].isnan().all())
+
+
 def test_the_baseline_hazard_is_breslows() -> None:
     time, event = torch.tensor([2.0, 4.0, 6.0, float("nan")]), torch.tensor([1.0, 0.0, 1.0, 1.0])
     log_risk = torch.tensor([0.1, 0.5, -0.3, 9.0])
