@@ -78,10 +78,10 @@ def measured_parts(
     parts = source.parts[0]
     kept = work / f"measured-{source.name}{'' if segmenter is None else '-' + digest(segmenter)}.csv"
     if not kept.exists():
-        look = partial(measured, cache=source.cache, coding=source.coding)
+        drawn = partial(measured, cache=source.cache, coding=source.coding)
+        look = drawn if segmenter is None else _measured_by(segmenter, source)
         work.mkdir(parents=True, exist_ok=True)
-        found = map(look if segmenter is None else _measured_by(segmenter, source), (*parts.train, *parts.test))
-        Cohort(tuple(found)).write(kept)
+        Cohort(tuple(map(look, (*parts.train, *parts.test)))).write(kept)
     studies = read_cohort(kept).studies
     return studies[: len(parts.train)], studies[len(parts.train) :]
 

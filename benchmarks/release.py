@@ -23,6 +23,7 @@ from bmmae.checkpoint import load_model, preprocessing_of, provenance_of, save_m
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
+from bmmae.data.origin import content_hashes
 from bmmae.evaluation.intervals import mean_with_interval
 from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.synthesis import METHODS, compare_synthesis, format_synthesis, verdict
@@ -48,12 +49,13 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     model = load_model(given.run)
+    if given.refit and not (isinstance(model, MAE) and model.synthesis):
+        sys.exit(f"error: {given.run} has no voxel-wise regression to fit again")
     if isinstance(model, SegmentationModel):
         metrics = measure_segmentation(model, given.cohort)
     elif isinstance(model, MAE):
         if given.refit:
-            train = [s for s in read_cohort(given.cohort, model.config.modalities) if s.split == "train"]
-            fit_synthesis(model, train, preprocessing_of(model))
+            refit(model, given.cohort)
         metrics = measure(model, given.cohort)
     else:
         sys.exit(f"error: {given.run} holds a model of kind '{model.kind}': expected 'mae' or 'segmentation'")
@@ -62,6 +64,14 @@ def main() -> None:
     digest = hashlib.sha256((given.out / "model.safetensors").read_bytes()).hexdigest()
     shown = "; ".join(f"{name.split()[0]} {_spread(metric)}" for name, metric in metrics.items())
     print(f"| {given.out.name} | ... | {provenance.data} | {shown} | {digest} | ... |")
+
+
+def refit(model: MAE, cohort_path: Path) -> None:
+    """Fit a model's regression again to the studies that it was trained on; stops if the table holds others."""
+    train = [s for s in read_cohort(cohort_path, model.config.modalities) if s.split == "train"]
+    if not train or set(content_hashes(train)) != set(provenance_of(model).content_hashes):
+        sys.exit(f"error: the training studies of {cohort_path} are not those that the model was trained on")
+    fit_synthesis(model, train, preprocessing_of(model))
 
 
 def _spread(metric: Metric) -> str:

@@ -27,6 +27,7 @@ from segmentation_contestants import digest
 from transfer_figures import complete, pick
 
 from bmmae.checkpoint import load_model
+from bmmae.data.cohort import Study
 from bmmae.modalities import STANDARD, subset_label
 from bmmae.model.mae import MAE
 
@@ -91,12 +92,14 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
     if not parts.validation:
         parts = Parts(parts.train[:-2], parts.train[-2:], parts.test)
     shape = configuration(OURS, source.window).model
-    features, told = _features(given, cell, source)
+    features, told = _features(given, cell, source, parts.train)
     return dict(PROBES[cell["fitted_on"]](source, parts, shape, cell["given"].split("+"), features)) | told
 
 
-def _features(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) -> tuple[Features, dict[str, Any]]:
-    """Return what is probed, and how it was trained."""
+def _features(
+    given: argparse.Namespace, cell: Mapping[str, Any], source: Source, studies: Sequence[Study]
+) -> tuple[Features, dict[str, Any]]:
+    """Return what is probed, and how it was trained on these studies."""
     if cell["weights"] == STATISTICS:
         return patch_statistics(configuration(OURS, source.window).model), {}
     if cell["weights"] == RANDOM:
@@ -104,7 +107,6 @@ def _features(given: argparse.Namespace, cell: Mapping[str, Any], source: Source
     if given.ours is not None:
         folder, told = Path(given.ours.format(fold=cell["fold"])), {}
     else:
-        studies = source.parts[cell["fold"]].train
         folder, told = weights_of(OURS, source, studies, fold=str(cell["fold"]), seconds=given.seconds)
     model = load_model(folder)
     if not isinstance(model, MAE):

@@ -113,7 +113,7 @@ def _tell(outcomes: list[Outcome], folder: Path) -> None:
     done = ", ".join(f"{counts[status]} {words}" for status, words in said.items() if counts[status])
     doubted = sum(bool(outcome.remarks) for outcome in outcomes)
     if doubted:
-        done += f"; {doubted} unlike the training studies (see above)"
+        done += f"; {doubted} with reasons for doubt (see above)"
     print(f"{len(outcomes)} studies: {done}")
     if counts["failed"] < len(outcomes):
         print(f"completed table: {folder / 'cohort.csv'}")

@@ -14,6 +14,7 @@ from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.population import describe_population
 from bmmae.data.reading import content_hash
+from bmmae.errors import OutputError
 from bmmae.modalities import in_table_order
 from bmmae.provenance import Provenance, command_line
 from bmmae.sources import public_name
@@ -99,10 +100,17 @@ def generator_of(cohort: Cohort, studies: Sequence[Study]) -> str | None:
 
 
 def pass_mark_on(cohort: Cohort, folder: Path) -> None:
-    """Put the generator's file of a synthetic cohort into a folder of images that were made from that cohort's."""
+    """Put the generator's file of a synthetic cohort into a folder of images that were made from that cohort's.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
     found = _mark_of(cohort, cohort.studies)
     if found is not None and found.parent != folder.resolve():
-        shutil.copyfile(found, folder / GENERATOR_FILE)
+        try:
+            shutil.copyfile(found, folder / GENERATOR_FILE)
+        except OSError as error:
+            raise OutputError(f"{folder / GENERATOR_FILE} cannot be written: {error.strerror or error}") from error
 
 
 def _mark_of(cohort: Cohort, studies: Sequence[Study]) -> Path | None:

@@ -38,7 +38,6 @@ TABLE, METRICS = "cohort.csv", "metrics.csv"
 PSNR = "psnr_fitted"
 SYNTHETIC = "synthetic"
 """The table's column that lists which of a study's images are."""
-SEEN = "seen_in_training"
 Status = Literal["made", "kept", "complete", "failed"]
 
 
@@ -51,7 +50,7 @@ class Outcome:
         status: `made` now; `kept`, as it was made before; `complete`, so there was nothing to make; or `failed`.
         files: The synthesised images by modality.
         problem: Why it failed.
-        remarks: Reasons to doubt what was made now, one sentence each.
+        remarks: Reasons to doubt what was made, one sentence each.
         agreement: How close each synthesised image is to the real one, where the study has one, see `Agreement`; None
             where a figure is not defined.
         seen: Whether the model was trained on the study.
@@ -162,9 +161,10 @@ def _one(work: _Work, study: Study, folder: Path) -> Outcome:
 def _write_metrics(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write how close what was synthesised is to what is real, or remove what an earlier run has said of it."""
     rows = [
-        {"subject": outcome.study.name, "group": outcome.study.group, "modality": name, **figures, SEEN: seen}
+        {"subject": outcome.study.name, "group": outcome.study.group, "modality": name}
+        | dict(figures)
+        | {"seen_in_training": "yes" if outcome.seen else "no"}
         for outcome in outcomes
-        for seen in (("no", "yes")[outcome.seen],)
         for name, figures in outcome.agreement.items()
     ]
     if rows:

@@ -79,8 +79,8 @@ class Scan:
 
     Attributes:
         series: The DICOM series.
-        unreadable: Files that are DICOM by their first bytes and whose header cannot be read, or names no series:
-            slices may be missing.
+        unreadable: Files that are DICOM by their first bytes or their name and whose header cannot be read, or names no
+            series: slices may be missing.
     """
 
     series: tuple[Series, ...]
