@@ -190,5 +190,5 @@ def test_a_revision_of_a_local_model_is_refused(saved, run) -> None:
 def test_long_lists_of_keys_are_counted_in_the_message_and_whole_in_the_report() -> None:
     state = {f"layer.{i}": torch.zeros(1) for i in range(20)}
     report = compare(state, {})
-    assert str(report).endswith("layer.11, and 8 more")
+    assert str(report).endswith("layer.11 and 8 more")
     assert len(report.unexpected) == 20

@@ -188,7 +188,8 @@ def test_output_names_are_safe() -> None:
 
 def test_the_hash_sees_content_and_neither_names_nor_order(tmp_path: Path) -> None:
     for value in (1, 2, 3):
-        nib.save(nib.Nifti1Image(np.full((2, 2, 2), value, np.int16), np.eye(4)), tmp_path / f"{value}.nii")
+        voxels = value * np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{value}.nii")
     files = {value: tmp_path / f"{value}.nii" for value in (1, 2, 3)}
     cohort = Cohort((Study("a", {"t1": files[1], "t2": files[2]}), Study("b", {"t1": files[3]})))
     renamed = Cohort((Study("x", {"t1": files[3]}), Study("y", {"t2": files[2], "t1": files[1]})))
