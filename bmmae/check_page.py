@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from bmmae.data.check import WHOLE, CheckReport, Finding, ImageGlance, StudyGlance
+from bmmae.data.check import ImageGlance, StudyGlance
+from bmmae.data.findings import WHOLE, CheckReport, Finding
 from bmmae.data.planes import colour_of, draw_planes
 from bmmae.errors import OutputError
 from bmmae.modalities import title

@@ -103,7 +103,11 @@ class Target:
     @property
     def past_follow_up(self) -> tuple[float, ...]:
         """Those of the reported months past the longest follow-up: nothing is known there."""
-        return tuple(month for month in self.reported if self.followed is not None and month > self.followed)
+        return tuple(month for month in self.reported if not self.followed_to(month))
+
+    def followed_to(self, month: float) -> bool:
+        """Whether a training study was followed so long; also where the longest follow-up is not known."""
+        return self.followed is None or month <= self.followed
 
     def encode(self, cells: Mapping[str, Cell]) -> list[int]:
         """Return one class index a column, `UNKNOWN` where it is blank or no class of this target.
@@ -246,11 +250,8 @@ def fit_survival(
 
     Raises:
         CohortError: If follow-up is not known, nobody died, or a survival class is empty.
-
-    Warns:
-        UserWarning: If times are too long for months.
     """
-    pairs = [(t, e) for t, e in zip(times, events, strict=True) if t is not None and e is not None and not np.isnan(t)]
+    pairs = _known(times, events)
     if not pairs:
         raise CohortError(
             f"no training study has both `time` and `event` ({len(times)} studies): fill in the two columns"
@@ -258,17 +259,32 @@ def fit_survival(
     months, died = np.array([t for t, _ in pairs], float), np.array([e for _, e in pairs], bool)
     if not died.any():
         raise CohortError(f"no death is observed among {len(pairs)} training studies (`event` is never 1)")
-    longest = float(months.max())
-    if longest > LONGEST or np.median(months) > MEDIAN:
-        warnings.warn(
-            f"the column time goes up to {longest:g}: are these days? months are expected (divide by {DAYS})",
-            stacklevel=2,
-        )
     counts = {"labelled": len(pairs), "blank": len(times) - len(pairs), "deaths": int(died.sum())}
     if kind == "survival_classes":
         return _fit_classes(name or "survival_class", (months, died), tuple(boundaries), counts, ipcw=ipcw)
     edges = interval_edges(months, died, bins)
-    return Target(name or "survival", kind, edges=edges, curve=tuple(curve), followed=longest, counts=counts)
+    return Target(
+        name or "survival", kind, edges=edges, curve=tuple(curve), followed=float(months.max()), counts=counts
+    )
+
+
+def warn_of_days(times: Sequence[float | None], events: Sequence[bool | None]) -> None:
+    """Warn of follow-up that is too long for months, if any is known.
+
+    Args:
+        times: As for `fit_survival`.
+        events: Likewise.
+    """
+    months = [time for time, _ in _known(times, events)]
+    if months and (max(months) > LONGEST or np.median(months) > MEDIAN):
+        warnings.warn(
+            f"the column time goes up to {max(months):g}: are these days? months are expected (divide by {DAYS})",
+            stacklevel=2,
+        )
+
+
+def _known(times: Sequence[float | None], events: Sequence[bool | None]) -> list[tuple[float, bool]]:
+    return [(t, e) for t, e in zip(times, events, strict=True) if t is not None and e is not None and not np.isnan(t)]
 
 
 def _fit_classes(

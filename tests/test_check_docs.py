@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bmmae.cli import build_parser
 from bmmae.config import SegmentConfig, parse
-from bmmae.data.check import FULL_COVERAGE, Finding
+from bmmae.data.check import FULL_COVERAGE
+from bmmae.data.findings import Finding
 from bmmae.data.swaps import BRIGHTEST, RANK_MARGIN, TAIL_RATIO
 
 ROOT = Path(__file__).parents[1]

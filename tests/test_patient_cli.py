@@ -58,8 +58,9 @@ def test_a_segmentation_that_the_model_does_not_read_is_not_in_the_way(world: Pa
     table["seg"] = [str(world / "cohort.csv"), *[None] * (len(table) - 1)]
     table.to_csv(world / "bad_seg.csv", index=False)
     words = ["predict", "--model", world / "model", "--cohort", world / "bad_seg.csv", "--out", tmp_path / "p.csv"]
-    assert main([str(word) for word in words]) == 0
-    assert len(pd.read_csv(tmp_path / "p.csv")) == 12
+    for cache in ([], ["--cache", tmp_path / "cache"]):
+        assert main([str(word) for word in [*words, *cache]]) == 0
+        assert len(pd.read_csv(tmp_path / "p.csv")) == 12
 
 
 def test_a_broken_study_is_left_out_by_the_option_that_is_recommended(

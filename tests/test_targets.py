@@ -20,6 +20,7 @@ from bmmae.targets import (
     fit_survival,
     interval_edges,
     survival_classes,
+    warn_of_days,
 )
 
 
@@ -172,13 +173,14 @@ def test_follow_up_that_says_nothing_is_refused(
 @pytest.mark.parametrize("times", [[120.0, 200.0, 1063.0], [100.0, 121.0, 300.0]])
 def test_times_that_can_hardly_be_months_are_told(times: list[float]) -> None:
     with pytest.warns(UserWarning, match=rf"time goes up to {times[-1]:g}: are these days\? .*\(divide by 30.44\)"):
-        fit_survival("hazard", times, [True] * 3)
+        warn_of_days(times, [True] * 3)
 
 
 def test_long_follow_up_in_months_is_not_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit_survival("hazard", [20.0, 120.0, 360.0], [True] * 3)
+        warn_of_days([20.0, 120.0, 360.0, 9999.0, None], [True, True, True, None, True])  # no event, no follow-up
+        warn_of_days([None], [True])
 
 
 @pytest.mark.parametrize("kind", ["hazard", "cox"])

@@ -80,8 +80,9 @@ def _check(commands: Commands) -> None:
 
 def _run_check(given: argparse.Namespace) -> int:
     from bmmae.check_page import CheckPage
-    from bmmae.data.check import check_cohort, format_table
+    from bmmae.data.check import check_cohort
     from bmmae.data.cohort import read_cohort
+    from bmmae.data.findings import format_table
     from bmmae.data.labels import find_coding
     from bmmae.data.location import refuse_overwriting
 

@@ -92,9 +92,8 @@ def _opened(given: argparse.Namespace, model: PretrainedModel) -> tuple[Cohort, 
         raise CohortError(f"no study of {given.cohort} has any of the modalities {', '.join(cohort.modalities)}")
     cache = StudyCache(given.cache, preprocessing_of(model), model.model_config.modalities)
     known = cohort.studies
-    # A broken segmentation would be in the way of a model that reads none; entries of a cache are found by it too.
-    if given.cache is None and not (isinstance(model, PatientModel) and model.config.lesion != "none"):
-        known = tuple(replace(study, seg=None, lesion=None) for study in known)
+    if not (isinstance(model, PatientModel) and model.config.lesion != "none"):
+        known = tuple(map(cache.without_label, known))
     studies = sound_studies(known, cache, skip_broken=given.skip_broken, option="--skip-broken")
     warn_of_cut_brains(model, studies, cache)
     return Cohort(tuple(studies), cohort.modalities, cohort.path, cohort.bare), cache

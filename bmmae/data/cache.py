@@ -16,7 +16,7 @@ import socket
 import tempfile
 import warnings
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,7 +28,7 @@ from bmmae.data.cohort import LESION, Study
 from bmmae.data.location import File, fingerprint
 from bmmae.data.packing import PackedStudy, pack_study
 from bmmae.data.preprocess import VERSION, PreprocessConfig, Window, prepare_study
-from bmmae.errors import OutputError
+from bmmae.errors import ImageError, OutputError
 from bmmae.patches import Triple, as_triple
 
 META = "study.json"
@@ -113,6 +113,19 @@ class StudyCache:
     def find(self, study: Study) -> CachedStudy | None:
         """Return a study's entry, or None if it has not been stored, or is damaged."""
         return None if self.folder is None else _open_entry(self.folder / self.key(study))
+
+    def without_label(self, study: Study) -> Study:
+        """Return a study for those who read its images alone: a broken segmentation is then in nobody's way.
+
+        It keeps its segmentation and its map of chances where it is stored with them, for its entry is named by them.
+        """
+        bare = replace(study, seg=None, lesion=None)
+        if bare == study or self.find(bare) is not None:
+            return bare
+        try:
+            return bare if self.find(study) is None else study
+        except ImageError:  # the segmentation's file is gone
+            return bare
 
     def load(self, study: Study) -> PackedStudy:
         """Return a study for training: from its entry, else prepared now, and stored if that is possible.

@@ -2,86 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from bmmae import modalities as table
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import scanned_voxels
-from bmmae.data.cohort import LESION, MASK_PREFIX, Cohort, Study
+from bmmae.data.check_table import table_findings
+from bmmae.data.cohort import Cohort, Study
+from bmmae.data.findings import WHOLE, CheckReport, Finding, Severity
 from bmmae.data.labels import Coding, check_values, editions_of, fitting, propose_coding, values_of
 from bmmae.data.location import File
 from bmmae.data.reading import read_chances, read_labels
 from bmmae.data.scans import Grid, Scan, on_one_grid, read_scan
 from bmmae.data.swaps import likely_swaps
-from bmmae.data.visits import ungrouped_visits
 from bmmae.errors import BmmaeError, LabelError
-
-Severity = Literal["error", "warning"]
 
 FULL_COVERAGE = 0.95
 """Skull-stripping differs a little between the modalities of one study; less than this is a cropped scan."""
-
-WHOLE = "the table"
-"""Stands for the study in a finding about none alone; no study's name has a blank."""
-
-IMAGE_ENDINGS = (".nii", ".nii.gz")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing wrong with a study, or with the table.
-
-    Attributes:
-        study: The study's name, or `WHOLE`.
-        severity: An error must be mended before training; a warning is for a person to judge.
-        code: `bare`, `file`, `constant`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped`, `duplicate`,
-            `visits` or `column`.
-        path: The file concerned.
-        message: What was expected, what came, what to do.
-    """
-
-    study: str
-    severity: Severity
-    code: str
-    path: File
-    message: str
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """The findings in the order of the table, and what was looked at.
-
-    Attributes:
-        findings: Those about the whole table first.
-        studies: How many.
-        files: How many.
-        absent: Modalities asked for that no study has; that may well be so.
-    """
-
-    findings: tuple[Finding, ...]
-    studies: int
-    files: int
-    absent: tuple[str, ...] = ()
-
-    @property
-    def failed(self) -> bool:
-        """Whether there is any error: the command's exit code is then 1."""
-        return any(finding.severity == "error" for finding in self.findings)
-
-    @property
-    def note(self) -> str:
-        """A sentence about modalities that no study has; empty where there are none."""
-        names = ", ".join(map(table.title, self.absent))
-        return f"no study has {names}: if there are such images, look at the table's column names" if names else ""
 
 
 @dataclass(frozen=True)
@@ -188,13 +132,13 @@ def check_cohort(
             if show is not None:
                 show(glance)
             bar.update()
-    findings += _duplicates(cohort, digests)
-    findings += [_bare(study, cohort) for study in cohort.bare]
-    order = {study.name: rank for rank, study in enumerate((*cohort, *cohort.bare))}
+    findings += table_findings(cohort, digests)
+    studies = (*cohort, *cohort.bare)
+    order = {WHOLE: -1} | {study.name: rank for rank, study in enumerate(studies)}
     findings.sort(key=lambda finding: order[finding.study])
     absent = tuple(name for name in cohort.modalities if not any(name in study.images for study in cohort))
     files = sum(len(study.files()) for study in cohort)
-    return CheckReport((*_of_table(cohort), *findings), len(order), files, absent)
+    return CheckReport(tuple(findings), len(studies), files, absent)
 
 
 def _ahead(
@@ -213,21 +157,6 @@ def _ahead(
 def check_study(study: Study, coding: Coding | None = None) -> list[Finding]:
     """Open every file of one study and return what is wrong; as `check_cohort`."""
     return _check(study, coding, pictures=False)[0]
-
-
-def format_table(report: CheckReport) -> str:
-    """Return the findings as a table for the terminal, with a closing line that counts them."""
-    rows = [(f.severity, f.study, f.code, f.message) for f in report.findings]
-    head = ("", "study", "code", "what was found")
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(3)]
-    lines = ["  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip() for row in (head, *rows)] if rows else []
-    errors = sum(finding.severity == "error" for finding in report.findings)
-    lines += [f"note: {report.note}"] if report.note else []
-    lines.append(
-        f"{report.studies} studies, {report.files} files: {errors} errors, {len(rows) - errors} warnings"
-        + ("" if rows else "; nothing wrong")
-    )
-    return "\n".join(lines)
 
 
 def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
@@ -252,43 +181,6 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
         _check_lesion_map(look, study.lesion)
     digests = {name: (str(scan.path), scan.digest) for name, scan in look.scans.items()}
     return look.findings, digests, look.glance(pictures)
-
-
-def _of_table(cohort: Cohort) -> Iterator[Finding]:
-    """Find what no study shows alone."""
-    path = cohort.path or Path()
-    if doubt := ungrouped_visits(cohort):
-        yield Finding(WHOLE, "warning", "visits", path, doubt)
-    for column, near in _unused_image_columns(cohort):
-        advice = f"did you mean '{near}'? Rename" if near else "rename"
-        message = (
-            f"column '{column}' holds image files but names no modality known here, and is used for nothing: {advice} "
-            "it, or name it with --modalities"
-        )
-        yield Finding(WHOLE, "warning", "column", path, message)
-
-
-def _unused_image_columns(cohort: Cohort) -> Iterator[tuple[str, str | None]]:
-    """Yield columns of image files that mean nothing here, each with the name that was likely meant and is free."""
-    studies = (*cohort, *cohort.bare)
-    names = dict.fromkeys((*cohort.modalities, *(modality.name for modality in table.TABLE)))
-    known = (*names, "seg", LESION, "brain_mask", *(MASK_PREFIX + name for name in names))
-    taken = {role for study in studies for role in study.by_role()}
-    for column in dict.fromkeys(name for study in studies for name in study.values):
-        cells = [cell for study in studies if (cell := study.values.get(column)) is not None]
-        images = [cell for cell in cells if isinstance(cell, str) and cell.lower().endswith(IMAGE_ENDINGS)]
-        plain = column.strip().lower()
-        if 2 * len(images) > len(cells) and table.find(plain.removeprefix(MASK_PREFIX)) is None:
-            near = difflib.get_close_matches(plain, [name for name in known if name not in taken], n=1)
-            yield column, next(iter(near), None)
-
-
-def _bare(study: Study, cohort: Cohort) -> Finding:
-    message = (
-        f"no image: the cells of {', '.join(cohort.modalities)} are blank, and most other commands refuse the table; "
-        "fill in a path, or delete the row"
-    )
-    return Finding(study.name, "error", "bare", cohort.path or Path(), message)
 
 
 def _check_pictures(look: _Look) -> None:
@@ -403,22 +295,3 @@ def _check_segmentation(look: _Look, path: File, coding: Coding | None) -> None:
         # Names that are silent only leave the coding open, as long as one of them fits.
         is_open = coding is None and fitting(values) and not editions_of(str(path))
         look.add("warning" if is_open else "error", "labels", path, str(error))
-
-
-def _duplicates(cohort: Cohort, digests: list[dict[str, tuple[str, str]]]) -> Iterator[Finding]:
-    """Find images that show the same voxels: a patient under two names leaks from one split into another."""
-    first: dict[str, tuple[Study, str]] = {}
-    for study, images in zip(cohort, digests, strict=True):
-        for path, digest in images.values():
-            if digest not in first:
-                first[digest] = study, path
-                continue
-            twin, seen = first[digest]
-            if twin is not study and twin.group == study.group:
-                continue
-            leak = twin.split != study.split
-            message = (
-                f"{Path(path).name} has the same voxels as {Path(seen).name} of {twin.name}"
-                f"{f' in split {twin.split}' if leak else ''}; delete one, or give both the same `group`"
-            )
-            yield Finding(study.name, "error" if leak else "warning", "duplicate", Path(path), message)

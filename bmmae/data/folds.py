@@ -175,7 +175,7 @@ def write_folds(
     for fold in folds:
         _refuse_shared(fold, cohort.studies, path)
     used = {key for fold in folds for part in PARTS for key in getattr(fold, part)}
-    content = _contents(cohort.studies, cache)
+    content = content_of(cohort.studies, cache)
     _refuse_twins(cohort.studies, content)
     written = {
         "format": FORMAT,
@@ -215,7 +215,7 @@ def read_fold(path: str | Path, cohort: Cohort, number: int, cache: StudyCache |
     fold = folds[number]
     _refuse_shared(fold, cohort.studies, path)
     now = _refuse_other_cohort(content, modalities, cohort, path, cache)
-    _refuse_parted_twins(fold, now, f"fold {number} of {path}")
+    refuse_parted_twins(fold, now, f"fold {number} of {path}")
     by_key = {study.key: study for study in cohort}
     return {part: [by_key[key] for key in getattr(fold, part)] for part in PARTS}
 
@@ -264,20 +264,35 @@ def _as_fold(values: Mapping[str, Any]) -> Fold:
 def _refuse_shared(fold: Fold, studies: Sequence[Study], path: Path) -> None:
     """A patient, as the table's column `group` says now, may be in one part only."""
     patient = {study.key: study.group for study in studies}
-    members = {part: {patient[key] for key in getattr(fold, part) if key in patient} for part in PARTS}
     listed = {key for part in PARTS for key in getattr(fold, part)}
-    leaking = sorted(_apart(study for study in studies if study.key not in listed) & set().union(*members.values()))
+    members = {patient[key] for key in listed if key in patient}
+    leaking = sorted(_apart(study for study in studies if study.key not in listed) & members)
     if leaking:
         raise CohortError(
             f"{path} holds visits of {few(leaking)}, of whom the table marks another visit as test: make the folds "
             "again with `bmmae split`"
         )
+    refuse_parted_patients(fold, patient, str(path))
+
+
+def refuse_parted_patients(fold: Fold, patient: Mapping[Key, str], where: str) -> None:
+    """Refuse a fold with studies of one patient in two parts.
+
+    Args:
+        fold: As any code may have made it.
+        patient: Whose each study is; those that it lacks are passed over.
+        where: What to call the fold.
+
+    Raises:
+        CohortError: If there is such a patient.
+    """
+    members = {part: {patient[key] for key in getattr(fold, part) if key in patient} for part in PARTS}
     for one, two in combinations(PARTS, 2):
         shared = sorted(members[one] & members[two])
         if shared:
             raise CohortError(
-                f"{path} puts {few(shared)} into {one} and into {two}: expected all studies of a patient in one part; "
-                "make the folds again with `bmmae split`"
+                f"{where} puts {few(shared)} into {one} and into {two}: expected all studies of a patient in one part; "
+                "make the folds again with `bmmae split` or `make_folds`"
             )
 
 
@@ -300,7 +315,7 @@ def _refuse_other_cohort(
             f"{path} was made for another cohort than {cohort.path or 'this one'}: {' and '.join(found)}; name the "
             "table that it was made for, or make folds for this one with `bmmae split`"
         )
-    now, shared = _contents(studies, cache), set(modalities) & set(cohort.modalities)
+    now, shared = content_of(studies, cache), set(modalities) & set(cohort.modalities)
     changed = sorted(key for key, before in content.items() if not _same(before, now[key], shared))
     if changed:
         raise CohortError(
@@ -318,8 +333,17 @@ def _refuse_twins(studies: Sequence[Study], content: Mapping[Key, Hashes]) -> No
         raise CohortError(f"{_said(one)} and {_said(two)} {alike}: delete one, or give both the same `group`")
 
 
-def _refuse_parted_twins(fold: Fold, content: Mapping[Key, Hashes], where: str) -> None:
-    """As `_refuse_twins`, for one fold of a file that was written without looking."""
+def refuse_parted_twins(fold: Fold, content: Mapping[Key, Hashes], where: str) -> None:
+    """Refuse a fold that has the same voxels in two parts, under two names.
+
+    Args:
+        fold: As any code may have made it, without looking.
+        content: The hashes of each study's images.
+        where: What to call the fold.
+
+    Raises:
+        CohortError: If it has.
+    """
     part = {key: name for name in PARTS for key in getattr(fold, name) if key in content}
     found = _twins({key: content[key] for key in part}, part)
     if found:
@@ -352,7 +376,12 @@ def _same(before: Hashes | str, now: Hashes, shared: Collection[str]) -> bool:
     return all(now.get(name) == before.get(name) for name in shared)
 
 
-def _contents(studies: Sequence[Study], cache: StudyCache | None) -> dict[Key, Hashes]:
+def content_of(studies: Sequence[Study], cache: StudyCache | None) -> dict[Key, Hashes]:
+    """Return the hashes of each study's images, by modality; those that the cache does not know are read.
+
+    Raises:
+        ImageError: If an image cannot be read.
+    """
     with ThreadPoolExecutor(2) as pool:
         hashes = pool.map(lambda study: image_hashes(study, cache), studies)
         return {study.key: images for study, images in zip(studies, hashes, strict=True)}

@@ -15,7 +15,17 @@ from bmmae.data.cohort import LESION, Study
 from bmmae.data.measures import measure_columns
 from bmmae.data.patients import Columns, LesionMap, cells_of
 from bmmae.errors import CohortError, ConfigError
-from bmmae.targets import MONTHS, UNKNOWN, Cell, Target, fit_label, fit_multilabel, fit_survival, survival_classes
+from bmmae.targets import (
+    MONTHS,
+    UNKNOWN,
+    Cell,
+    Target,
+    fit_label,
+    fit_multilabel,
+    fit_survival,
+    survival_classes,
+    warn_of_days,
+)
 
 SurvivalForm: TypeAlias = Literal["hazard", "cox", "survival_classes"]
 
@@ -133,6 +143,8 @@ def _fit_targets(train: Sequence[Study], config: TargetsConfig) -> list[Target]:
         cells = {column: cells_of(train, column) for column in columns}
         targets.append(fit_multilabel(name, cells, balanced=config.balanced))
     times, events = [study.time for study in train], [study.event for study in train]
+    if config.survival:
+        warn_of_days(times, events)
     several = len(config.survival) > 1
     for form in config.survival:
         name = form if several and form != "survival_classes" else ""

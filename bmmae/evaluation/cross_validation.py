@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import TypeAlias
 
 import numpy as np
@@ -17,10 +16,17 @@ import numpy as np
 from bmmae.arrays import Array, Float, Int
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
-from bmmae.data.folds import PARTS, Fold, FoldPlan, make_folds
+from bmmae.data.folds import (
+    PARTS,
+    Fold,
+    FoldPlan,
+    content_of,
+    make_folds,
+    refuse_parted_patients,
+    refuse_parted_twins,
+)
 from bmmae.data.measures import PREFIX as MEASURE
 from bmmae.data.measures import modality_of
-from bmmae.data.origin import image_hashes
 from bmmae.errors import CohortError
 from bmmae.evaluation.predictions import UNKNOWN, ClassPredictions, PredictionKey, SurvivalPredictions
 from bmmae.modalities import subset_label
@@ -184,28 +190,15 @@ def refuse_leaks(
         CohortError: If there is one; or a fold names a study that the cohort lacks.
         ImageError: If an image cannot be read.
     """
-    by_key = {study.key: study for study in cohort}
-    missing = [key for fold in folds for part in PARTS for key in getattr(fold, part) if key not in by_key]
+    known = {study.key for study in cohort}
+    missing = [key for fold in folds for part in PARTS for key in getattr(fold, part) if key not in known]
     if missing:
         raise CohortError(f"the folds name study '{' '.join(missing[0]).strip()}', which the cohort lacks")
-    images = {study.key: set(image_hashes(study, cache).values()) for study in cohort} if compare_content else {}
+    patient = {study.key: study.group for study in cohort}
+    content = content_of(cohort.studies, cache) if compare_content else {}
     for number, fold in enumerate(folds):
-        for one, two in combinations(PARTS, 2):
-            first, second = getattr(fold, one), getattr(fold, two)
-            patients = {by_key[key].group for key in first} & {by_key[key].group for key in second}
-            if patients:
-                raise CohortError(
-                    f"fold {number} has patient '{min(patients)}' in {one} and in {two}: expected all studies of a "
-                    "patient in one part; make the folds from this cohort with `make_folds` or `bmmae split`"
-                )
-            known = {digest: key for key in first for digest in images.get(key, ())}
-            twins = [(known[digest], key) for key in second for digest in images.get(key, ()) if digest in known]
-            if twins:
-                names = " and ".join(f"'{' '.join(key).strip()}'" for key in twins[0])
-                raise CohortError(
-                    f"fold {number}: {names} have an image with the same voxels, and one is in {one}, the other in "
-                    f"{two}: they are one patient; give them the same `group` in the cohort, and make the folds again"
-                )
+        refuse_parted_patients(fold, patient, f"fold {number}")
+        refuse_parted_twins(fold, content, f"fold {number}")
 
 
 def select_inside(

@@ -58,7 +58,7 @@ def survival_at(target: Target, logits: Float[Tensor, "B K"], months: tuple[floa
     upper = torch.searchsorted(edges, wanted).clamp(min=1)
     share = (wanted - edges[upper - 1]) / (edges[upper] - edges[upper - 1])
     chances = (logarithm[:, upper - 1] * (1 - share) + logarithm[:, upper] * share).exp()
-    unknown = [target.followed is not None and month > target.followed for month in months]
+    unknown = [not target.followed_to(month) for month in months]
     return chances.masked_fill(torch.tensor(unknown, dtype=torch.bool, device=logits.device), torch.nan)
 
 

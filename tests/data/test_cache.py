@@ -209,6 +209,26 @@ def test_a_source_that_is_gone_is_named(study: Study, cache: StudyCache) -> None
 
 
 @pytest.mark.slow
+def test_who_reads_images_alone_is_spared_a_broken_segmentation(study: Study, cache: StudyCache) -> None:
+    bare = replace(study, seg=None)
+    assert cache.without_label(study) == bare
+    cache.store(study)
+    assert cache.without_label(study) == study  # the entry is named by both
+    assert study.seg is not None
+    Path(str(study.seg)).write_bytes(b"torn")
+    assert cache.without_label(study) == bare
+    assert cache.load(bare).label is None  # and stores it
+    assert cache.without_label(study) == bare
+    Path(str(study.seg)).unlink()
+    assert cache.without_label(study) == bare
+
+
+def test_a_segmentation_that_is_gone_is_no_reason_to_stop(study: Study, tmp_path: Path) -> None:
+    missing, cache = replace(study, seg=tmp_path / "gone.nii"), StudyCache(None, PLAIN, STANDARD)
+    assert cache.without_label(missing) == replace(study, seg=None)
+    assert cache.without_label(replace(study, seg=None)) == replace(study, seg=None)
+
+
 def test_a_cohort_is_stored_but_for_its_broken_studies(tmp_path: Path, cache: StudyCache) -> None:
     studies = tuple(write_study(tmp_path / name, ("t1",), seed=seed) for seed, name in enumerate("abc"))
     studies[1].images["t1"].write_bytes(b"nonsense")

@@ -7,8 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bmmae.data.check import WHOLE, CheckReport, Finding, check_cohort, check_study, format_table
+from bmmae.data.check import check_cohort, check_study
 from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.findings import WHOLE, CheckReport, Finding, format_table
 from bmmae.data.index import index_folder
 from bmmae.data.labels import BRATS2017
 

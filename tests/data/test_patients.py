@@ -170,6 +170,13 @@ def test_what_is_fitted_knows_no_other_patient() -> None:
     assert sample["clinical_available"].tolist() == [True, False]
 
 
+def test_days_are_told_once_for_all_forms() -> None:
+    train = [replace(study, time=30 * study.time if study.time else None) for study in on_paper(12)]
+    with pytest.warns(UserWarning, match="are these days") as told:
+        fit_columns(train, TargetsConfig(survival=("hazard", "cox"), bins=3), BesideConfig())
+    assert len(told) == 1
+
+
 def test_months_past_the_longest_follow_up_are_told_once_for_all_forms() -> None:
     train = [replace(study, time=min(study.time, 12.33) if study.time else None) for study in on_paper(12)]
     config = TargetsConfig(survival=("hazard", "cox"), bins=3)
