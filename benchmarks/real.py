@@ -1,18 +1,26 @@
 """The fifteen real glioma cases that learning benchmarks are measured on, their fixed split, and five folds by patient.
 
 They are read in place beside the checkout and are no part of the project; scripts that need them say so and stop.
+
+python benchmarks/real.py --out runs/glioma/cohort.csv
+
+writes the fixed split as a cohort table, to train what is released; segmentations of the edition that calls enhancing
+tumour 3 are written anew beside it, with 4, so that one coding (`brats2017`) fits all.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from harness import ROOT
 
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.index import index_folder
+from bmmae.data.reading import read_labels, write_image
 
 REAL = ROOT.parent / "shared" / "real"
 FOLDERS = ("brats18", "brats20", "brats21", "brats23")
@@ -60,3 +68,33 @@ def folds(cohort: Cohort, seed: int = 0) -> list[Parts]:
         rest = [study for block in (*blocks[number + 1 :], *blocks[:number]) for study in block]
         made.append(Parts(tuple(rest[2:]), tuple(rest[:2]), tuple(test)))
     return made
+
+
+def write_table(path: Path) -> Cohort:
+    """Write the fixed split as a table, and return it."""
+    cohort = real_cohort()
+    parts = fixed_split(cohort)
+    named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    studies = [
+        replace(study, split=split, seg=_of_2017(study, path.parent))
+        for split, members in named.items()
+        for study in members
+    ]
+    table = Cohort(tuple(studies), cohort.modalities)
+    table.write(path)
+    return table
+
+
+def _of_2017(study: Study, folder: Path) -> str | Path | None:
+    """Return the study's segmentation in the coding of 2017, where enhancing tumour is 4 and 3 never occurs."""
+    labels, affine = read_labels(study.seg)
+    if not (labels == 3).any():
+        return study.seg
+    return write_image(folder / f"{study.subject}_seg.nii.gz", np.where(labels == 3, 4, labels), affine)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the fixed split of the real cases as a cohort table.")
+    parser.add_argument("--out", type=Path, required=True, metavar="CSV")
+    made = write_table(parser.parse_args().out)
+    print(f"{len(made)} studies in {parser.parse_args().out}")

@@ -15,6 +15,7 @@ from bmmae.checkpoint import load_model
 from bmmae.cli import main
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import read_cohort
+from bmmae.errors import CohortError
 from bmmae.evaluation.predictions import read_predictions
 from bmmae.evaluation.survival import evaluate_survival
 from bmmae.modalities import STANDARD
@@ -97,6 +98,9 @@ def test_tables_of_folds_join_at_the_months_that_all_of_them_tell(world: Path, t
         assert survival.at.tolist() == expected
         figures = {score.metric for score in evaluate_survival(survival, draws=0)}
         assert ("harrell_c" in figures, "integrated_brier" in figures) == (True, bool(expected))
+    pd.concat(files[:2]).to_csv(tmp_path / "gaps.csv", index=False)
+    with pytest.raises(CohortError, match=r"'s_18', 's_24', 's_36' are blank in some rows \(s_18 in .* join='inner'"):
+        read_predictions(tmp_path / "gaps.csv")
 
 
 def test_models_are_judged_at_the_months_that_all_of_them_tell(world: Path, tmp_path: Path) -> None:

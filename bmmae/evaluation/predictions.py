@@ -16,7 +16,7 @@ import numpy as np
 
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.data.tables import Cell, is_blank, read_rows, write_rows
-from bmmae.errors import CohortError
+from bmmae.errors import CohortError, few
 
 UNKNOWN = -1
 """The number of a class that is not known."""
@@ -240,6 +240,7 @@ def _read_survival(rows: Sequence[Mapping[str, str]]) -> SurvivalPredictions | N
         return None
     columns = sorted((float(name.removeprefix("s_")), name) for name in kept[0] if name.startswith("s_"))
     curve = [[_number(row[name]) for _, name in columns] for row in kept]
+    _refuse_gaps(kept, [name for _, name in columns])
     return SurvivalPredictions(
         tuple(map(_key, kept)),
         np.array([_number(row.get("time", "")) for row in kept]),
@@ -249,6 +250,17 @@ def _read_survival(rows: Sequence[Mapping[str, str]]) -> SurvivalPredictions | N
         np.array([at for at, _ in columns]),
         np.array([_number(row.get("risk_cut", "")) for row in kept]),
     )
+
+
+def _refuse_gaps(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
+    """A curve that some rows lack is no missing value: it would be compared on other patients than the rest."""
+    gaps = [name for name in columns if any(is_blank(row[name]) for row in rows)]
+    if gaps:
+        some = sum(is_blank(row[gaps[0]]) for row in rows)
+        raise CohortError(
+            f"{few(gaps)} are blank in some rows ({gaps[0]} in {some} of {len(rows)}): parts whose follow-up differs "
+            "were joined; keep the columns that all of them have (`pandas.concat(..., join='inner')`)"
+        )
 
 
 def _key(row: Mapping[str, str]) -> PredictionKey:

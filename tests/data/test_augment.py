@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from scipy import ndimage
 from tiny_studies import brain, picture, write_study
 
@@ -265,13 +264,9 @@ def test_the_config_knows_whether_anything_happens() -> None:
             assert replace(NO_AUGMENTATION, **{item.name: value or 0.5}).changes_something
 
 
-def test_the_heavy_preset_in_the_config_file_is_the_librarys(tmp_path: Path) -> None:
-    path = Path(__file__).parents[2] / "configs" / "finetune" / "segmentation.yaml"
-    block = path.read_text().partition("\n# augment:\n")[2].splitlines()
-    written = tmp_path / "heavy.yaml"
-    written.write_text("\n".join(["augment:", *(line.removeprefix("# ") for line in block)]))
-    assert set(yaml.safe_load(written.read_text())) == {"augment"}
-    given = ["--config", str(path), "--config", str(written), "--data.cohort", "c.csv", "--model", "m"]
+def test_the_config_for_few_patients_has_the_librarys_heavy_preset() -> None:
+    path = Path(__file__).parents[2] / "configs" / "finetune" / "segmentation_few.yaml"
+    given = ["--config", str(path), "--data.cohort", "c.csv", "--model", "m"]
     assert parse(SegmentConfig, given).augment == HEAVY
 
 
