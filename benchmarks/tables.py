@@ -1,7 +1,8 @@
 """Write the tables of the pages from the full results; `--check` only compares.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; NAME is that of a file in `benchmarks/results/`. Where
-that file does not exist, the table says that nothing was measured. Tables of rows: see `row_tables.py`.
+that file does not exist, the table says that nothing was measured. Tables of rows: see `row_tables.py`. One figure within
+a sentence, with its range, stands between `<!-- figure: NAME.FIGURE -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -18,19 +19,37 @@ from row_tables import updated_rows
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = tuple(ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/radiomics.md"))
 PLACE = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+INLINE = re.compile(r"(<!-- figure: (\w+)\.(\w+) -->).*?(<!-- end -->)")
 
 
 def table(name: str) -> str:
     """Return the table of one result, as Markdown."""
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    if not path.exists():
+    result = _result(name)
+    if result is None:
         return f"Not measured yet: `python benchmarks/{name}.py`.\n"
-    result = json.loads(path.read_text())
-    if result["quick"]:
-        raise ValueError(f"{path} is the result of a quick run, which feeds no table")
     rows = [_row(key, figure) for key, figure in result["headline"].items()]
     head = ["| figure | value | range | floor | asked | unit |", "|---|---|---|---|---|---|"]
     return "\n".join([*head, *rows, "", _origin(result)]) + "\n"
+
+
+def inline(name: str, key: str) -> str:
+    """Return one figure of a result and its range, for a sentence."""
+    result = _result(name)
+    if result is None:
+        return "(not measured yet)"
+    figure = result["headline"][key]
+    value, low, high = (_number(figure[part]) for part in ("value", "low", "high"))
+    return value if low == high else f"{value} ({low} to {high})"
+
+
+def _result(name: str) -> dict[str, Any] | None:
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    if result["quick"]:
+        raise ValueError(f"{path} is the result of a quick run, which feeds no table")
+    return result
 
 
 def _row(key: str, figure: dict[str, Any]) -> str:
@@ -54,7 +73,9 @@ def _origin(result: dict[str, Any]) -> str:
 
 def updated(text: str) -> str:
     """Return a page with its tables as the results have them."""
-    return updated_rows(PLACE.sub(lambda found: found.group(1) + table(found.group(2)) + found.group(3), text))
+    text = PLACE.sub(lambda found: found.group(1) + table(found.group(2)) + found.group(3), text)
+    text = INLINE.sub(lambda found: found.group(1) + inline(found.group(2), found.group(3)) + found.group(4), text)
+    return updated_rows(text)
 
 
 def main() -> int:
