@@ -17,6 +17,7 @@ from pathlib import Path
 
 from full_volumes import score_volumes
 from learning_data import Source
+from paired import by_patient, means
 from real import Parts
 
 from bmmae.checkpoint import load_model, preprocessing_of, provenance_of, save_model
@@ -26,6 +27,7 @@ from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.origin import content_hashes
 from bmmae.evaluation.intervals import mean_with_interval
 from bmmae.evaluation.overlap import overlap
+from bmmae.evaluation.subsets import all_subsets
 from bmmae.evaluation.synthesis import METHODS, compare_synthesis, format_synthesis, verdict
 from bmmae.modalities import subset_label, title
 from bmmae.model.mae import MAE
@@ -35,7 +37,7 @@ from bmmae.tasks.reconstruction import fit_synthesis
 from bmmae.tasks.segmentation import label_coding
 
 UNIT = "dB PSNR in z-scores, absent modality from all others, higher is better"
-DICE = "Dice from all modalities, whole volume at the model's spacing, higher is better"
+DICE = "Dice from {}, whole volume at the model's spacing, higher is better"
 
 
 def main() -> None:
@@ -62,7 +64,7 @@ def main() -> None:
     provenance = replace(provenance_of(model), metrics=metrics, licence=given.licence)
     save_model(model, given.out, provenance=provenance)
     digest = hashlib.sha256((given.out / "model.safetensors").read_bytes()).hexdigest()
-    shown = "; ".join(f"{name.split()[0]} {_spread(metric)}" for name, metric in metrics.items())
+    shown = "; ".join(f"{name.removesuffix(' from the others')} {_spread(metric)}" for name, metric in metrics.items())
     print(f"| {given.out.name} | ... | {provenance.data} | {shown} | {digest} | ... |")
 
 
@@ -97,13 +99,19 @@ def measure(model: MAE, cohort_path: Path) -> dict[str, Metric]:
 
 
 def measure_segmentation(model: SegmentationModel, cohort_path: Path) -> dict[str, Metric]:
-    """Return the Dice of each region on the test studies, with intervals by patient."""
+    """Return the Dice of each region on the test studies, from all modalities and over all subsets, with intervals."""
     shape, coding = model.model_config, label_coding(model.config)
     test = tuple(study for study in read_cohort(cohort_path, shape.modalities) if study.split == "test")
     cache = StudyCache(None, preprocessing_of(model), shape.modalities)
     source = Source("release", (Parts((), (), test),), cache, coding, shape.size)
-    scores = score_volumes(model, source, test, shape, [shape.modalities])[subset_label(shape.modalities)]
-    return {region: mean_with_interval(list(scores[region].values()), DICE) for region in coding.regions}
+    scores = score_volumes(model, source, test, shape, all_subsets(shape.modalities))
+    whole, each = DICE.format("all modalities"), DICE.format(f"each of {len(scores)} subsets, their mean")
+    found = {}
+    for region, patients in scores[subset_label(shape.modalities)].items():
+        found[region] = mean_with_interval(list(patients.values()), whole)
+        over_subsets = means(by_patient([{"scores": scores}], lambda _, name, region=region: name == region))
+        found[f"{region}, any subset"] = mean_with_interval(list(over_subsets.values()), each)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Write the tables of the pages from the full results; `--check` only compares.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; NAME is that of a file in `benchmarks/results/`. Where
-that file does not exist, the table says that nothing was measured. Tables of rows: see `row_tables.py`. One figure within
-a sentence, with its range, stands between `<!-- figure: NAME.FIGURE -->` and `<!-- end -->`.
+that file does not exist, the table says that nothing was measured. Tables of rows: see `row_tables.py`. One figure in a
+sentence, with its range, stands between `<!-- figure: NAME.FIGURE -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations

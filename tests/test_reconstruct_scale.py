@@ -19,7 +19,7 @@ from bmmae.data.cache import StudyCache
 from bmmae.data.population import LEVELS, describe_population
 from bmmae.data.preprocess import PreparedStudy, PreprocessConfig
 from bmmae.errors import ConfigError
-from bmmae.inference import UnlikeTrainingWarning, load_study, predict_absent, reconstruct
+from bmmae.inference import UnlikeTrainingWarning, load_study, predict_absent, reconstruct, to_native
 from bmmae.inference.agreement import agreement
 from bmmae.inference.prediction import Synthesis
 from bmmae.inference.scale import IntensityMap
@@ -177,6 +177,21 @@ def test_a_deviation_that_is_not_known_is_not_written(tmp_path: Path) -> None:
     with pytest.warns(UnlikeTrainingWarning, match="no deviation of FLAIR is written: no training study had"):
         made = reconstruct(regressing("flair"), given, uncertainty=True)
     assert list(made) == ["t1ce", "t1ce_std", "flair"]
+
+
+def test_no_deviation_is_larger_than_clipped_z_scores_allow(tmp_path: Path) -> None:
+    model, given = regressing(), files(tmp_path, "t1", "t2")
+    assert model.synthesis is not None
+    model.synthesis.coefficients.zero_()[:, :, 1, 0] = 50.0
+    made = reconstruct(model, given, intensity="zscore", uncertainty=True)
+    assert np.allclose(voxels(made["flair_std"])[brain()], PreprocessConfig().clip)
+
+
+def test_a_voxel_that_the_models_grid_lacks_is_not_certain(tmp_path: Path) -> None:
+    prepared = load_study(fresh(), files(tmp_path, "t1")).prepared
+    nowhere = replace(prepared, brain=np.zeros_like(prepared.brain))
+    assert (to_native(nowhere, np.ones(prepared.shape), elsewhere=1.0) == 1).all()
+    assert not to_native(nowhere, np.ones(prepared.shape)).any()
 
 
 def test_what_is_not_asked_for_does_not_coarsen_what_is(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
 
 from bmmae.arrays import Float
 from bmmae.checkpoint import provenance_of
-from bmmae.errors import ModalityError
+from bmmae.errors import ConfigError, ModalityError
 from bmmae.inference.agreement import Agreement
 from bmmae.inference.likeness import UnlikeTrainingWarning, untrained
 from bmmae.inference.prediction import predict_absent, require_uncertainty
@@ -38,6 +39,9 @@ class ReconstructOptions:
         intensity: The scale of the results (see `bmmae.inference.scale`); None means `given`.
         uncertainty: Give a standard deviation as well.
         complete: Write the images given as well.
+
+    Raises:
+        ConfigError: If `intensity` is unknown.
     """
 
     only: tuple[str, ...] = ()
@@ -45,6 +49,11 @@ class ReconstructOptions:
     intensity: Intensity | None = None
     uncertainty: bool = False
     complete: bool = False
+
+    def __post_init__(self) -> None:
+        known = get_args(Intensity)
+        if self.intensity is not None and self.intensity not in known:
+            raise ConfigError(f"unknown intensity '{self.intensity}': expected one of {', '.join(known)}")
 
     def named(self, known: Sequence[str]) -> ReconstructOptions:
         """Return the same with canonical names.
@@ -96,7 +105,7 @@ def reconstruct(
     images: Mapping[str, str | Path],
     *,
     brain_mask: str | Path | None = None,
-    only: Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
     intensity: Intensity | None = None,
     uncertainty: bool = False,
 ) -> dict[str, nib.Nifti1Image]:
@@ -106,7 +115,7 @@ def reconstruct(
         model: A masked autoencoder.
         images: Files by modality name or alias, in any order.
         brain_mask: A mask on the same grid, for images that are not skull-stripped.
-        only: Synthesise just these of the absent modalities.
+        only: Synthesise just this one, or these, of the absent modalities.
         intensity: `cohort`, `given` or `zscore`; see `bmmae.inference.scale`. By default `given`; a model that
             does not know what its training images looked like has no other. The header says which it is.
         uncertainty: Return a standard deviation a voxel as well, as `<modality>_std`.
@@ -117,13 +126,14 @@ def reconstruct(
     Raises:
         ModalityError: If none is given, none is absent, or the model cannot reconstruct.
         ImageError: If a file is broken.
-        ConfigError: If the model has no uncertainty output and one is asked for.
+        ConfigError: If the model has no uncertainty output and one is asked for, or `intensity` is unknown.
 
     Warns:
         UnlikeTrainingWarning: For each way in which the images differ from those of the training.
     """
     mae = require_mae(model)
-    options = ReconstructOptions(tuple(only or ()), (), intensity, uncertainty).named(mae.config.modalities)
+    chosen = (only,) if isinstance(only, str) else tuple(only or ())
+    options = ReconstructOptions(chosen, (), intensity, uncertainty).named(mae.config.modalities)
     files = name_files(mae, images, brain_mask)
     absent = wanted(mae, files.images, options)
     return synthesise(mae, load_files(mae, files, absent), absent, options).images()
@@ -135,6 +145,8 @@ def require_mae(model: PretrainedModel) -> MAE:
     Raises:
         ModalityError: If it cannot reconstruct.
     """
+    if not isinstance(model, PretrainedModel):
+        raise ModalityError(f"expected a loaded model, got {model!r}: load one first, with bmmae.load_model(...)")
     if not isinstance(model, MAE):
         raise ModalityError(f"a {model.kind} model cannot reconstruct: use a pretrained model (kind 'mae')")
     return model
@@ -183,7 +195,8 @@ def synthesise(model: MAE, study: LoadedStudy, absent: Sequence[str], options: R
         volumes[name] = np.where(brain, np.maximum(scale(scores), darkest), 0).astype(np.float32)
         intensities[name] = scale.kind
         if name in made.variances:
-            deviation = np.sqrt(to_native(study.prepared, made.variances[name]))
+            # A voxel that the model's grid does not have got the mean: that of a z-score is off by 1.
+            deviation = np.sqrt(to_native(study.prepared, made.variances[name], elsewhere=1.0))
             deviations[name] = np.where(brain, scale.deviations(scores, deviation), 0).astype(np.float32)
     remarks = (
         *untrained(absent, population),

@@ -129,6 +129,7 @@ def to_native(
     volume: Float[np.ndarray, "H W D"],
     *,
     within_brain: bool = True,
+    elsewhere: float = 0.0,
 ) -> Float[np.ndarray, "X Y Z"]:
     """Bring a volume from the model's grid to the input's.
 
@@ -136,6 +137,7 @@ def to_native(
         prepared: The study that the volume belongs to.
         volume: On the model's grid.
         within_brain: Only brain voxels carry values: what lies outside must not bleed in.
+        elsewhere: What voxels get that no brain voxel of the model's grid is near to.
     """
     geometry = prepared.geometry
     if not within_brain:
@@ -143,4 +145,5 @@ def to_native(
     weights = prepared.brain.astype(np.float32)
     total = geometry.to_native_spacing(volume * weights)
     share = geometry.to_native_spacing(weights)
-    return geometry.from_canonical(np.where(share > 1e-3, total / np.maximum(share, 1e-3), 0).astype(np.float32))
+    native = np.where(share > 1e-3, total / np.maximum(share, 1e-3), elsewhere)
+    return geometry.from_canonical(native.astype(np.float32))

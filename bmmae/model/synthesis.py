@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import binary_fill_holes, distance_transform_edt
 from torch import nn
 
 from bmmae.arrays import Bool, Float, Int, Tensor
@@ -300,13 +300,17 @@ def _around(volumes: Float[Tensor, "1 M H W D"], scale: float, spacing: Sequence
 
 
 def _depths(scanned: Bool[Tensor, "M H W D"], spacing: Sequence[float]) -> list[Float[Tensor, "M H W D"]]:
-    """Return how deep each voxel lies in what was scanned of each modality, on two scales."""
+    """Return how deep each voxel lies in what was scanned of each modality, on two scales.
+
+    Holes are no surface: single zeros within the brain would otherwise make all around them look like its rim.
+    """
     masks = scanned.cpu().numpy()
     kept: dict[bytes, np.ndarray] = {}
     for mask in masks:  # most often all are the same
         key = np.packbits(mask).tobytes()
         if key not in kept:
-            kept[key] = distance_transform_edt(mask, sampling=tuple(spacing)).astype(np.float32)
+            depths = distance_transform_edt(binary_fill_holes(mask), sampling=tuple(spacing))
+            kept[key] = np.where(mask, depths, 0).astype(np.float32)
     millimetres = np.stack([kept[np.packbits(mask).tobytes()] for mask in masks])
     depth = torch.from_numpy(millimetres).to(scanned.device)
     return [depth / HEMISPHERE, torch.exp(-depth / CORTEX) * scanned]

@@ -175,6 +175,18 @@ def test_depth_is_the_distance_to_the_edge_of_what_was_scanned() -> None:
     assert not synthesis.look(images, scanned, ONE_MM)[T2].any()
 
 
+def test_a_hole_is_no_edge() -> None:
+    synthesis = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(), depth=True))
+    images, scanned = study()
+    scanned[:, 0] = False
+    whole = synthesis.look(images, scanned, ONE_MM)[T1, 1:]
+    scanned[T1, 4, 4, 4] = False
+    with_hole = synthesis.look(images, scanned, ONE_MM)[T1, 1:]
+    assert not with_hole[:, 4, 4, 4].any()
+    whole[:, 4, 4, 4] = 0
+    torch.testing.assert_close(with_hole, whole)
+
+
 def test_elsewhere_nothing_is_predicted() -> None:
     synthesis, (images, scanned) = fitted(related()), study()
     where = torch.zeros(8, 8, 8) > 0
