@@ -42,6 +42,8 @@ METHODS = ("mean", "ridge", "ridge_2mm", "unet", "cyclegan", "published", "ours"
 PRETRAINED = ("published", "ours")
 TRAINED = ("unet", "cyclegan", *PRETRAINED)
 ONE_MILLIMETRE = 1.0
+LOOKS = 2
+"""Raised when the same configuration of the regression looks at other numbers: its older cells count no more."""
 
 
 class Method(Protocol):
@@ -179,7 +181,8 @@ class Assignment:
 def form_of(method: str, source: Source, scale: Scale) -> str:
     """Return what tells one configuration of a method from another."""
     if method in PRETRAINED:
-        return form_of_recipe(cast(Recipe, method), source)
+        form = form_of_recipe(cast(Recipe, method), source)
+        return f"{form}-{LOOKS}" if method == "ours" else form
     forms: dict[str, object] = {"unet": scale.unet, "cyclegan": scale.cycle}
     return hashlib.sha256(repr(forms.get(method)).encode()).hexdigest()[:8]
 

@@ -16,10 +16,11 @@ from bmmae.growth import add_modality, transplant_encoder, truncate
 from bmmae.hub import sha256_of
 from bmmae.keys import KeyReport
 from bmmae.model.pretrained import ModelMetadata, PretrainedModel
+from bmmae.model_folder import PICKLES
 from bmmae.model_info import ModelInfo, summarise
 from bmmae.provenance import Metric, Provenance
 from bmmae.schema import from_dict, to_dict
-from bmmae.sources import PICKLES, locate, public_name
+from bmmae.sources import locate, public_name
 
 __all__ = [
     "KeyReport",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-from bmmae.errors import CohortError
-from bmmae.targets import NUMBER, Cell, as_label
+from bmmae.errors import CohortError, few
+from bmmae.targets import NUMBER, Cell, as_label, warn_of_spellings
 
 COMMA = re.compile(r"[+-]?\d+,\d+")
 """A number as other languages write it."""
+FEW = 5
+"""A column of so few categories is one of categories, however few patients there are."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,9 @@ def fit_clinical(
 
     Raises:
         CohortError: If all are blank, or most of them are numbers and some are not.
+
+    Warns:
+        UserWarning: If text has almost a category a patient, or categories differ in case or blanks only.
     """
     known = [cell for cell in cells if cell is not None]
     if not known:
@@ -130,6 +136,14 @@ def fit_clinical(
         return ClinicalVariable(name, "numeric", mean, deviation, (), middle if impute else None, modality)
     counts = Counter(str(as_label(cell)) for cell in known)
     categories = tuple(sorted(counts))
+    warn_of_spellings(name, categories)
+    if len(categories) > max(FEW, len(known) / 2):
+        warnings.warn(
+            f"clinical column '{name}' holds text, {len(categories)} different categories among {len(known)} training "
+            f"studies ({few(categories, 3)}): most others will count as missing; if these are numbers, write them "
+            "without units",
+            stacklevel=2,
+        )
     commonest = max(categories, key=lambda label: counts[label])
     imputed = float(categories.index(commonest)) if impute else None
     return ClinicalVariable(name, "categorical", categories=categories, imputed=imputed)

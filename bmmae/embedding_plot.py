@@ -9,13 +9,46 @@ import numpy as np
 
 from bmmae.arrays import Array, Float
 from bmmae.data.cohort import Study
-from bmmae.data.patients import cells_of
 from bmmae.data.tables import Cell
-from bmmae.errors import OutputError
+from bmmae.errors import CohortError, OutputError
 from bmmae.targets import as_label
 
 MANY = 12
 """More values than this are drawn on a scale of colours rather than one each."""
+
+OWN = ("subject", "session", "group", "split", "time", "event")
+"""Columns that mean something in every table, beside its others."""
+
+
+def require_picture(path: Path) -> None:
+    """Find out before the work whether a picture can be drawn into a file of this name.
+
+    Raises:
+        OutputError: If its ending is that of no picture.
+    """
+    from matplotlib.figure import Figure
+
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise OutputError(f"cannot write {path}: expected a picture's name, ending in one of .{', .'.join(known)}")
+
+
+def cells_to_colour(studies: Sequence[Study], column: str) -> list[Cell]:
+    """Return a column's cells; an event is 1 or 0.
+
+    Raises:
+        CohortError: If the table has no such column.
+    """
+    own = {name: [_cell(getattr(study, name)) for study in studies] for name in OWN}
+    others = dict.fromkeys(name for study in studies for name in study.values)
+    known = [name for name, cells in own.items() if any(cell is not None for cell in cells)] + list(others)
+    if column not in known:
+        raise CohortError(f"the cohort has no column '{column}' to colour by: it has {', '.join(known)}")
+    return own[column] if column in own else [study.values.get(column) for study in studies]
+
+
+def _cell(value: Cell) -> Cell:
+    return float(value) if isinstance(value, bool) else None if value == "" else value
 
 
 def draw_embeddings(
@@ -83,7 +116,7 @@ def _groups(rows: Sequence[dict[str, Cell]], studies: Sequence[Study], colour: s
     """A name a row, or numbers where the column holds many."""
     if colour is None:
         return [str(row["subset"]) for row in rows]
-    cells = dict(zip([study.key for study in studies], cells_of(studies, colour), strict=True))
+    cells = dict(zip([study.key for study in studies], cells_to_colour(studies, colour), strict=True))
     own = [cells[(str(row["subject"]), str(row["session"]))] for row in rows]
     numbers = [cell for cell in own if isinstance(cell, float)]
     if len(numbers) == len(own) and len(set(numbers)) > MANY:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmmae.errors import CheckpointError, HubError
-from bmmae.model_folder import CONFIG, WEIGHTS
+from bmmae.model_folder import CONFIG, PICKLES, WEIGHTS
 
 _OFFLINE = (
     "To work without a network, fetch it once with one and set HF_HUB_OFFLINE=1 (the cache is then used), or pass the "
@@ -142,11 +142,21 @@ def _no_repository(repo_id: str) -> str:
 
 
 def _listing(repo_id: str, revision: str | None) -> str:
-    """Say which files a repository has instead; nothing if it cannot be asked."""
+    """Say which files a repository has instead, and how to load published weights; nothing if it cannot be asked."""
     from huggingface_hub import HfApi
 
     try:
         files = [name for name in HfApi().list_repo_files(repo_id, revision=revision) if not name.startswith(".")]
     except Exception:  # This only decorates another error.
         return ""
-    return f": it has {', '.join(files[:20])}. Name one with filename=..." if files else ": it is empty"
+    if not files:
+        return ": it is empty"
+    listing = f": it has {', '.join(files[:20])}"
+    weights = next((name for name in files if name.endswith(PICKLES)), None)
+    if weights is None:
+        return listing
+    at = f" --revision {revision}" if revision else ""
+    return (
+        f"{listing}. Name one with filename='{weights}' in Python; for a command, fetch it with "
+        f"`hf download {repo_id} {weights}{at}` and name the file that this prints"
+    )

@@ -49,7 +49,7 @@ TABLE: tuple[Modality, ...] = (
         ),
     ),
     Modality("t2", "T2", ("t2", "t2w", "t2weighted", "t2tse")),
-    Modality("flair", "FLAIR", ("flair", "fla", "t2f", "t2flair", "t2wflair", "flairw")),
+    Modality("flair", "FLAIR", ("flair", "fla", "t2f", "t2flair", "t2wflair", "flairw", "darkfluid", "tirm")),
     Modality("dwi", "DWI", ("dwi", "diffusion")),
     Modality("adc", "ADC", ("adc",)),
     Modality("swi", "SWI", ("swi",)),

@@ -23,6 +23,9 @@ FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
 
+PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+"""Endings of PyTorch's own files, such as published weights."""
+
 
 @dataclass(frozen=True)
 class SavedConfig:

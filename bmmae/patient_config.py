@@ -90,6 +90,10 @@ class PatientConfig:
         idle = [name for name in OF_STEPS if getattr(self.head, name) != getattr(plain, name)]
         if self.mode == "features" and idle:
             raise ConfigError(f"head.{idle[0]} has no effect in mode 'features', whose heads are not trained in steps")
+        if self.mode != "full" and self.optim.frozen_steps:
+            raise ConfigError(
+                f"optim.frozen_steps has no effect in mode '{self.mode}', which never trains the encoder: set it to 0"
+            )
         if self.head.focal and self.targets.kinds <= {"hazard", "cox"}:
             raise ConfigError("head.focal is about classes, and none are predicted: set it to 0")
         if self.mode != "full" and self.model.startswith("scratch:"):

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bmmae.data.cache import StudyCache
+from bmmae.data.cohort import Study
 from bmmae.data.tables import Cell
-from bmmae.errors import CohortError, ConfigError
+from bmmae.errors import CohortError, ConfigError, few
 from bmmae.evaluation.clinical import NAME
 from bmmae.evaluation.intervals import DRAWS
 from bmmae.evaluation.overlap import overlap
@@ -19,7 +20,8 @@ from bmmae.evaluation.scores import Score, format_scores
 from bmmae.model.patient import PatientModel
 from bmmae.patient_prediction import Outputs, warn_of_unseen_classes
 from bmmae.patient_report import score_all, write_patient_report
-from bmmae.patient_tables import Answers, tables, write_table, write_tables
+from bmmae.patient_tables import Answers, follow_up, tables, write_table, write_tables
+from bmmae.targets import UNKNOWN, Target, as_label, survival_classes, warn_of_days
 
 SHOWN = ("auc", "balanced_accuracy", "brier", "harrell_c", "uno_c", "integrated_brier")
 """Figures of the terminal's table; the file holds all."""
@@ -44,13 +46,20 @@ def evaluate_cohort(
         ConfigError: If a model predicts other targets or classes than the first.
         CohortError: If the cohort knows the truth of no target.
         OutputError: If the folder cannot be written.
+
+    Warns:
+        UserWarning: If some have a class that the model does not know, or times are too long for months.
     """
     model, outputs = next(iter(models.values()))
     studies = list({study.key: study for study in outputs.studies}.values())
+    refuse_what_cannot_be_judged({name: each for name, (each, _) in models.items()}, studies)
     seen = str(overlap(model, studies, cache))
     reference = list(models)[1] if len(models) > 1 else NAME
     lines = [seen]
     warn_of_unseen_classes(model.config.targets, studies)
+    if any(target.survival for target in model.config.targets):
+        warn_of_days([study.time for study in studies], [study.event for study in studies])
+    untold = _untold(model.config.targets, studies)
     found: dict[str, Answers] = {}
     late = _past_follow_up([each for each, _ in models.values()])
     for name, (each, own) in models.items():
@@ -76,15 +85,85 @@ def evaluate_cohort(
             lines.append(f"\n{target}\n{format_scores(scores, names)}")
             lines += _said(late.get(target, ()))
         else:
-            lines.append(f"\n{target}: the cohort knows no truth of it")
+            lines.append(f"\n{target}: the cohort knows no truth of it: {untold[target]}")
         rows += [_row(target, score) for score in scores if score.fold is None]
-    if not rows:
-        raise CohortError(
-            f"the cohort knows the truth of none of the targets {', '.join(found)}: fill in their columns, or use "
-            "`bmmae predict`"
-        )
     write_table(out / "scores.csv", rows)
     return "\n".join([*lines, "", f"tables: {out}"])
+
+
+def refuse_what_cannot_be_judged(models: Mapping[str, PatientModel], studies: Sequence[Study]) -> None:
+    """Refuse what no prediction could mend: models of different targets, and a cohort that knows the truth of none.
+
+    Args:
+        models: By name; the first is the one in question.
+        studies: Of the cohort.
+
+    Raises:
+        ConfigError: If a model predicts other targets or classes than the first.
+        CohortError: If the cohort knows the truth of no target; says of each why.
+    """
+    first, *others = models
+    expected = _classes_of(models[first])
+    for name in others:
+        found = _classes_of(models[name])
+        if found.keys() != expected.keys():
+            listed = ", ".join(expected)
+            raise ConfigError(f"'{name}' predicts {', '.join(found)}, expected the same as the first: {listed}")
+        odd = next((target for target, classes in expected.items() if found[target] != classes), None)
+        if odd is not None:
+            raise ConfigError(f"'{name}' knows other classes of '{odd}' than the first: {found[odd]}")
+    untold = _untold(models[first].config.targets, studies)
+    if len(untold) == len(expected):
+        reasons = "; ".join(f"{target}: {reason}" for target, reason in untold.items())
+        raise CohortError(
+            f"the cohort knows the truth of none of the targets {', '.join(untold)} ({reasons}): correct these "
+            "columns, or use `bmmae predict`"
+        )
+
+
+def _columns_of(target: Target) -> dict[str, str]:
+    """The column of labels behind each of a target's tables; none behind survival."""
+    several = target.kind == "multilabel"
+    return {f"{target.name}-{column}" if several else target.name: column for column in target.columns}
+
+
+def _classes_of(model: PatientModel) -> dict[str, tuple[str, ...]]:
+    """The classes of each of a model's tables, by name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for target in model.config.targets:
+        several = target.kind == "multilabel"
+        found |= dict.fromkeys(_columns_of(target), ("no", "yes")) if several else {target.name: target.classes}
+    return found
+
+
+def _untold(targets: Sequence[Target], studies: Sequence[Study]) -> dict[str, str]:
+    """Why a cohort knows no truth, by name of the table; those of which it knows some are left out."""
+    found: dict[str, str | None] = {}
+    for target in targets:
+        found |= {name: _no_label(target, column, studies) for name, column in _columns_of(target).items()}
+        if target.survival:
+            found[target.name] = _no_follow_up(target, studies)
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _no_label(target: Target, column: str, studies: Sequence[Study]) -> str | None:
+    labels = {label for study in studies if (label := as_label(study.values.get(column))) is not None}
+    if not labels:
+        return f"column '{column}' is blank or not there"
+    if target.kind == "multilabel" or not labels.isdisjoint(target.classes):
+        return None
+    return f"column '{column}' holds {few(sorted(labels))}, and the model knows {few(target.classes)}"
+
+
+def _no_follow_up(target: Target, studies: Sequence[Study]) -> str | None:
+    time, event = follow_up(studies)
+    classes = survival_classes(time, event, target.edges) if target.kind == "survival_classes" else np.array([UNKNOWN])
+    if event.any() or (classes != UNKNOWN).any():
+        return None
+    followed = int((~np.isnan(time)).sum())
+    if not followed:
+        return "no study has both `time` and `event`"
+    return f"nobody died (`event` is 0 for all {followed} who were followed), and survival is judged by deaths"
 
 
 def _past_follow_up(models: Sequence[PatientModel]) -> dict[str, list[float]]:
@@ -132,16 +211,12 @@ def _merged(both: tuple[list[Score], list[Score]]) -> list[Score]:
 def _joined(found: dict[str, Answers], new: dict[str, Answers], model: str) -> dict[str, Answers]:
     if not found:
         return new
-    if found.keys() != new.keys():
-        raise ConfigError(f"'{model}' predicts {', '.join(new)}, expected the same as the first: {', '.join(found)}")
     return {name: _both(name, found[name], new[name], model) for name in found}
 
 
 def _both(name: str, one: Answers, two: Answers, model: str) -> Answers:
     classes, survival = one[0], one[1]
     if classes is not None and two[0] is not None:
-        if classes.classes != two[0].classes:
-            raise ConfigError(f"'{model}' knows other classes of '{name}' than the first: {two[0].classes}")
         classes = ClassPredictions(
             classes.keys + two[0].keys,
             classes.classes,

@@ -16,7 +16,7 @@ from bmmae.data.cohort import Study
 from bmmae.data.dataset import centred
 from bmmae.data.preprocess import overlap
 from bmmae.data.tables import Cell
-from bmmae.errors import ConfigError
+from bmmae.errors import ConfigError, few
 from bmmae.explain import modality_shares, occlusion_map, shapley_values
 from bmmae.inference.study import LoadedStudy, load_study
 from bmmae.inference.windows import to_native
@@ -76,15 +76,19 @@ def explain_patient(
         model: In eval mode.
         images: Files by modality name or alias.
         target: Name of the target; by default the first.
-        outcome: Class whose probability is explained; by default the likeliest. Targets without classes: the risk.
-        clinical: Clinical variables by column.
+        outcome: Class whose probability is explained; by default the likeliest. Targets without classes: the risk. Of a
+            multi-label target the column whose yes is explained; it has to be named.
+        clinical: Clinical variables and measures by column; None for one that is not known.
         brain_mask: A mask on the same grid, for images that are not skull-stripped.
 
     Raises:
-        ConfigError: If the model lacks the target, the target lacks the class, it is multi-label, or there are more
-            inputs than exact Shapley values can be had for.
+        ConfigError: If the model lacks the target, the target lacks the class, no column of a multi-label target is
+            named, or there are more inputs than exact Shapley values can be had for.
         ModalityError: If an image is of no modality of the model.
         ImageError: If a file is broken.
+
+    Warns:
+        UserWarning: If the model takes something beside the images that is not given, or cannot be.
     """
     _warn_of_what_is_left_out(model, clinical or {})
     study = load_study(model, images, brain_mask)
@@ -122,6 +126,13 @@ def explain_patient(
 
 def _warn_of_what_is_left_out(model: PatientModel, clinical: Mapping[str, Cell]) -> None:
     warn_of_unseen_categories(model, [Study("", {}, values=dict(clinical))])
+    left = [variable.name for variable in model.config.clinical if variable.name not in clinical]
+    if left:
+        warnings.warn(
+            f"the model also takes {few(left)}, not given here: what is not given counts as missing, and "
+            "`bmmae predict` may answer otherwise",
+            stacklevel=3,
+        )
     lacking = {"a vector": model.config.vector, "a lesion map": model.config.lesion != "none"}
     for name, wanted in lacking.items():
         if wanted:
@@ -242,8 +253,6 @@ def _target(model: PatientModel, name: str | None) -> Target:
     if name is not None and name not in targets:
         raise ConfigError(f"the model predicts no '{name}': expected one of {', '.join(targets)}")
     found: Target = targets[name] if name is not None else next(iter(targets.values()))
-    if found.kind == "multilabel":
-        raise ConfigError(f"'{found.name}' is a multi-label target: one answer is explained at a time")
     return found
 
 
@@ -252,6 +261,11 @@ def _outcome(target: Target, wanted: str | None, logits: Tensor) -> tuple[int | 
     if wanted is not None and not target.classes:
         raise ConfigError(
             f"'{target.name}' has no classes, so no '{wanted}': leave the outcome out, and its risk is explained"
+        )
+    if target.kind == "multilabel" and wanted is None:
+        raise ConfigError(
+            f"'{target.name}' is a multi-label target, and one answer is explained at a time: name its column as the "
+            f"outcome, one of {', '.join(target.classes)}"
         )
     if not target.classes or (target.survival and wanted is None):
         return None, "risk"

@@ -40,7 +40,14 @@ from bmmae.model.config import ModelConfig, recipe
 from bmmae.model.outcomes import baseline_hazard, risk
 from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.patient_config import PatientConfig
-from bmmae.patient_prediction import Visits, columns_of, over_subsets, predict, warn_of_unseen_classes
+from bmmae.patient_prediction import (
+    Visits,
+    columns_of,
+    over_subsets,
+    predict,
+    warn_of_unseen_categories,
+    warn_of_unseen_classes,
+)
 from bmmae.patient_tables import follow_up, tables, write_tables
 from bmmae.targets import Target
 from bmmae.tasks.patient import PatientTask, beside_of
@@ -113,6 +120,7 @@ def fine_tune(config: PatientConfig) -> int:
     parent = config.model if pretrained else None
     inherited = provenance_of(pretrained) if pretrained else None
     describe(model, preprocess, training_provenance(parts.cohort, parts.train, parent, cache, inherited))
+    warn_of_unseen_categories(model, [*parts.validation, *parts.test])
     warn_of_overlap(model, [*parts.validation, *parts.test], cache)
 
     code = (
@@ -140,7 +148,7 @@ def find_parts(config: PatientConfig, columns: Sequence[str], shape: ModelConfig
         CohortError: If a part is empty, or a study is broken and not to be skipped.
     """
     data = config.data
-    cohort = read_cohort(data.cohort, columns)
+    cohort = read_cohort(data.cohort, columns, set_bare_apart=data.splits is not None)
     train, validation = train_and_validation(
         cohort,
         validation_share=data.validation_share,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,23 @@ def read_truth(study: Study, loaded: LoadedStudy, coding: Coding) -> tuple[Array
     except BmmaeError as error:
         return None, str(error)
     return truth, ""
+
+
+def warn_of_binary_truth(coding: Coding, values: Collection[int]) -> None:
+    """Warn if a cohort's truth holds no other values than 0 and 1, and its coding tells regions apart.
+
+    Args:
+        coding: How the truth was read.
+        values: All that occur in it.
+    """
+    if set(values) | {0} != {0, 1} or len(coding.regions) == 1:
+        return
+    whole = max(coding.regions, key=lambda region: len(coding.regions[region]))
+    warnings.warn(
+        f"every segmentation to compare with holds 0 and 1 alone, and was read as '{coding.name}', where 1 means "
+        f"'{coding.classes[1]}': if these are masks of whole lesions ('{BINARY.name}'), only {whole} means something",
+        stacklevel=3,
+    )
 
 
 def score(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from bmmae._version import __version__
 from bmmae.data.coding import PREDICTED, SEG_CODING, SEG_ORIGIN, is_predicted
 from bmmae.data.cohort import LESION, Cohort, Study
+from bmmae.data.labels import values_of
 from bmmae.data.location import fingerprint, refuse_overwriting
 from bmmae.data.preprocess import VERSION as PREPROCESSING
 from bmmae.errors import BmmaeError, LabelError, OccupiedError, OutputError
@@ -43,6 +44,7 @@ from bmmae.segmentation_scores import (
     refuse_foreign,
     score,
     truth_coding,
+    warn_of_binary_truth,
     write_metrics,
 )
 
@@ -83,6 +85,8 @@ class StudyResult:
         scores: By subset and region; empty without a truth.
         cleaned: What postprocessing changed, by region.
         problem: Why it failed, or why it could not be judged.
+        remarks: Reasons to doubt what was found, one sentence each.
+        truth: The values of its truth, as far as that was read.
     """
 
     study: Study
@@ -91,6 +95,8 @@ class StudyResult:
     scores: tuple[RegionScore, ...] = ()
     cleaned: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
+    remarks: tuple[str, ...] = ()
+    truth: tuple[int, ...] = ()
 
 
 def segment_cohort(
@@ -119,6 +125,9 @@ def segment_cohort(
             names are those of an edition that codes otherwise.
         OutputError: If the folder cannot be written (any more), or a file given would be written over; what is
             finished is kept.
+
+    Warns:
+        UserWarning: If all truth is a mask of 0 and 1, and the coding, which was not asked for, tells regions apart.
     """
     segmenter, options, folder = require_segmenter(model), options or CohortOptions(), Path(folder)
     if (options.metrics or options.subsets) and all(study.seg is None or is_predicted(study) for study in cohort):
@@ -134,6 +143,8 @@ def segment_cohort(
             _Work(segmenter, digest(segmenter), Judged(coding, options.tolerance), options), cohort.studies, folder
         )
     )
+    if options.labels is None:
+        warn_of_binary_truth(coding, set().union(*(result.truth for result in results)))
     done = tuple(_completed(result, segmenter, folder, options) for result in results if result.status != "failed")
     if done:
         Cohort(done, cohort.modalities).write(folder / TABLE)
@@ -210,15 +221,18 @@ def _one(work: _Work, study: Study, folder: Path) -> StudyResult:
             less = segment_study(model, _load(model, study, subset), options.segment)
             scores += score(model, study, less, truth, work.judged)
     cleaned = {region: str(each) for region, each in found.cleaned.items()}
+    remarks, values = found.study.remarks, () if truth is None else values_of(truth)
     told = _note(study, names, found, model, identity) | {
         "postprocessing": cleaned,
         "scores": [as_row(each) for each in scores],
+        "truth": list(values),
         "problem": problem,
         "seconds": round(seconds, 2),
     }
     writing = time.perf_counter()
     write_together(images, told, folder, NOTE)
-    return StudyResult(study, "made", seconds + time.perf_counter() - writing, tuple(scores), cleaned, problem)
+    seconds += time.perf_counter() - writing
+    return StudyResult(study, "made", seconds, tuple(scores), cleaned, problem, remarks, values)
 
 
 def _load(model: SegmentationModel, study: Study, names: Sequence[str]) -> LoadedStudy:
@@ -268,7 +282,9 @@ def _remembered(study: Study, note: Mapping[str, Any], work: _Work) -> StudyResu
     if problem and work.must_judge:
         raise LabelError(problem)
     scores = tuple(from_row(row, study) for row in note["scores"])
-    return StudyResult(study, "kept", float(note["seconds"]), scores, dict(note["postprocessing"]), problem)
+    remarks, values = tuple(note["remarks"]), tuple(note.get("truth", ()))  # earlier versions noted no values
+    cleaned = dict(note["postprocessing"])
+    return StudyResult(study, "kept", float(note["seconds"]), scores, cleaned, problem, remarks, values)
 
 
 def _completed(result: StudyResult, model: SegmentationModel, folder: Path, options: CohortOptions) -> Study:

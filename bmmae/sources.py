@@ -9,11 +9,8 @@ from typing import Any
 
 from bmmae.errors import CheckpointError
 from bmmae.hub import check_sha256, fetch_file, fetch_model
-from bmmae.model_folder import CONFIG, WEIGHTS
+from bmmae.model_folder import CONFIG, PICKLES, WEIGHTS
 from bmmae.provenance import base_name
-
-PICKLES = (".pth", ".pt", ".ckpt", ".bin")
-"""Endings of PyTorch's own files."""
 
 INDEX = Path("checkpoints") / "index.json"
 """What makes a folder a run folder: `{"best": NAME, "last": NAME}`, names of model folders beside the file."""
@@ -134,10 +131,11 @@ def _check_name(path: Path) -> None:
 
 
 def _no_model(folder: Path) -> str:
-    return (
-        f"{folder} is no saved model: expected {CONFIG} and {WEIGHTS}, or a run's {INDEX}; it has {_files(folder)}. "
-        "Name a file of published weights with filename=..."
-    )
+    told = f"{folder} is no saved model: expected {CONFIG} and {WEIGHTS}, or a run's {INDEX}; it has {_files(folder)}"
+    weights = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
+    if not weights:
+        return told
+    return f"{told}. Name a file of published weights by its path ({weights[0]}), or in Python with filename=..."
 
 
 def _files(folder: Path) -> str:

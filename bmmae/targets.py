@@ -175,7 +175,7 @@ def fit_label(name: str, cells: Sequence[Cell], classes: Sequence[str] = (), *, 
         raise CohortError(
             f"class '{absent[0]}' of column '{name}' has no training study: it holds {', '.join(sorted(present))}"
         )
-    _warn_of_spellings(name, names, labels)
+    warn_of_spellings(name, names, labels)
     counts = np.array([present[label] for label in names], float)
     weights = tuple((counts.sum() / len(names) / counts).tolist()) if balanced else ()
     blank = sum(label is None for label in labels)
@@ -185,8 +185,14 @@ def fit_label(name: str, cells: Sequence[Cell], classes: Sequence[str] = (), *, 
     return Target(name, kind, (name,), names, weights, shares, counts=told)
 
 
-def _warn_of_spellings(name: str, classes: Sequence[str], labels: Sequence[str | None]) -> None:
-    """Warn of a class that is written in several ways, among the classes or beside them."""
+def warn_of_spellings(name: str, classes: Sequence[str], labels: Sequence[str | None] = ()) -> None:
+    """Warn of a class that is written in several ways, among the classes or beside them.
+
+    Args:
+        name: Of the column.
+        classes: That count.
+        labels: The column's cells, which may hold others.
+    """
     spellings: dict[str, list[str]] = {}
     for label in dict.fromkeys([*classes, *filter(None, labels)]):
         spellings.setdefault(label.strip().casefold(), []).append(label)

@@ -5,6 +5,7 @@ accelerate launch finetune/segmentation.py --config configs/finetune/segmentatio
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -15,12 +16,14 @@ from bmmae.config import SegmentConfig, parse, script
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
 from bmmae.data.coding import SEG_ORIGIN, coding_of, is_predicted
-from bmmae.data.cohort import read_cohort
+from bmmae.data.cohort import Study, read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.labels import CODINGS, labels_from_regions, own_coding
 from bmmae.data.origin import training_provenance
+from bmmae.data.reading import read_labels
 from bmmae.data.small_lesions import warn_of_lost_lesions
 from bmmae.data.splits import train_and_validation
+from bmmae.errors import ConfigError, LabelError
 from bmmae.evaluation.overlap import warn_of_overlap
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import recipe
@@ -31,16 +34,29 @@ from bmmae.training import fit
 SCRATCH = "scratch:"
 
 
+def refuse_empty(name: str, studies: Sequence[Study]) -> None:
+    """Refuse a part of the cohort without any labelled voxel: nothing could be learned, or no checkpoint chosen."""
+    labelled = [study.seg for study in studies if study.seg is not None]
+    if not any(read_labels(seg)[0].any() for seg in labelled):
+        raise LabelError(
+            f"no {name} study has a labelled voxel ({len(labelled)} of {len(studies)} have a segmentation): look at "
+            "the column 'seg', or divide the studies otherwise"
+        )
+
+
 def main() -> int:
     """Run; returns the exit code of `bmmae.training.fit`."""
     config = parse(SegmentConfig)
+    if config.frozen and config.optim.frozen_steps:
+        raise ConfigError("optim.frozen_steps has no effect with frozen, which never trains the encoder: set it to 0")
     seed = config.train.seed
     from_scratch = config.model.startswith(SCRATCH)
     pretrained = None if from_scratch else load_model(config.model)
     shape = pretrained.model_config if pretrained else recipe(config.model.removeprefix(SCRATCH))
     preprocess = preprocessing_for(pretrained, config.preprocess)
 
-    cohort = read_cohort(config.data.cohort, shape.modalities)
+    # Folds are those of the whole table: studies without any of these modalities leave the others where they were.
+    cohort = read_cohort(config.data.cohort, shape.modalities, set_bare_apart=config.data.splits is not None)
     own = (
         own_coding({value: name for name, value in config.classes.items()}, config.regions) if config.classes else None
     )
@@ -51,9 +67,11 @@ def main() -> int:
     )
     skip = config.data.skip_broken
     train, validation = (sound_studies(part, cache, skip_broken=skip) for part in (train, validation))
+    for name, part in (("training", train), ("validation", validation)):
+        refuse_empty(name, part)
     said = own or config.data.labels
     # A proposal is about the whole table: folds must not differ in what a rare value makes of it.
-    coding = coding_of([*train, *validation] if said else cohort, said)
+    coding = coding_of([*train, *validation] if said else [*cohort, *cohort.bare], said)
     labels_from_regions(np.zeros((len(coding.regions), 1, 1, 1), bool), coding)  # refuses what could not be written
     known = coding.name in CODINGS  # a coding of the user's own travels with the model
     warn_of_lost_lesions(train, cache)

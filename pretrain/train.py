@@ -27,7 +27,8 @@ def main() -> int:
     config = parse(PretrainConfig)
     seed = config.train.seed
 
-    cohort = read_cohort(config.data.cohort, config.model.modalities)
+    # Folds are those of the whole table: studies without any of these modalities leave the others where they were.
+    cohort = read_cohort(config.data.cohort, config.model.modalities, set_bare_apart=config.data.splits is not None)
     cache = StudyCache(config.data.cache, config.preprocess, config.model.modalities, config.data.memory_mb)
     data = config.data
     train, validation = train_and_validation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bmmae.checkpoint import (
     PartialLoadWarning,
     Provenance,
     SyntheticWeightsWarning,
+    info,
     load_model,
     preprocessing_of,
     save_model,
@@ -116,6 +118,11 @@ def test_a_folder_without_a_model_lists_what_it_has(tmp_path) -> None:
         load_model(tmp_path)
     with pytest.raises(CheckpointError, match=r"has no file other.pth: it has bmmae.pth"):
         load_model(tmp_path, filename="other.pth")
+    with pytest.raises(CheckpointError, match=re.escape(f"by its path ({tmp_path / 'bmmae.pth'})")):
+        info(tmp_path)
+    (tmp_path / "bmmae.pth").rename(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"it has model.safetensors$"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "weights.pth", "a/b/c", "./here/it"])

@@ -40,3 +40,14 @@ def test_a_vector_takes_numbers_alone() -> None:
     assert vector.encode({"a": 2.0, "b": None}) == ([0.0, 0.0], False)
     with pytest.raises(CohortError, match="column 'b' holds 'error': expected a number or a blank cell"):
         vector.encode({"a": 2.0, "b": "error"})
+
+
+def test_text_with_a_category_a_patient_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"'age' holds text, 7 different categories among 8 training .*'40 y', '41 y'"):
+        fit_clinical("age", [*(f"{year} y" for year in range(40, 47)), "40 y", None])
+    fit_clinical("site", ["lung", "breast", "kidney", "skin", "colon"])  # few patients
+
+
+def test_categories_that_differ_in_case_or_blanks_only_are_told() -> None:
+    with pytest.warns(UserWarning, match="'M', 'm' of column 'sex' differ in case or blanks only"):
+        fit_clinical("sex", ["M", "m", "F", "?", "unknown", "9", *"FFMMFFMM"])

@@ -1,5 +1,6 @@
 """The whole way: on three real studies, and on a tiny synthetic cohort through the demo's own commands."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from tiny_studies import write_study
 
+from bmmae.checkpoint import load_model
 from bmmae.cli import main
+from bmmae.data.cohort import Cohort
 
 ROOT = Path(__file__).parents[1]
 NO_CONTRAST = "kirby21/sub-113/ses-2/anat/sub-113_ses-2"
@@ -62,3 +66,19 @@ def test_a_script_ends_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None
     assert ended.returncode == 2
     assert "no.csv" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_model_of_fewer_modalities_is_pretrained_in_the_folds_of_all(tmp_path: Path) -> None:
+    names = (("flair", "t1"), ("flair", "t1"), ("flair",), ("flair", "t1"))
+    studies = tuple(write_study(tmp_path / f"p{i}", each, seed=i) for i, each in enumerate(names))
+    table, folds, run = Cohort(studies).write(tmp_path / "cohort.csv"), tmp_path / "folds.json", tmp_path / "run"
+    assert main(["split", str(table), "--folds", "2", "--out", str(folds)]) == 0
+    tested = [["p2", ""] in fold["test"] for fold in json.loads(folds.read_text())["folds"]]
+    config = ("--config", ROOT / "configs/pretrain/tiny.yaml", "--data.cohort", table, "--out", run)
+    short = ("--train.steps", 1, "--train.batch_size", 1, "--train.workers", 0, "--optim.warmup_steps", 1)
+    small = ("--model.size", "[16, 16, 16]", "--model.synthesis.units", 0, "--train.progress", "false")
+    fewer = ("--model.modalities", "[t1]", "--data.splits", folds, "--data.fold", tested.index(True))
+    ended = train("pretrain/train.py", *config, *short, *small, *fewer)
+    assert ended.returncode == 0, ended.stderr
+    assert load_model(run, kind="mae").metadata.provenance["subjects"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from dataclasses import replace
@@ -9,16 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_mae
+from tiny_models import tiny_config, tiny_mae
 from tiny_studies import SHAPE, lesion, save, write_study
 
 from bmmae.checkpoint import SyntheticWeightsWarning, load_model, preprocessing_of, save_model
+from bmmae.cli import main
 from bmmae.config import SegmentConfig, parse
 from bmmae.data.coding import PREDICTED, SEG_ORIGIN
 from bmmae.data.cohort import Cohort, read_cohort
 from bmmae.data.labels import BRATS2023
 from bmmae.data.preprocess import PreprocessConfig
-from bmmae.errors import BmmaeError, LabelError, TrainingError
+from bmmae.errors import BmmaeError, ConfigError, LabelError, TrainingError
+from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 
 SCRIPT = Path(__file__).parents[1] / "finetune" / "segmentation.py"
@@ -153,3 +156,42 @@ def test_segmentations_that_a_model_made_are_said_to_be(world: Path, monkeypatch
     Cohort((*made, *studies[2:])).write(world / "cohort.csv")
     with pytest.warns(UserWarning, match="2 of 4 segmentations are predictions, as the column 'seg_origin' says"):
         finetune(world, monkeypatch, "--data.labels", "brats2017", "--train.steps", 1)
+
+
+@pytest.mark.parametrize(("emptied", "part"), [((0, 1, 2, 3), "training"), ((3,), "validation")])
+def test_segmentations_that_are_all_empty_end_before_the_first_step(
+    world: Path, monkeypatch: pytest.MonkeyPatch, emptied: tuple[int, ...], part: str
+) -> None:
+    for number in emptied:
+        save(world / "in" / f"p{number}" / "seg.nii.gz", lesion() * 0)
+    with pytest.raises(LabelError, match=rf"no {part} study has a labelled voxel \(\d of \d have a segmentation\)"):
+        finetune(world, monkeypatch, "--data.labels", "brats2017", "--train.steps", 1)
+    assert not (world / "run").exists()
+
+
+def test_waiting_has_no_effect_on_a_frozen_encoder(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.frozen_steps has no effect with frozen"):
+        finetune(world, monkeypatch, "--train.steps", 1, "--frozen", "true", "--optim.frozen_steps", 3)
+
+
+def test_studies_without_the_models_modalities_leave_folds_as_they_are(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = world / "folds.json"
+    assert main(["split", str(world / "cohort.csv"), "--folds", "2", "--out", str(folds)]) == 0
+    shape = replace(tiny_config((16, 16, 16)), modalities=("t1", "t2", "flair"))  # p1 has T1ce alone
+    save_model(MAE(shape), world / "fewer", preprocessing=PreprocessConfig())
+    tested = [["p1", ""] in fold["test"] for fold in json.loads(folds.read_text())["folds"]]
+    asked = (
+        "--data.labels",
+        "brats2017",
+        "--train.steps",
+        1,
+        "--data.splits",
+        folds,
+        "--data.fold",
+        tested.index(True),
+    )
+    with pytest.warns(UserWarning, match="1 of the 4 studies of .* have none of the modalities t1, t2, flair"):
+        made = finetune(world, monkeypatch, *asked, model="fewer")
+    assert made.metadata.provenance["subjects"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -201,6 +202,20 @@ def test_a_repository_of_another_layout_lists_its_files(hub) -> None:
     with pytest.raises(
         HubError, match=r"has no file config.json: it has bmmae.pth, bmmae_tcga.pth. Name one with filename"
     ):
+        load_model(NAME)
+
+
+def test_what_a_repository_has_in_place_of_a_model_is_told_with_a_way_to_use_it(hub) -> None:
+    hub.repositories[NAME] = Repository()
+    hub.repositories[NAME].commit({"bmmae.pth": b"x"})
+    advice = f"filename='bmmae.pth' in Python; for a command, fetch it with `hf download {NAME} bmmae.pth` and name"
+    with pytest.raises(HubError, match=re.escape(advice)):
+        load_model(NAME)
+    with pytest.raises(HubError, match=re.escape(f"`hf download {NAME} bmmae.pth --revision main`")):
+        load_model(f"{NAME}@main")
+    hub.repositories[NAME] = Repository()
+    hub.repositories[NAME].commit({"model.safetensors": b"x"})
+    with pytest.raises(HubError, match=r"has no file config.json: it has model.safetensors$"):
         load_model(NAME)
 
 

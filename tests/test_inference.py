@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from tiny_studies import SHAPE, brain, picture, save, write_study
 
 from bmmae.data.brain import head_foreground
 from bmmae.data.preprocess import PreprocessConfig, prepare_study
-from bmmae.errors import BmmaeError, GeometryError, ImageError, ModalityError, OutputError
+from bmmae.errors import BmmaeError, ConfigError, GeometryError, ImageError, ModalityError, OutputError
 from bmmae.inference import (
     UnlikeTrainingWarning,
     load_study,
@@ -112,7 +115,7 @@ def test_only_those_asked_for_are_made(mae: MAE, tmp_path: Path) -> None:
     given = files(tmp_path, "t1")
     everything = reconstruct(mae, given)
     chosen = reconstruct(mae, given, only=["T2w"])
-    assert list(chosen) == ["t2"]
+    assert list(chosen) == list(reconstruct(mae, given, only="t2")) == ["t2"]
     assert np.allclose(chosen["t2"].dataobj, everything["t2"].dataobj, atol=1e-3)
     with pytest.raises(ModalityError, match="t1 cannot be synthesised: it is among the images given"):
         reconstruct(mae, given, only=["t1", "t2"])
@@ -341,3 +344,58 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(mae: MAE, tmp_path: 
     (tmp_path / "other" / "reconstruction.json").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"cannot write to .*other"):
         reconstruct_to_folder(mae, files(tmp_path, "t1"), tmp_path / "other")
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (1, 0)])
+def test_results_open_over_an_input_in_micrometres(
+    mae: MAE, segmenter: SegmentationModel, tmp_path: Path, codes: tuple[int, int]
+) -> None:
+    path = save(tmp_path / "t1.nii.gz", picture(), codes=codes)
+    expected = segment(segmenter, {"t1": path})
+    given = nib.load(path)
+    affine = np.diag([1000.0, 1000, 1000, 1]) @ given.affine
+    given.set_qform(affine, codes[0])
+    given.set_sform(affine, codes[1])
+    given.header.set_xyzt_units("micron")
+    nib.save(given, path)
+    found = segment(segmenter, {"t1": path})
+    assert np.array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
+    written = reconstruct_to_folder(mae, {"t1": path}, tmp_path / "out")
+    for image in (found, *map(nib.load, written.values())):
+        assert np.allclose(image.affine, affine)
+        assert image.header.get_zooms() == pytest.approx((1000, 1000, 1000))
+        assert image.header.get_xyzt_units()[0] == "micron"
+
+
+def test_a_mask_of_one_everywhere_is_a_mask(mae: MAE, tmp_path: Path) -> None:
+    image = np.where(brain(), picture(), 1).astype(np.float32)
+    given = {"t1": save(tmp_path / "t1.nii.gz", image)}
+    mask = save(tmp_path / "mask.nii.gz", np.ones(SHAPE, np.uint8))
+    written = reconstruct_to_folder(mae, given, tmp_path / "out", brain_mask=mask)
+    made = reconstruct(mae, given, brain_mask=mask)
+    assert np.array_equal(np.asarray(nib.load(written["t2"]).dataobj), np.asarray(made["t2"].dataobj))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As a user runs it: tests refuse arguments of another type by themselves."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_arguments_that_make_no_sense_are_explained(mae: MAE, tmp_path: Path) -> None:
+    given = files(tmp_path, "t1")
+    do: Any = reconstruct
+    with pytest.raises(ConfigError, match="unknown intensity 'foo': expected one of cohort, given, zscore"):
+        do(mae, given, intensity="foo")
+    with pytest.raises(ModalityError, match="expected a loaded model, got 'checkpoints/tiny-segmentation'"):
+        segment("checkpoints/tiny-segmentation", given)
+    with pytest.raises(ModalityError, match=r"expected a loaded model, got 'checkpoints/tiny': .*bmmae.load_model"):
+        do("checkpoints/tiny", given)
+    for value, name in ((None, "NoneType"), (nib.load(given["t1"]), "Nifti1Image"), (picture(), "ndarray")):
+        with pytest.raises(ImageError, match=f"^t1: expected the path of an image file, got {name}; leave out"):
+            do(mae, {"t1": value})
+    with pytest.raises(ImageError, match=r"^brain_mask: expected the path of an image file, got ndarray"):
+        do(mae, given, brain_mask=brain())

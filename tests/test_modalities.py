@@ -25,6 +25,7 @@ def test_every_alias_belongs_to_one_modality() -> None:
     [
         *(("T1", "t1"), ("t1n", "t1"), ("T1w", "t1"), ("t1c", "t1ce"), ("T1-Gd", "t1ce"), ("t1_post", "t1ce")),
         *(("t2w", "t2"), ("t2f", "flair"), ("FLA", "flair"), ("T2 FLAIR", "flair"), ("ADC", "adc"), ("t3", None)),
+        *(("dark-fluid", "flair"), ("TIRM", "flair")),
     ],
 )
 def test_aliases_are_found_whatever_their_case_and_hyphens(text: str, name: str | None) -> None:

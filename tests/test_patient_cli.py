@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ from tiny_patients import PREPROCESS, tiny_patient_model, write_table
 
 from bmmae.checkpoint import save_model
 from bmmae.cli import main
-from bmmae.data.cohort import read_cohort
+from bmmae.data.cohort import Study, read_cohort
+from bmmae.data.tables import Cell
+from bmmae.embedding_plot import cells_to_colour, draw_embeddings
+from bmmae.errors import ConfigError
 from bmmae.model.mae import MAE
-from bmmae.patient_evaluation import model_names
+from bmmae.patient_evaluation import model_names, refuse_what_cannot_be_judged
 
 ALL = "t1+t1ce+t2+flair"
 
@@ -182,6 +186,38 @@ def test_embed_writes_one_vector_a_study_and_subset(world: Path, tmp_path: Path,
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_column_that_cannot_colour_is_refused_before_the_work(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bmmae.data.caching.sound_studies", lambda *_, **__: pytest.fail("the work has begun"))
+    for column in ("grade", "session"):  # the table has no visits
+        more = ("--umap", str(tmp_path / "e.png"), "--colour", column)
+        assert run(world, "embed", tmp_path / "e.csv", *more, model="mae") == 2
+        assert re.search(f"no column '{column}' to colour by: it has subject, group, .*subtype", error(capsys))
+
+
+@pytest.mark.parametrize("column", ["subject", "session", "group", "split", "time", "event"])
+def test_columns_that_every_table_knows_colour_a_picture(tmp_path: Path, column: str) -> None:
+    files = {"t1": Path("t1.nii.gz")}
+    ones = {"session": "v1", "split": "train", "time": 0.0, "event": True}
+    studies = [Study("a", files, **ones), Study("b", files, time=3.5, event=False)]  # type: ignore[arg-type]
+    expected: dict[str, list[Cell]] = {
+        "subject": ["a", "b"],
+        "session": ["v1", None],
+        "group": ["a", "b"],
+        "split": ["train", None],
+        "time": [0.0, 3.5],
+        "event": [1.0, 0.0],
+    }
+    assert cells_to_colour(studies, column) == expected[column]
+    rows: list[dict[str, Cell]] = [
+        {"subject": s.subject, "session": s.session, "subset": "t1", "e0": float(n), "e1": 0.0}
+        for n, s in enumerate(studies)
+    ]
+    draw_embeddings(tmp_path / "e.png", rows, studies, column)
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 def test_evaluate_judges_models_beside_each_other(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -223,7 +259,8 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
         ("predict", (), "mae", r"holds a model of kind 'mae', which predicts nothing of a patient.*finetune/"),
         ("predict", ("--subset", "t3"), "model", "unknown modality 't3'"),
         ("predict", (), "nothing", "there is no model"),
-        ("embed", ("--umap", "/tmp", "--colour", "grade"), "mae", "no column 'grade'"),
+        ("embed", ("--umap", "/tmp/e.png", "--colour", "grade"), "mae", "no column 'grade'"),
+        ("embed", ("--umap", "/tmp/e.txt"), "nothing", r"e\.txt: expected a picture's name, ending in one of .*\.png"),
     ],
 )
 def test_errors_are_one_line(
@@ -269,6 +306,45 @@ def test_evaluate_without_any_truth_says_so(world: Path, tmp_path: Path, capsys:
     table[["subject", "t1", "t1ce", "t2", "flair"]].to_csv(world / "blind.csv", index=False)
     assert run(world, "evaluate", tmp_path / "ev", table="blind.csv") == 2
     assert "knows the truth of none of the targets" in error(capsys)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_evaluate_says_why_a_truth_is_not_known(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(world / "cohort.csv", dtype=str).drop(columns="site")
+    table["subtype"], table["event"], table["time"] = table["subtype"].str.lower(), "0", "5"
+    table.to_csv(world / "alive.csv", index=False)
+    assert run(world, "evaluate", tmp_path / "ev", table="alive.csv") == 2
+    said = error(capsys)
+    assert "subtype: column 'subtype' holds 'nsclc', 'sclc', and the model knows 'NSCLC', 'SCLC'" in said
+    assert "site: column 'site' is blank or not there" in said
+    assert "cox: nobody died (`event` is 0 for all 12 who were followed), and survival is judged by deaths" in said
+    assert not (tmp_path / "ev" / "predictions").exists()
+
+
+def test_models_of_other_targets_are_refused_by_what_they_say(world: Path) -> None:
+    studies = read_cohort(world / "cohort.csv").studies
+    model = tiny_patient_model(list(studies[:7]))
+    subtype, *others = model.config.targets
+    fewer, swapped = tiny_patient_model(list(studies[:7])), tiny_patient_model(list(studies[:7]))
+    fewer.config = replace(model.config, targets=tuple(others))
+    swapped.config = replace(model.config, targets=(replace(subtype, classes=subtype.classes[::-1]), *others))
+    refuse_what_cannot_be_judged({"one": model, "two": model}, studies)
+    with pytest.raises(ConfigError, match=r"'two' predicts site, hazard.*, expected the same as the first: subtype"):
+        refuse_what_cannot_be_judged({"one": model, "two": fewer}, studies)
+    with pytest.raises(ConfigError, match="'two' knows other classes of 'subtype' than the first"):
+        refuse_what_cannot_be_judged({"one": model, "two": swapped}, studies)
+
+
+def test_evaluate_tells_times_in_days_once(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pd.read_csv(world / "cohort.csv")
+    table["time"] *= 30.44
+    table.to_csv(world / "days.csv", index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run(world, "evaluate", tmp_path / "ev", "--draws", "0", table="days.csv") == 0
+    assert capsys.readouterr().err.count("are these days? months are expected") == 1
 
 
 def test_predictions_do_not_replace_the_cohort(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,10 @@ from bmmae.data.cohort import Study
 from bmmae.errors import ConfigError
 from bmmae.model.patient import PatientModel
 from bmmae.patient_explain import Explanation, explain_patient, write_explanation
+from bmmae.targets import Target
 
 CLINICAL = {"age": 55.0, "sex": None}
+NOT_KNOWN = {"age": None, "sex": None}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_maps_are_on_the_input_grid_and_empty_outside_the_brain(
 
 def test_risks_are_explained_too(world: tuple[PatientModel, Study]) -> None:
     model, study = world
-    found = explain_patient(model, {"t1": study.images["t1"]}, target="cox")
+    found = explain_patient(model, {"t1": study.images["t1"]}, target="cox", clinical=NOT_KNOWN)
     assert found.outcome == "risk"
     assert found.shapley == pytest.approx({"t1": found.answer - found.base})
 
@@ -94,9 +96,9 @@ def test_what_a_model_does_not_use_gets_nothing(world: tuple[PatientModel, Study
 def test_what_is_not_there_is_refused(world: tuple[PatientModel, Study]) -> None:
     model, study = world
     with pytest.raises(ConfigError, match="predicts no 'grade'"):
-        explain_patient(model, study.images, target="grade")
+        explain_patient(model, study.images, target="grade", clinical=NOT_KNOWN)
     with pytest.raises(ConfigError, match="has no class 'skin'"):
-        explain_patient(model, study.images, target="site", outcome="skin")
+        explain_patient(model, study.images, target="site", outcome="skin", clinical=NOT_KNOWN)
 
 
 def test_the_command_writes_maps_and_says_what_counted(
@@ -115,6 +117,8 @@ def test_the_command_writes_maps_and_says_what_counted(
         "occlusion.nii.gz",
         "explanation.json",
     }
+    assert main([*common, "--target", "site", "--clinical", "age=", "sex=", "--out", str(tmp_path / "unknown")]) == 0
+    assert "clinical:" not in capsys.readouterr().out
     for wrong, message in (("age=old", "expects a number"), ("weight=3", "expects NAME=VALUE of age, sex")):
         assert main([*common, "--clinical", wrong, "--out", str(tmp_path / "no")]) == 2
         assert message in capsys.readouterr().err
@@ -128,8 +132,9 @@ def test_an_imputed_variable_that_is_hidden_counts_as_missing(world: tuple[Patie
     )
     model.config = replace(plain, clinical=imputed)
     try:
-        found = explain_patient(model, {"t1": study.images["t1"]}, target="site", clinical={"age": 90.0})
-        less = explain_patient(model, {"t1": study.images["t1"]}, target="site", outcome=found.outcome)
+        image = {"t1": study.images["t1"]}
+        found = explain_patient(model, image, target="site", clinical={"age": 90.0, "sex": None})
+        less = explain_patient(model, image, target="site", outcome=found.outcome, clinical=NOT_KNOWN)
     finally:
         model.config = plain
     assert found.shapley["t1"] + found.shapley["clinical: age"] == pytest.approx(found.answer - found.base, abs=1e-6)
@@ -143,9 +148,32 @@ def test_what_an_explanation_leaves_out_is_said(world: tuple[PatientModel, Study
     model.config = replace(plain, lesion="attention")
     try:
         with pytest.warns(UserWarning, match="the model also takes a lesion map, which an explanation cannot"):
-            explain_patient(model, {"t1": study.images["t1"]}, target="cox")
+            explain_patient(model, {"t1": study.images["t1"]}, target="cox", clinical=NOT_KNOWN)
         model.config = plain
         with pytest.warns(UserWarning, match="'female' .* training knew"):
-            explain_patient(model, {"t1": study.images["t1"]}, target="cox", clinical={"sex": "female"})
+            explain_patient(model, {"t1": study.images["t1"]}, target="cox", clinical={"age": None, "sex": "female"})
+        with pytest.warns(UserWarning, match="the model also takes 'sex', not given here: .* may answer otherwise"):
+            explain_patient(model, {"t1": study.images["t1"]}, target="cox", clinical={"age": 55.0})
+        measure = replace(plain.clinical[0], name="measure_lesion_ET_volume", modality="")
+        model.config = replace(plain, clinical=(measure, *plain.clinical[1:]))
+        with pytest.warns(UserWarning, match="the model also takes 'measure_lesion_ET_volume', not given here"):
+            explain_patient(model, {"t1": study.images["t1"]}, target="cox", clinical={"sex": "F"})
     finally:
         model.config = plain
+
+
+def test_a_column_of_a_multi_label_target_is_chosen(world: tuple[PatientModel, Study]) -> None:
+    model, study = world
+    kept, markers = model.config, ("EGFR", "ALK", "KRAS")
+    several = Target("site", "multilabel", markers, markers, shares=(0.5, 0.25, 0.25))  # as many outputs
+    model.config = replace(kept, targets=tuple(several if t.name == "site" else t for t in kept.targets))
+    try:
+        found = explain_patient(model, {"t1": study.images["t1"]}, target="site", outcome="ALK", clinical=NOT_KNOWN)
+        with pytest.raises(ConfigError, match="name its column as the outcome, one of EGFR, ALK, KRAS"):
+            explain_patient(model, study.images, target="site", clinical=NOT_KNOWN)
+        with pytest.raises(ConfigError, match="has no class 'BRAF': expected one of EGFR, ALK, KRAS"):
+            explain_patient(model, study.images, target="site", outcome="BRAF", clinical=NOT_KNOWN)
+    finally:
+        model.config = kept
+    assert (found.outcome, found.base) == ("ALK", 0.25)
+    assert sum(found.shapley.values()) == pytest.approx(found.answer - found.base, abs=1e-6)

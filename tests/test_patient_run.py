@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -247,6 +248,8 @@ def test_what_cannot_be_learned_is_one_sentence(
         (("--head.focal", "2"), "head.focal is about classes"),
         (("--data.labels", "binary"), "is about segmentation"),
         (("--model", "scratch:tiny", "--mode", "head"), "random weights from scratch would never learn"),
+        (("--mode", "head", "--optim.frozen_steps", "5"), "optim.frozen_steps has no effect in mode 'head'"),
+        (("--mode", "features", "--optim.frozen_steps", "5"), "optim.frozen_steps has no effect in mode 'features'"),
     ],
 )
 def test_wrong_values_are_refused(world: Path, tmp_path: Path, more: tuple[str, ...], message: str) -> None:
@@ -312,3 +315,69 @@ def test_a_run_folder_is_not_overwritten(world: Path, tmp_path: Path) -> None:
     assert fine_tune(config) == 0
     with pytest.raises(TrainingError, match="already holds a run"):
         fine_tune(config)
+
+
+def test_linear_heads_do_not_go_on_in_steps(world: Path, tmp_path: Path) -> None:
+    labels = ("--targets.labels", "[subtype]")
+    assert fine_tune(configured(world, tmp_path / "run", "classification", *labels, "--mode", "features")) == 0
+    with pytest.raises(TrainingError, match=r"run holds linear heads, .* choose another run folder"):
+        fine_tune(configured(world, tmp_path / "run", "classification", *labels, "--train.resume", "true"))
+
+
+GIVEN = ("--targets.labels", "[subtype]", "--beside.clinical", "[age]", "--train.resume", "auto")
+
+
+@pytest.fixture(scope="module")
+def started(world: Path) -> Path:
+    """A run on a table with another label column and another clinical one; beside it, other weights and a copy."""
+    table = pd.read_csv(world / "cohort.csv")
+    table["grade"] = table["subtype"].map({"NSCLC": "low", "SCLC": "high"})
+    table["weight"] = table["age"] + 20
+    table.to_csv(world / "more.csv", index=False)
+    torch.manual_seed(7)
+    save_model(MAE(tiny_config()), world / "other", preprocessing=PREPROCESS)
+    shutil.copytree(world / "mae", world / "moved")
+    assert fine_tune(resumable(world)) == 0
+    return world
+
+
+def resumable(world: Path, *more: str) -> PatientConfig:
+    cohort = ("--data.cohort", str(world / "more.csv"))
+    return configured(world, world / "started", "classification", *GIVEN, *cohort, *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ("--targets.classes.subtype", "[SCLC, NSCLC]"),
+            r"targets\.subtype\.classes was \['NSCLC', 'SCLC'\] and is now \['SCLC', 'NSCLC'\]",
+        ),
+        (("--targets.labels", "[grade]"), r"targets was \['subtype'\] and is now \['grade'\]"),
+        (("--beside.clinical", "[weight]"), r"clinical was \['age'\] and is now \['weight'\]"),
+        (("--model", "OTHER"), r"encoder at the start \(--model\) was 'SHA-256 \w{16}' and is now 'SHA-256"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_answers_columns_or_weights(
+    started: Path, more: tuple[str, ...], message: str
+) -> None:
+    words = [str(started / "other") if word == "OTHER" else word for word in more]
+    with pytest.raises(TrainingError, match=message):
+        fine_tune(resumable(started, *words))
+
+
+def test_the_same_weights_under_another_path_go_on(started: Path) -> None:
+    with pytest.warns(UserWarning, match="configuration has changed .* model: "):
+        assert fine_tune(resumable(started, "--model", str(started / "moved"))) == 0
+
+
+def test_what_held_out_patients_have_and_training_has_not_seen_is_told(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table.loc[table["split"] != "train", "sex"] = "female"
+    table.to_csv(world / "spelt.csv", index=False)
+    given = ("--targets.labels", "[subtype]", "--beside.clinical", "[sex]", "--data.cohort", str(world / "spelt.csv"))
+    config = configured(world, tmp_path / "run", "classification", *given, "--mode", "features")
+    with pytest.warns(
+        UserWarning, match=r"'sex' holds values that count as missing: 'female' \(5\); training knew F, M"
+    ):
+        assert fine_tune(config) == 0

@@ -248,6 +248,8 @@ def test_subsets_and_modalities_never_trained_on_are_doubted(
     assert "no training study had T1, T2 together" in said
     assert "no training study had FLAIR: what is synthesised for it means nothing" in said
     assert load_study(informed, files(tmp_path, "t1")).remarks == ()  # hidden parts of what it was trained on
+    with pytest.warns(UnlikeTrainingWarning, match="^no training study had FLAIR$"):
+        load_study(informed, files(tmp_path, "flair"))
 
 
 # ---- the truth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -470,3 +471,36 @@ def test_the_command_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*single, "--out", str(tmp_path / "s.nii.gz"), "--cut", "2"]) == 2
     assert "between 0 and 1" in capsys.readouterr().err
     assert main([*single, "--out", str(tmp_path / "s.nii.gz"), "--metrics"]) == 2
+
+
+def test_doubts_about_a_study_of_a_cohort_are_told_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bmmae.checkpoint import save_model
+
+    saved = save_model(tiny_segmentation(SIZE), tmp_path / "model", preprocessing=PreprocessConfig())
+    thick = write_study(tmp_path / "thick", ("t1",), spacing=(1, 1, 3), labelled=False)
+    fine = write_study(tmp_path / "fine", ("t1",), labelled=False)
+    table = Cohort((thick, fine)).write(tmp_path / "cohort.csv")
+    for status in ("segmented", "finished before"):
+        words = ["segment", "--model", str(saved), "--cohort", str(table), "--out", str(tmp_path / "out")]
+        assert main(words) == 0
+        told = capsys.readouterr()
+        assert "warning: thick: the images' coarsest spacing is 3.0 mm" in told.err
+        assert "warning: fine" not in told.err
+        assert f"2 studies: 2 {status}; 1 with reasons for doubt (see above)" in told.out
+
+
+def test_truth_that_is_a_mask_of_whole_lesions_is_told(model: SegmentationModel, tmp_path: Path) -> None:
+    mask = one(tmp_path, seg=save(tmp_path / "mask.nii.gz", (lesion() > 0).astype(np.uint8)))
+    empty = replace(mask, subject="q", seg=save(tmp_path / "none.nii.gz", np.zeros(SHAPE, np.uint8)))
+    told = "holds 0 and 1 alone, and was read as 'brats2017', where 1 means 'core'.*'binary'.*, only WT means something"
+    for _ in ("made", "kept"):
+        with pytest.warns(UserWarning, match=told):
+            segment_cohort(model, Cohort((mask, empty)), tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segment_cohort(model, Cohort((mask,)), tmp_path / "named", CohortOptions(labels="brats2017"))
+        segment_cohort(model, Cohort((empty,)), tmp_path / "empty")
+        coded = write_study(tmp_path / "coded", ("t1",))
+        segment_cohort(model, Cohort((mask, coded)), tmp_path / "mixed")

@@ -22,8 +22,12 @@ def add_commands(commands: Commands) -> None:
     command = add_command(commands, "explain", summary, _run_explain)
     add_images(command)
     command.add_argument("--target", help="what is predicted (default: the model's first target)")
-    command.add_argument("--outcome", help="class whose probability is explained (default: the likeliest; or the risk)")
-    command.add_argument("--clinical", nargs="+", default=[], metavar="NAME=VALUE", help="clinical variables")
+    command.add_argument(
+        "--outcome", help="class, or column of yes and no, to explain (default: the likeliest; or the risk)"
+    )
+    command.add_argument(
+        "--clinical", nargs="+", default=[], metavar="NAME=VALUE", help="clinical variables (NAME=: not known)"
+    )
     command.add_argument("--out", type=Path, required=True, help="folder for the maps and explanation.json")
 
 
@@ -56,17 +60,22 @@ def _run_explain(given: argparse.Namespace) -> int:
 
 
 def _clinical(model: PatientModel, pairs: Sequence[str]) -> dict[str, str | float | None]:
-    """What is given of the model's clinical variables, numbers as numbers.
+    """What is given of the model's clinical variables, numbers as numbers, None for what is said not to be known.
 
     Raises:
         ConfigError: If an argument is no pair, or names no variable of the model, or a number is none.
     """
+    from bmmae.data.tables import is_blank
+
     kinds = {variable.name: variable.kind for variable in model.config.clinical}
     found: dict[str, str | float | None] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or name not in kinds:
             raise ConfigError(f"--clinical expects NAME=VALUE of {', '.join(kinds) or 'no variable'}, got '{pair}'")
+        if is_blank(value):
+            found[name] = None
+            continue
         try:
             found[name] = float(value) if kinds[name] == "numeric" else value
         except ValueError as error:

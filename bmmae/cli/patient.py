@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ from bmmae.errors import CheckpointError, CohortError, ConfigError, OutputError
 from bmmae.notice import NOTICE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from bmmae.data.cache import StudyCache
-    from bmmae.data.cohort import Cohort
+    from bmmae.data.cohort import Cohort, Study
     from bmmae.model.patient import PatientModel
     from bmmae.model.pretrained import PretrainedModel
     from bmmae.patient_prediction import Outputs
@@ -78,8 +81,10 @@ def _add_cohort(command: argparse.ArgumentParser) -> None:
     command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and say how many")
 
 
-def _opened(given: argparse.Namespace, model: PretrainedModel) -> tuple[Cohort, StudyCache]:
-    """The cohort as the model sees it, its broken studies refused or left out."""
+def _opened(
+    given: argparse.Namespace, model: PretrainedModel, look: Callable[[Sequence[Study]], object] | None = None
+) -> tuple[Cohort, StudyCache]:
+    """The cohort as the model sees it, its broken studies refused or left out; `look` may refuse it before the work."""
     from bmmae.checkpoint import preprocessing_of
     from bmmae.data.cache import StudyCache
     from bmmae.data.caching import sound_studies
@@ -90,6 +95,8 @@ def _opened(given: argparse.Namespace, model: PretrainedModel) -> tuple[Cohort, 
     cohort = read_cohort(given.cohort, model.model_config.modalities, set_bare_apart=True)
     if not cohort.studies:
         raise CohortError(f"no study of {given.cohort} has any of the modalities {', '.join(cohort.modalities)}")
+    if look:
+        look(cohort.studies)
     cache = StudyCache(given.cache, preprocessing_of(model), model.model_config.modalities)
     known = cohort.studies
     if not (isinstance(model, PatientModel) and model.config.lesion != "none"):
@@ -112,7 +119,10 @@ def _patient_model(source: str) -> PatientModel:
 
 
 def _predicted(
-    given: argparse.Namespace, model: PatientModel, only: tuple[str, ...] | None
+    given: argparse.Namespace,
+    model: PatientModel,
+    only: tuple[str, ...] | None,
+    look: Callable[[Sequence[Study]], object] | None = None,
 ) -> tuple[Cohort, StudyCache, Outputs]:
     """What a model says of the cohort, with warnings of what it lacks and of subsets that it hardly knows."""
     from bmmae.patient_prediction import (
@@ -122,7 +132,7 @@ def _predicted(
         warn_of_unseen_categories,
     )
 
-    cohort, cache = _opened(given, model)
+    cohort, cache = _opened(given, model, look)
     warn_of_lacking_inputs(model, cohort.studies)
     warn_of_unseen_categories(model, cohort.studies)
     outputs = predict(
@@ -169,16 +179,20 @@ def _embed(commands: Commands) -> None:
 
 
 def _run_embed(given: argparse.Namespace) -> int:
-    from bmmae.embedding_plot import draw_embeddings
+    from bmmae.embedding_plot import cells_to_colour, draw_embeddings, require_picture
     from bmmae.patient_prediction import embed, given_subset
     from bmmae.patient_tables import write_table
 
     if given.colour and not given.umap:
         raise ConfigError(f"--colour {given.colour} colours the picture of --umap: name its file")
     _require_table(given.out, given.cohort)
+    if given.umap:
+        require_picture(given.umap)
+        require_writable(given.umap.parent)
     model = load(given.model)
     only = given_subset(given.subset, model)
-    cohort, cache = _opened(given, model)
+    look = partial(cells_to_colour, column=given.colour) if given.colour else None
+    cohort, cache = _opened(given, model, look)
     rows = embed(
         model,
         cohort.studies,
@@ -190,7 +204,6 @@ def _run_embed(given: argparse.Namespace) -> int:
     )
     print(f"{len(rows)} embeddings in {write_table(given.out, rows)}")
     if given.umap:
-        require_writable(given.umap.parent)
         method = draw_embeddings(given.umap, rows, cohort.studies, given.colour)
         print(f"{method} in {given.umap}")
     return 0
@@ -206,16 +219,17 @@ def _evaluate(commands: Commands) -> None:
 
 
 def _run_evaluate(given: argparse.Namespace) -> int:
-    from bmmae.patient_evaluation import evaluate_cohort, model_names
+    from bmmae.patient_evaluation import evaluate_cohort, model_names, refuse_what_cannot_be_judged
     from bmmae.patient_prediction import given_subset
 
     require_writable(given.out)
     sources = [given.model, *given.beside]
-    models = [_patient_model(source) for source in sources]
-    only = given_subset(given.subset, models[0])
+    models = dict(zip(model_names(sources), map(_patient_model, sources), strict=True))
+    only = given_subset(given.subset, next(iter(models.values())))
+    look = partial(refuse_what_cannot_be_judged, models)
     found = {}
-    for name, model in zip(model_names(sources), models, strict=True):
-        _, cache, outputs = _predicted(given, model, only)
+    for name, model in models.items():
+        _, cache, outputs = _predicted(given, model, only, look)
         found[name] = (model, outputs)
     print(evaluate_cohort(found, cache, given.out, draws=given.draws))
     return 0

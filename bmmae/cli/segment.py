@@ -182,9 +182,15 @@ def _tell(results: list[StudyResult], folder: Path) -> None:
             print(f"  postprocessing, {region}: {cleaned}")
         if result.problem:
             print(f"not judged: {result.study.name}: {result.problem}", file=sys.stderr)
+        for remark in result.remarks:
+            print(f"warning: {result.study.name}: {remark}", file=sys.stderr)
     counts = Counter(result.status for result in results)
     said: dict[Status, str] = {"made": "segmented", "kept": "finished before", "failed": "FAILED"}
-    print(f"{len(results)} studies: " + ", ".join(f"{counts[s]} {words}" for s, words in said.items() if counts[s]))
+    done = ", ".join(f"{counts[status]} {words}" for status, words in said.items() if counts[status])
+    doubted = sum(bool(result.remarks) for result in results)
+    if doubted:
+        done += f"; {doubted} with reasons for doubt (see above)"
+    print(f"{len(results)} studies: {done}")
     scores = [score for result in results for score in result.scores]
     if scores:
         _tell_scores(scores, folder)

@@ -39,6 +39,8 @@ BRAIN_MM = (150.0, 185.0, 150.0)
 MOST_HEADERS = 64
 """Studies whose headers are read for an estimate."""
 
+NO_MEMORY = "there was not enough memory: it may be an unusually large image"
+
 ABANDONED = 24 * 3600
 """Seconds after which another machine's unfinished entry is taken for abandoned."""
 
@@ -197,6 +199,8 @@ def _problem_of(finish: Callable[[], object]) -> str | None:
             "a process that prepared studies was killed, most likely for want of memory; what is stored is kept: run "
             "the same command again with fewer --workers"
         ) from error
+    except MemoryError:
+        return NO_MEMORY
     except BmmaeError as error:
         return str(error)
     return None
@@ -233,7 +237,9 @@ def sound_studies(
     if not broken:
         return list(studies)
     said = f"{len(broken)} of {len(studies)} studies cannot be read ({'; '.join(broken[:3])})"
-    if not skip_broken or len(broken) == len(studies):
+    if len(broken) == len(studies):
+        raise CohortError(f"{said}: none is left. Run `bmmae check` on the cohort, and mend them")
+    if not skip_broken:
         raise CohortError(
             f"{said}. Run `bmmae check` on the cohort, mend or remove them, or leave them out with {option}"
         )
@@ -245,6 +251,8 @@ def _problem(cache: StudyCache, study: Study) -> str | None:
     try:
         if not set(cache.modalities).isdisjoint(study.images) and cache.find(study) is None:
             cache.load(study)
+    except MemoryError:
+        return NO_MEMORY
     except BmmaeError as error:
         return str(error)
     return None

@@ -24,8 +24,14 @@ from bmmae.data.scans import Grid, Scan, on_one_grid, read_scan
 from bmmae.data.swaps import likely_swaps
 from bmmae.errors import BmmaeError, LabelError
 
+LARGEST_BRAIN = 2000
+"""Millilitres; a head whose air is exactly 0 looks skull-stripped but for its size."""
+
 FULL_COVERAGE = 0.95
 """Skull-stripping differs a little between the modalities of one study; less than this is a cropped scan."""
+
+SYNTHETIC = "synthetic"
+"""The table's column that lists which of a study's images are: `bmmae reconstruct --cohort` writes `t1ce+t2`."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
         except BmmaeError as error:
             look.add("error", "file", path, str(error))
     _check_pictures(look)
+    _check_acquired(look)
     _check_grids(look)
     _read_masks(look)
     _check_coverage(look)
@@ -190,6 +197,18 @@ def _check_pictures(look: _Look) -> None:
         if low == high:
             message = f"{scan.path.name} holds {low:g} wherever it is not 0: a mask, no image; name the image instead"
             look.add("error", "constant", scan.path, message)
+
+
+def _check_acquired(look: _Look) -> None:
+    """Warn of synthetic images that the table does not call so."""
+    told = str(look.study.values.get(SYNTHETIC)).split("+")
+    for name, scan in look.scans.items():
+        if scan.synthetic and name not in told:
+            message = (
+                f"{scan.path.name} was synthesised, as its header says, and stands in the table as if it had been "
+                f"acquired: leave its cell blank, or list {name} in a column '{SYNTHETIC}'"
+            )
+            look.add("warning", "synthetic", scan.path, message)
 
 
 def _check_grids(look: _Look) -> None:
@@ -233,6 +252,12 @@ def _check_coverage(look: _Look) -> None:
             message = (
                 f"{scan.path.name} is not skull-stripped and has no brain mask: the whole head will be used; strip it, "
                 f"or add a brain_mask_{name} column"
+            )
+            look.add("warning", "head", scan.path, message)
+        elif name not in masks and (millilitres := scan.millilitres) > LARGEST_BRAIN:
+            message = (
+                f"{scan.path.name} is not zero in {millilitres:.0f} ml, more than a brain holds: if its skull is still "
+                f"there, strip it, or add a brain_mask_{name} column"
             )
             look.add("warning", "head", scan.path, message)
     known = {

@@ -21,8 +21,8 @@ class Finding:
     Attributes:
         study: The study's name, or `WHOLE`.
         severity: An error must be mended before training; a warning is for a person to judge.
-        code: `bare`, `file`, `constant`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped`, `duplicate`,
-            `visits` or `column`.
+        code: `bare`, `file`, `constant`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped`, `synthetic`,
+            `duplicate`, `visits` or `column`.
         path: The file concerned.
         message: What was expected, what came, what to do.
     """

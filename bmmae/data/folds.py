@@ -199,7 +199,8 @@ def read_fold(path: str | Path, cohort: Cohort, number: int, cache: StudyCache |
 
     Args:
         path: As `write_folds` wrote it.
-        cohort: The cohort that it was made for, read with the same modalities or with others.
+        cohort: The cohort that it was made for, read with the same modalities or with others. Studies that have none of
+            them (`Cohort.bare`) are in no part; the others stay in theirs.
         number: Which fold, from 0; repeats follow one another.
         cache: Where content hashes may be known already, so that the images need not be read again.
 
@@ -207,17 +208,20 @@ def read_fold(path: str | Path, cohort: Cohort, number: int, cache: StudyCache |
         CohortError: If the file is no file of folds, was made for another cohort, images of modalities that both have
             changed since, there is no such fold, or it shares a patient or an image between parts.
         ImageError: If an image cannot be read.
+
+    Warns:
+        UserWarning: If studies that the file lists have none of the modalities.
     """
     path = Path(path)
     folds, content, modalities = _parse(path)
     if not 0 <= number < len(folds):
         raise CohortError(f"{path} has folds 0 to {len(folds) - 1}, got {number}")
     fold = folds[number]
-    _refuse_shared(fold, cohort.studies, path)
+    _refuse_shared(fold, (*cohort.studies, *cohort.bare), path)
     now = _refuse_other_cohort(content, modalities, cohort, path, cache)
     refuse_parted_twins(fold, now, f"fold {number} of {path}")
     by_key = {study.key: study for study in cohort}
-    return {part: [by_key[key] for key in getattr(fold, part)] for part in PARTS}
+    return {part: [by_key[key] for key in getattr(fold, part) if key in by_key] for part in PARTS}
 
 
 def format_folds(cohort: Cohort, folds: Sequence[Fold], plan: FoldPlan) -> str:
@@ -304,9 +308,10 @@ def _refuse_other_cohort(
     cache: StudyCache | None,
 ) -> dict[Key, Hashes]:
     """Return what the listed studies hold; of modalities that the cohort is read without, as the file says."""
-    apart = _apart(cohort.studies)
+    apart = _apart((*cohort.studies, *cohort.bare))
     studies = [study for study in cohort if study.group not in apart or study.key in content]
-    here = {study.key for study in studies}
+    bare: dict[Key, Hashes] = {study.key: {} for study in cohort.bare if study.key in content}
+    here = {*bare, *(study.key for study in studies)}
     missing, new = sorted(content.keys() - here), sorted(here - content.keys())
     if missing or new:
         found = [f"{len(missing)} of its studies are missing ({few(map(_said, missing))})"] if missing else []
@@ -315,7 +320,13 @@ def _refuse_other_cohort(
             f"{path} was made for another cohort than {cohort.path or 'this one'}: {' and '.join(found)}; name the "
             "table that it was made for, or make folds for this one with `bmmae split`"
         )
-    now, shared = content_of(studies, cache), set(modalities) & set(cohort.modalities)
+    if bare:
+        warnings.warn(  # always from this line: a run that reads its folds twice says it once
+            f"{len(bare)} of the {len(content)} studies of {path} have none of the modalities "
+            f"{', '.join(cohort.modalities)} and are left out",
+            stacklevel=1,
+        )
+    now, shared = bare | content_of(studies, cache), set(modalities) & set(cohort.modalities)
     changed = sorted(key for key, before in content.items() if not _same(before, now[key], shared))
     if changed:
         raise CohortError(

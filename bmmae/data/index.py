@@ -1,4 +1,4 @@
-"""Find the studies in a folder from file names alone: BraTS 2017 to 2024, BIDS, and one folder a patient.
+"""Find the studies in a folder from file names: BraTS 2017 to 2024, BIDS, and one folder a patient.
 
 Nothing is guessed. Two files that claim the same place in a study leave it blank, and every file that was left out is
 listed with the reason.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from bmmae import modalities as table
 from bmmae.data.cohort import Cohort, Study
+from bmmae.data.contrast import contrast_of, names_agent
 from bmmae.data.naming import Role, find_modality, role_of
+from bmmae.data.reading import GZIP_MAGIC, SYNTHETIC
 from bmmae.data.visits import is_visit, patient_of, without_series
 from bmmae.errors import CohortError
 
@@ -26,8 +29,8 @@ patient folders   patient01/t1.nii.gz, patient01/T1_post.nii.gz, patient01/mask.
 
 BRATS = re.compile(r"(BraTS(?:-[A-Z]+)+-\d{4,5})-(\d{1,3})(?=[-_.])", re.IGNORECASE)
 BIDS = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_")
-ENHANCED = re.compile(r"post|(post-?)?(gd|gad|gado|gadolinium|contrast)|(t1-?)?(ce|gd|c)", re.IGNORECASE)
-"""Values of `acq-` and `rec-` that many sites write in place of `ce-`."""
+T1C = re.compile(r"(t1-?)?c", re.IGNORECASE)
+"""Beside what contrast is called anywhere, a value of `acq-` and `rec-` that some sites write in place of `ce-`."""
 SCANS = frozenset(
     ("", "s", "se", "ser", "series", "scan", "run", "acq", "e", "echo", "im", "img", "image", "rep", "v", "vol")
 )
@@ -92,7 +95,9 @@ class _Group:
 
 
 def index_folder(folder: str | Path, modalities: Sequence[str] = table.STANDARD) -> IndexReport:
-    """Find all studies below a folder, whatever mixture of layouts it holds; no file is opened.
+    """Find all studies below a folder, whatever mixture of layouts it holds.
+
+    Files are not opened, but for the headers of images named as `bmmae reconstruct` names its own (`t2.nii.gz`).
 
     Args:
         folder: From one study's folder to the parent of several data sets.
@@ -156,7 +161,25 @@ def _identify(path: Path, parts: tuple[str, ...], modalities: tuple[str, ...]) -
         file = _folder_file(path, parts, stem, declared)
     if isinstance(file, _File) and file.role.modality not in (None, *modalities):
         return Problem(path, f"is {file.role.modality}, which is not asked for", "name it with --modalities to use it")
+    if isinstance(file, _File) and stem == file.role.modality and _is_synthetic(path):
+        return Problem(
+            path, "is a synthesised image by its header", "left out; keep it in a folder apart from the scans"
+        )
     return file
+
+
+def _is_synthetic(path: Path) -> bool:
+    """Tell whether a header says that `bmmae reconstruct` made this; what cannot be read is for `bmmae check` to tell.
+
+    Only its beginning is read: that of ten thousand studies takes one or two seconds.
+    """
+    try:
+        with path.open("rb") as stream:
+            block = stream.read(1024)
+        header = zlib.decompressobj(31).decompress(block, 540) if block.startswith(GZIP_MAGIC) else block[:540]
+    except (OSError, zlib.error):
+        return False
+    return re.search(SYNTHETIC, header.decode("latin-1")) is not None
 
 
 def _with_role(path: Path, role: Role | str, place: tuple[str, ...], subject: str, session: str) -> _File | Problem:
@@ -171,7 +194,8 @@ def _bids_file(
     """Read a BIDS name by its entities: `space-T1w` says where an image lies, not what it is."""
     *entities, suffix = rest.split("_")
     pairs = dict(entity.partition("-")[::2] for entity in entities)
-    enhanced = "ce" in pairs or any(ENHANCED.fullmatch(pairs.get(entity, "")) for entity in ("acq", "rec"))
+    instead = [pairs.get(entity, "") for entity in ("acq", "rec")]
+    enhanced = names_agent(pairs.get("ce", "")) or any(contrast_of(s) == "with" or T1C.fullmatch(s) for s in instead)
     told = ["contrast"] if enhanced else []
     role = role_of("_".join([*told, pairs.get("desc", ""), pairs.get("label", ""), suffix]), declared)
     depth = next((i for i, part in enumerate(parts) if part.startswith("sub-") or part == "derivatives"), len(parts))

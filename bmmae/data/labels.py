@@ -67,6 +67,8 @@ BRATS2024_POST = Coding(
     {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3), "RC": (4,)},
 )
 BINARY = Coding("binary", {1: "lesion"}, {"lesion": (1,)})
+OWN = "own"
+"""Name of every coding that users spell out."""
 CODINGS = {coding.name: coding for coding in (BRATS2017, BRATS2023, BRATS2024_POST, BINARY)}
 
 EARLY_NAME = re.compile(r"brats_?(20)?(17|18|19|20|21)(?!\d)", re.IGNORECASE)
@@ -86,6 +88,11 @@ def find_coding(name: str) -> Coding:
     """
     if name.endswith((".yaml", ".yml")):
         return _read_coding(Path(name))
+    if name == OWN:
+        raise LabelError(
+            f"the label coding is '{OWN}' (as a table's column `seg_coding` may say), which is a model's or a user's: "
+            "write `classes` into a YAML file and name it (--labels own.yaml of a command, data.labels in a config)"
+        )
     if name not in CODINGS:
         raise LabelError(
             f"unknown label coding '{name}': expected one of {', '.join(CODINGS)}, or a YAML file with `classes`"
@@ -120,7 +127,7 @@ def own_coding(classes: Mapping[int, str], regions: Mapping[str, Sequence[int]] 
         LabelError: If it contradicts itself.
     """
     united = regions or {name: (value,) for value, name in sorted(classes.items())}
-    return Coding("own", dict(classes), {region: tuple(values) for region, values in united.items()})
+    return Coding(OWN, dict(classes), {region: tuple(values) for region, values in united.items()})
 
 
 def values_of(labels: Array) -> tuple[int, ...]:

@@ -1,19 +1,24 @@
 """What a file's name says: which modality it is, or that it is a segmentation or a brain mask.
 
 Names are cut into words at anything that is no letter or digit. The longest run of words that the modality table
-knows decides, so that `t1_post` is not `t1` and `t2_flair` is not `t2`. A name that says two things says nothing.
+knows decides, so that `t2_flair` is not `t2`. A name that says two things says nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from bmmae import modalities as table
+from bmmae.data.contrast import TREATMENT, contrast_of
 
 Kind = Literal["image", "seg", "brain_mask"]
+
+T1, T1CE, T2, FLAIR = table.STANDARD
+MR_OF_CONTRAST = {T1: T1CE}
+"""What a modality is called once a contrast agent shows in it; T2 and FLAIR keep their names."""
 
 WORD = re.compile(r"[A-Za-z0-9]+")
 SEGMENTATION = frozenset(
@@ -25,13 +30,21 @@ BRAIN = frozenset(("brain", "bet"))
 BRAIN_MASK = frozenset(("brainmask", "brainsegmentation", "brainseg"))
 NEITHER = frozenset(("head", "skull", "tissue", "wm", "gm", "csf"))
 """A mask of these is neither a lesion's nor the brain's."""
-
-CONTRAST = frozenset(
-    ("post", "contrast", "postcontrast", "gd", "gad", "gado", "gadolinium", "enhanced", "postgd", "postgad")
+GRADIENT_ECHO = frozenset(("star", "gre", "ffe", "hemo"))
+"""Beside T2: a T2*, which is another sequence."""
+DARK_FLUID = frozenset(("dark", "darkfluid", "tirm"))
+"""Beside T2: a FLAIR."""
+CHANCES = re.compile(
+    r"(?<![a-z])(std|stdev|deviation|uncertainty|prob|probs|probseg|probability|probabilities|pve[a-z]*)(?![a-z])"
 )
-"""Words that change a modality wherever they stand; `ce` and `c` only count beside it, as they may be initials."""
-NOT_BEFORE = frozenset(("pre", "no", "non", "without", "wo"))
-NOT_AFTER = frozenset(("op", "surgery", "treatment", "tx", "rt"))
+"""Maps of chances and deviations are neither images nor segmentations."""
+DERIVED = re.compile(
+    r"(?<![a-z])([a-z0-9]*map|[a-z]*warp|(?:bias|deformation|displacement|warp)_?field|jacobian|aseg|aparc|"
+    r"subtraction|subtracted|(?<=_)sub(?!_?\d))(?![a-z])"
+)
+"""What is computed from one of the four standard images; an ADC is a map by itself."""
+INITIALS = re.compile(r"^(?:ce|km)(?![a-z0-9])", re.IGNORECASE)
+"""At the beginning of a name these may be the patient's."""
 LONGEST_RUN = 4
 
 
@@ -68,22 +81,23 @@ def role_of(stem: str, declared: Sequence[str] = (), folder_modality: str | None
     matches = list(WORD.finditer(stem))
     words = [match.group().lower() for match in matches]
     runs = _modality_runs(words, declared)
-    found = {run.modality for run in runs}
     kind, used = _kind(words)
-    starts = [matches[index].start() for index in (*used, *(run.first for run in runs))]
-    prefix = stem[: min(starts, default=len(stem))].strip("-_. ")
-    if kind == "image":
-        if not found and folder_modality:
-            return Role("image", folder_modality, prefix)
-        if len(found) != 1:
-            return f"its name says {' and '.join(sorted(found))}" if found else "its name says no modality"
-        return Role("image", found.pop(), prefix)
-    if kind is None or (kind == "brain_mask" and len(found) > 1):
+    found = {run.modality for run in runs} or ({folder_modality} if folder_modality and kind == "image" else set())
+    meant: set[str] | str = _derived(words, kind, found) or found
+    if kind != "seg" and meant is found:
+        meant = _qualified(found, words, _in_question(stem, matches, runs))
+    if isinstance(meant, str):
+        return meant
+    if kind == "image" and len(meant) != 1:
+        return f"its name says {' and '.join(sorted(meant)) or 'no modality'}"
+    if kind is None or (kind == "brain_mask" and len(meant) > 1):
         return "its name fits both an image and a mask, or a mask of the brain and of a lesion"
-    if kind == "seg" and found and not SEGMENTATION.intersection(words):
+    if kind == "seg" and meant and not SEGMENTATION.intersection(words):
         # `t1_mask` may be the brain on T1 or a lesion drawn there; `t1_tumor` may be the image or the drawing.
         return "its name may mean a brain mask, a lesion mask or an image"
-    return Role(kind, found.pop() if kind == "brain_mask" and found else None, prefix)
+    starts = [matches[index].start() for index in (*used, *(run.first for run in runs))]
+    prefix = stem[: min(starts, default=len(stem))].strip("-_. ")
+    return Role(kind, meant.pop() if kind != "seg" and meant else None, prefix)
 
 
 def find_modality(words: Sequence[str], declared: Sequence[str] = ()) -> str | None:
@@ -98,11 +112,11 @@ def _modality_runs(words: list[str], declared: Sequence[str]) -> list[_Run]:
     runs: list[_Run] = []
     for first, last in _spans(len(words)):
         name = find_modality(words[first:last], declared)
-        if words[last - 1] in CONTRAST and NOT_AFTER.intersection(words[last : last + 1]):
+        if words[last - 1] == "post" and any(map(TREATMENT.fullmatch, words[last : last + 1])):
             continue
         if name is not None and taken.isdisjoint(range(first, last)):
             taken |= set(range(first, last))
-            runs.append(_Run(_qualified(name, words, first, last), first, last))
+            runs.append(_Run(name, first, last))
     return runs
 
 
@@ -112,14 +126,31 @@ def _spans(count: int) -> Iterator[tuple[int, int]]:
             yield first, first + length
 
 
-def _qualified(name: str, words: list[str], first: int, last: int) -> str:
-    """Let contrast anywhere in the name complete a modality: `post_T1` and `T1_axial_gd` are not T1."""
-    for index, word in enumerate(words):
-        before, after = words[max(index - 1, 0) : index], words[index + 1 : index + 2]
-        denied = NOT_BEFORE.intersection(before) or NOT_AFTER.intersection(after)
-        if word in CONTRAST and not first <= index < last and not denied:
-            return table.find(f"{name}-contrast") or name
-    return name
+def _in_question(stem: str, matches: Sequence[re.Match[str]], runs: Sequence[_Run]) -> str:
+    """Return the name as far as it may tell of contrast: words with a number before the modality are the patient's."""
+    start = min((matches[run.first].start() for run in runs), default=0)
+    return re.sub(r"[A-Za-z]*\d[A-Za-z0-9]*", " ", stem[:start]) + stem[start:]
+
+
+def _qualified(found: set[str], words: Sequence[str], name: str) -> set[str] | str:
+    """Return the modalities that a name means as a whole, or why that is open: `T1_axial_gd` is not T1."""
+    if T2 in found and GRADIENT_ECHO.intersection(words):
+        return "its name says T2*, another sequence"
+    if found == {T2, FLAIR} and DARK_FLUID.intersection(words):
+        return {FLAIR}
+    said = contrast_of(name) if T1 in found else "silent"
+    denied = T1CE in found and contrast_of(name, lone=False) in {"without", "open"}
+    if said == "open" or denied or (said == "with" and contrast_of(INITIALS.sub("", name)) != "with"):
+        return "its name leaves open whether it is with or without contrast"
+    return {MR_OF_CONTRAST.get(each, each) for each in found} if said == "with" else found
+
+
+def _derived(words: Sequence[str], kind: Kind | None, found: Collection[str]) -> str | None:
+    """Return the reason why a file is no image but computed from some, or None."""
+    name = "_".join(words)
+    of_standard = kind == "image" and not set(table.STANDARD).isdisjoint(found)
+    match = CHANCES.search(name) or (DERIVED.search(name) if of_standard else None)
+    return f"its name says that it was computed from images ({match[1]})" if match else None
 
 
 def _kind(words: list[str]) -> tuple[Kind | None, list[int]]:

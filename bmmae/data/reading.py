@@ -11,11 +11,12 @@ import gzip
 import hashlib
 import io
 import logging
+import re
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,15 @@ NIFTI2_MAGIC = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 CHANCE_TOLERANCE = 1e-3
 INTEGRAL_TOLERANCE = 1e-3
 """Labels stored with a scale factor come back a rounding error away from whole numbers."""
+
+FINEST, COARSEST = 0.05, 20.0
+"""Millimetres between voxels; a header that says less or more is wrong."""
+
+MILLIMETRES = {1: 1000.0, 3: 0.001}
+"""In the units other than millimetres that NIfTI has codes for: metre, micrometre."""
+
+SYNTHETIC = re.compile(r"bmmae (.* )?SYNTHETIC")
+"""How the description of a synthesised image begins, and of its deviation."""
 
 _SILENCE = threading.Lock()
 
@@ -66,11 +76,13 @@ class Image:
         array: float32 voxels in the file's own axis order (and usually in Fortran's memory order).
         affine: float64, voxel indices to world coordinates (mm).
         path: The file it came from.
+        description: The header's free text.
     """
 
     array: Float[Array, "H W D"]
     affine: Float[Array, "4 4"]
     path: File
+    description: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,6 +93,11 @@ class Image:
     def spacing(self) -> tuple[float, ...]:
         """Voxel size along each array axis, mm."""
         return spacing_of(self.affine)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether no scanner has taken it, by its own header: `bmmae reconstruct` writes so."""
+        return SYNTHETIC.match(self.description) is not None
 
 
 def spacing_of(affine: Float[Array, "4 4"]) -> tuple[float, ...]:
@@ -93,15 +110,15 @@ def read_image(path: str | File) -> Image:
 
     Raises:
         ImageError: If the file is absent, a folder, no image, truncated, not of three axes, of one value alone, has
-            voxels that are not finite, or an affine that cannot be inverted.
+            voxels that are not finite or of an impossible size, or an affine that cannot be inverted.
     """
     path = locate(path)
-    array, affine = _read(path)
-    low, high = array.min(), array.max()
+    image = _read(path)
+    low, high = image.array.min(), image.array.max()
     if low == high:
         what = f"the value {low:g} alone" if low else "only zeros"
         raise ImageError(f"{path} holds {what}: expected an image; export it again or leave its cell blank")
-    return Image(array, affine, path)
+    return image
 
 
 def read_chances(path: str | File) -> Image:
@@ -111,13 +128,14 @@ def read_chances(path: str | File) -> Image:
         ImageError: As `read_image`, except that one value alone is accepted; if a value lies outside 0 to 1.
     """
     path = locate(path)
-    array, affine = _read(path)
+    image = _read(path)
+    array = image.array
     if array.min() < -CHANCE_TOLERANCE or array.max() > 1 + CHANCE_TOLERANCE:
         raise ImageError(
             f"{path} is no map of probabilities: expected values from 0 to 1, got {array.min():g} to {array.max():g}; "
             "is it an image or a segmentation?"
         )
-    return Image(np.clip(array, 0, 1), affine, path)
+    return replace(image, array=np.clip(array, 0, 1))
 
 
 def read_labels(path: str | File) -> tuple[Int[Array, "H W D"], Float[Array, "4 4"]]:
@@ -128,7 +146,8 @@ def read_labels(path: str | File) -> tuple[Int[Array, "H W D"], Float[Array, "4 
         LabelError: If values are not whole numbers of the int16 range.
     """
     path = locate(path)
-    array, affine = _read(path)
+    image = _read(path)
+    array = image.array
     whole = np.rint(array)
     off = int(np.count_nonzero(np.abs(array - whole) > INTEGRAL_TOLERANCE))
     limits = np.iinfo(np.int16)
@@ -137,21 +156,22 @@ def read_labels(path: str | File) -> tuple[Int[Array, "H W D"], Float[Array, "4 
             f"{path} is not a segmentation: expected whole numbers from {limits.min} to {limits.max}, got {off} "
             f"other voxels and a range of {array.min():g} to {array.max():g}; is it an image or a probability map?"
         )
-    return whole.astype(np.int16), affine
+    return whole.astype(np.int16), image.affine
 
 
 def read_header(path: str | File) -> Header:
     """Read a file's grid without loading its voxels.
 
     Raises:
-        ImageError: If the file is absent, a folder, no image, not of three axes, or its affine is singular.
+        ImageError: If the file is absent, a folder, no image, not of three axes, its voxels are of an impossible size,
+            or its affine is singular.
     """
     path = locate(path)
     _require_file(path)
     with _explained(path):
         raw = _parse_header(_first_bytes(path)) if _is_nifti(path) else _load(path).header
         shape = _three_axes(path, tuple(map(int, raw.get_data_shape())))
-        return Header(path, shape, _affine(path, raw.get_best_affine()), raw.get_data_dtype(), raw)
+        return Header(path, shape, _affine(path, raw, raw.get_best_affine()), raw.get_data_dtype(), raw)
 
 
 def write_image(
@@ -167,7 +187,8 @@ def write_image(
         path: Ends in `.nii` or `.nii.gz`; its folder is created if needed.
         array: [H W D]. Booleans are stored as uint8, int64 as int32, other floats as float32.
         affine: Voxel indices to world coordinates (mm).
-        like: An input whose sform and qform codes and units are kept, so that viewers overlay both.
+        like: An input whose sform and qform codes and units are kept, so that viewers overlay both, whether they heed
+            the unit or not.
         description: The header's free text (79 bytes are kept).
 
     Returns:
@@ -200,11 +221,11 @@ def array_hash(array: Float[Array, "H W D"]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: File) -> tuple[Float[Array, "H W D"], Float[Array, "4 4"]]:
+def _read(path: File) -> Image:
     _require_file(path)
     with _explained(path):
         image = _parse(_decompressed(path)) if _is_nifti(path) else _load(path)
-        affine = _affine(path, image.affine)
+        affine = _affine(path, image.header, image.affine)
         shape = _three_axes(path, tuple(map(int, image.shape)))
         dtype = image.get_data_dtype()
         if dtype.kind not in "iufb":
@@ -219,7 +240,7 @@ def _read(path: File) -> tuple[Float[Array, "H W D"], Float[Array, "4 4"]]:
             f"{count} voxels of {path} are not finite (NaN or infinite, {count / array.size:.1%} of them): expected "
             "numbers; find the step that divided by zero, or set them to 0 if they are background"
         )
-    return array, affine
+    return Image(array, affine, path, _description(image.header))
 
 
 def _decompressed(path: File) -> bytes:
@@ -284,16 +305,55 @@ def _three_axes(path: File, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:3]
 
 
-def _affine(path: File, affine: Array | None) -> Float[Array, "4 4"]:
+def _affine(path: File, raw: Any, affine: Array | None) -> Float[Array, "4 4"]:
+    """Return an affine in millimetres that can be used."""
     if affine is not None:
         affine = np.asarray(affine, dtype=np.float64)
         volume = np.prod(np.linalg.norm(affine[:3, :3], axis=0))
         if np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume > 0:
-            return affine
+            affine = _scaled(affine, _unit(raw, affine))
+            if _plausible(affine):
+                return affine
+            size = " x ".join(f"{side:.4g}" for side in spacing_of(affine))
+            raise ImageError(
+                f"{path} has voxels of {size} mm by its header: expected {FINEST:g} to {COARSEST:g} mm along each "
+                "axis; correct the header's affine and unit (xyzt_units), or convert the image again from DICOM"
+            )
     raise ImageError(
         f"{path} has a singular affine: expected an invertible map from voxels to mm, got "
         f"{None if affine is None else affine[:3].tolist()}; convert it again from DICOM or repair its header"
     )
+
+
+def _unit(raw: Any, affine: Float[Array, "4 4"]) -> float:
+    """Return how many millimetres a header's unit is; 1 where that gives impossible voxels: such units are mistakes.
+
+    The limits are less than a factor of 1000 apart, so no affine is possible in two units. A NIfTI file without qform
+    and sform has no place that results could share with it: its unit is not converted.
+    """
+    import nibabel as nib
+
+    if not isinstance(raw, nib.Nifti1Header) or not (raw["qform_code"] or raw["sform_code"]):
+        return 1.0
+    unit = MILLIMETRES.get(int(raw["xyzt_units"]) % 8, 1.0)
+    return unit if _plausible(_scaled(affine, unit)) else 1.0
+
+
+def _plausible(affine: Float[Array, "4 4"]) -> bool:
+    # Headers store float32: 0.05 comes back a little smaller.
+    return all(FINEST * (1 - 1e-4) <= size <= COARSEST * (1 + 1e-4) for size in spacing_of(affine))
+
+
+def _scaled(affine: Float[Array, "4 4"], factor: float) -> Float[Array, "4 4"]:
+    return np.asarray(np.diag([factor, factor, factor, 1.0]) @ affine)
+
+
+def _description(raw: Any) -> str:
+    import nibabel as nib
+
+    if not isinstance(raw, nib.analyze.AnalyzeHeader):  # which NIfTI's is a kind of
+        return ""
+    return bytes(raw["descrip"]).decode(errors="replace").rstrip("\0")
 
 
 @contextlib.contextmanager
@@ -349,17 +409,23 @@ def _encode(array: Array, affine: Float[Array, "4 4"], header: Any, description:
         kept = np.int32
     voxels = array if kept is None else array.astype(kept)
     qform, sform = int(header["qform_code"]), int(header["sform_code"])
-    same = (qform or sform) and np.allclose(header.get_best_affine(), affine, rtol=0, atol=1e-5)
+    own = header.get_best_affine()
+    unit = _unit(header, own)
+    if not np.allclose(own, affine, rtol=0, atol=1e-5):  # else it is in the header's unit already
+        affine = _scaled(affine, 1 / unit)
+    same = (qform or sform) and np.allclose(own, affine, rtol=0, atol=1e-5)
     with _silenced():
         image = nib.Nifti1Image(voxels, affine, header, dtype=voxels.dtype)
         if same:  # both matrices, which may differ: viewers choose among them
             image.set_qform(*header.get_qform(coded=True))
             image.set_sform(*header.get_sform(coded=True))
+            if not qform:  # else that has set the voxel sizes, in its unit
+                image.header.set_zooms(spacing_of(own))
         else:
             # nibabel resets both codes as soon as the affine differs from the header's.
             image.set_qform(affine, code=qform)
             # A qform alone cannot hold shears, and without either there is no geometry at all.
-            lossy = not np.allclose(image.get_qform(), affine, atol=1e-4)
+            lossy = not np.allclose(_scaled(image.get_qform(), unit), _scaled(affine, unit), atol=1e-4)
             image.set_sform(affine, code=sform or int(lossy or not qform))
         image.header["descrip"] = description.encode()[:79]
         image.header["cal_min"] = image.header["cal_max"] = 0

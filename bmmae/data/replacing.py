@@ -25,10 +25,12 @@ def refuse_losing(path: Path, cohort: Cohort) -> None:
     columns: dict[str, None] = {}
     rows: list[str] = []
     for row in read_rows(path) if path.is_file() else ():
+        # `na` is blank in other columns, and in this one a name.
+        subject = row.pop("subject", None)
         old = {name: cell for name, cell in row.items() if not is_blank(cell)}
-        key = old.pop("subject", ""), old.pop("session", "")
-        if key[0] and key not in new:
-            rows.append(" ".join(key).strip())
+        key = subject or "", old.pop("session", "")
+        if subject is not None and key not in new:
+            rows.append(" ".join(key).strip() or "without a subject")
         else:
             columns |= dict.fromkeys(_lost(old, new.get(key, {})))
     _refuse(path, columns, rows)

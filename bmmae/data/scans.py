@@ -65,6 +65,7 @@ class Scan:
         grid: Its grid.
         nonzero: Bool[H, W, D].
         stripped: Whether it looks skull-stripped.
+        synthetic: Whether its header says that it was synthesised.
         digest: Hash of its voxels.
         thin: Float[h, w, d], the voxels that `Grid.thinned` keeps.
         extremes: Smallest and largest intensity.
@@ -75,10 +76,16 @@ class Scan:
     grid: Grid
     nonzero: Bool[Array, "H W D"]
     stripped: bool
+    synthetic: bool
     digest: str
     thin: Float[Array, "h w d"]
     extremes: tuple[float, float]
     percentiles: tuple[float, float]
+
+    @property
+    def millilitres(self) -> float:
+        """How much of it is not 0."""
+        return int(np.count_nonzero(self.nonzero)) * abs(float(np.linalg.det(self.grid.affine[:3, :3]))) / 1000
 
 
 def read_scan(path: File) -> Scan:
@@ -97,6 +104,7 @@ def read_scan(path: File) -> Scan:
         grid=grid,
         nonzero=np.asarray(array != 0),
         stripped=is_stripped(array),
+        synthetic=image.synthetic,
         digest=array_hash(array),
         thin=thin,
         extremes=(float(array.min()), float(array.max())),

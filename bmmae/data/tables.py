@@ -117,7 +117,8 @@ def _read_parquet(path: Path) -> list[dict[str, str]]:
 
 
 def _as_cell(value: Any) -> str:
-    if value is None or str(value) in {"<NA>", "NaT", "nan"}:
+    # A text `nan` may be a patient's name; whether a text means "not known" is for the reader of its column to say.
+    if value is None or (not isinstance(value, str) and str(value) in {"<NA>", "NaT", "nan"}):
         return ""
     # Identifiers with gaps were turned into floats by whoever wrote the file: 12.0 was 12.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()

@@ -111,4 +111,4 @@ def _likelier(name: str, own: np.ndarray, population: Population) -> str:
 def _subset(names: Sequence[str], population: Population) -> Iterator[str]:
     """Modalities are hidden in training, so a study shows all the subsets of what it has."""
     if population.subsets and not any(set(names) <= set(had.split("+")) for had in population.subsets):
-        yield f"no training study had {', '.join(title(name) for name in names)} together"
+        yield f"no training study had {', '.join(map(title, names))}{' together' if len(names) > 1 else ''}"

@@ -124,6 +124,8 @@ def require_segmenter(model: PretrainedModel) -> SegmentationModel:
     Raises:
         ModalityError: If it has no segmentation head.
     """
+    if not isinstance(model, PretrainedModel):
+        raise ModalityError(f"expected a loaded model, got {model!r}: load one first, with bmmae.load_model(...)")
     if not isinstance(model, SegmentationModel):
         raise ModalityError(f"a {model.kind} model cannot segment: fine-tune it with finetune/segmentation.py first")
     return model

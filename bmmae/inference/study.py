@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from bmmae.arrays import Array, Bool
 from bmmae.checkpoint import preprocessing_of, provenance_of
-from bmmae.data.location import File, locate
+from bmmae.data.location import File, RemoteFile, locate
 from bmmae.data.preprocess import (
     PreparedStudy,
     PreprocessConfig,
@@ -21,8 +22,8 @@ from bmmae.data.preprocess import (
     prepare_images,
     read_on_grid,
 )
-from bmmae.data.reading import Image, content_hash, read_header, read_image
-from bmmae.errors import ModalityError
+from bmmae.data.reading import Image, array_hash, content_hash, read_header, read_image, read_labels
+from bmmae.errors import ImageError, ModalityError
 from bmmae.inference.likeness import UnlikeTrainingWarning, unlike_training
 from bmmae.modalities import canonical
 from bmmae.model.mae import MAE
@@ -71,9 +72,12 @@ class StudyFiles:
 
         Raises:
             ImageError: If a file is broken.
+            LabelError: If a mask holds other than whole numbers.
         """
-        masks = {f"brain_mask_{name}": path for name, path in self.masks.items()}
-        return {role: content_hash(path) for role, path in {**self.images, **masks}.items()}
+        images = {name: content_hash(path) for name, path in self.images.items()}
+        # A mask may hold one value alone, which an image may not.
+        masks = {path: array_hash(read_labels(path)[0].astype(np.float32)) for path in set(self.masks.values())}
+        return {**images, **{f"brain_mask_{name}": masks[path] for name, path in self.masks.items()}}
 
     def place(self) -> dict[str, list[float]]:
         """Return every file's affine, row by row, by role: the same voxels elsewhere are another image.
@@ -92,15 +96,25 @@ def name_files(
 
     Raises:
         ModalityError: If none is given, one is unknown to the model, or one is given twice.
+        ImageError: If something else than a path is given.
     """
     known = model.model_config.modalities
     if not images:
         raise ModalityError(f"no image given: expected at least one of {', '.join(known)}")
-    named = {canonical(name, known): locate(path) for name, path in images.items()}
+    named = {canonical(name, known): _located(path, name) for name, path in images.items()}
     if len(named) < len(images):
         raise ModalityError(f"a modality is given twice under two names: {', '.join(images)}")
-    masks = {} if brain_mask is None else dict.fromkeys(named, locate(brain_mask))
+    masks = {} if brain_mask is None else dict.fromkeys(named, _located(brain_mask, "brain_mask"))
     return StudyFiles({name: named[name] for name in known if name in named}, masks)
+
+
+def _located(path: str | Path | RemoteFile, name: str) -> File:
+    if not isinstance(path, str | os.PathLike | RemoteFile):
+        raise ImageError(
+            f"{name}: expected the path of an image file, got {type(path).__name__}; leave out what is absent, and "
+            "save what is in memory first, for example with nibabel.save(image, path)"
+        )
+    return locate(path)
 
 
 def load_study(

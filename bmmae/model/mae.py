@@ -226,6 +226,8 @@ def stack_modalities(
     named = {canonical(name, config.modalities): volume for name, volume in images.items()}
     if len(named) < len(images):
         raise ModalityError(f"a modality is given twice under two names: {', '.join(images)}")
+    for name, volume in named.items():
+        _require_volume(name, volume)
     shapes = {name: tuple(volume.shape) for name, volume in named.items()}
     first = next(iter(named.values()))
     if len(set(shapes.values())) > 1 or first.ndim != 5 or first.shape[1] != 1:
@@ -235,3 +237,18 @@ def stack_modalities(
     volumes = torch.cat([named.get(name, absent) for name in config.modalities], dim=1)
     flags = torch.tensor([name in named for name in config.modalities], device=first.device)
     return volumes, flags.expand(len(first), -1)
+
+
+def _require_volume(name: str, volume: Tensor) -> None:
+    """Refuse what a user may hand over in place of a tensor.
+
+    Raises:
+        ConfigError: If it is none, or not of finite floats.
+    """
+    wanted = f"{name}: expected a torch tensor of finite floats [B, 1, H, W, D]"
+    if not isinstance(volume, torch.Tensor):
+        raise ConfigError(f"{wanted}, got {type(volume).__name__}; of an array make one with torch.from_numpy")
+    if not volume.is_floating_point():
+        raise ConfigError(f"{wanted}, got {volume.dtype}; convert it with .float()")
+    if not bool(volume.isfinite().all()):
+        raise ConfigError(f"{wanted}, got NaN or infinity among them; preprocess images before a model sees them")

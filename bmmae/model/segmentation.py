@@ -203,12 +203,10 @@ class SegmentationModel(PretrainedModel):
         self, images: Float[Tensor, "B M H W D"], tokens: TokenIndex, grid: Triple
     ) -> tuple[Float[Tensor, "B C h w d"], dict[int, tuple[Tensor, ...]]]:
         """Return the encoder's output on the grid of patches, and the intermediate layers' by decoder level."""
-        levels = {layer: level for level, layer in self.skip_layers.items()}
         skips: dict[int, tuple[Tensor, ...]] = {}
         sequence = images
         for layer, sequence in enumerate(self.encoder.layers(images, tokens)):
-            if layer in levels:
-                level = levels[layer]
+            for level in (level for level, own in self.skip_layers.items() if own == layer):
                 skips[level] = (self.skips[str(level)](sequence, tokens, grid),)
         return self.bottom(self.encoder.norm(sequence), tokens, grid), skips
 
@@ -262,7 +260,10 @@ class SegmentationModel(PretrainedModel):
 
 
 def _skip_layers(config: SegmentationConfig) -> dict[int, int]:
-    """Decoder level (0 is full resolution) to the encoder layer whose tokens join it; empty for the light decoder."""
+    """Decoder level (0 is full resolution) to the encoder layer whose tokens join it; empty for the light decoder.
+
+    A shallow encoder's layer may join two levels.
+    """
     if config.decoder == "light":
         return {}
     depth, steps = config.model.encoder.depth, config.steps

@@ -83,8 +83,9 @@ def write_checkpoint(run_dir: Path, step: int, model: nn.Module, state: dict[str
     except (OSError, OutputError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
             raise  # nothing of the disk's
+        told = "the disk may be full" if isinstance(error, RuntimeError) else error  # torch tells positions in a file
         raise OutputError(
-            f"Checkpoint {final} cannot be written: {error}. Free some space or choose another run folder; the "
+            f"Checkpoint {final} cannot be written: {told}. Free some space or choose another run folder; the "
             "earlier checkpoints are untouched."
         ) from error
     finally:

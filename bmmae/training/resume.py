@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -92,15 +93,46 @@ def training_state(
 def settings_of(model: nn.Module, masking: MaskingConfig | None = None) -> dict[str, Any]:
     """Settings of model, preprocessing and masking that a resumed run must share, by their keys in the configuration.
 
-    Lists and tables beside the `ModelConfig` are left out: some are fitted to the data, and rounded as each machine
-    does.
+    Of lists and tables beside the `ModelConfig` only what was chosen counts: names, classes, label values. The weights
+    that training starts from are known by their encoder's hash, wherever they lie.
+
+    Args:
+        model: As training starts, before a checkpoint is loaded.
+        masking: Of its tokens.
     """
     tree: dict[str, Any] = {} if masking is None else {"masking": to_dict(masking)}
-    if isinstance(model, PretrainedModel):
-        own = to_dict({"model": model.config} if isinstance(model.config, ModelConfig) else vars(model.config))
-        plain = {key: value for key, value in own.items() if key == "model" or not isinstance(value, list | dict)}
-        tree |= {**plain, "preprocess": model.metadata.preprocessing}
-    return dict(_flatten(tree))
+    if not isinstance(model, PretrainedModel):
+        return dict(_flatten(tree))
+    own = to_dict({"model": model.config} if isinstance(model.config, ModelConfig) else vars(model.config))
+    listed = {key: own.pop(key) for key in list(own) if key != "model" and isinstance(own[key], list | dict)}
+    tree |= {**own, "preprocess": model.metadata.preprocessing}
+    chosen = (pair for key, value in listed.items() for pair in _chosen(key, value))
+    return {**dict(_flatten(tree)), **dict(chosen), "encoder at the start (--model)": _start_of(model)}
+
+
+def _chosen(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a list or a table says, without what is fitted to the data: counts, and fractions that machines round."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name != "counts":
+                yield from _chosen(f"{key}.{name}", item)
+    elif isinstance(value, list) and all(isinstance(item, Mapping) and "name" in item for item in value):
+        yield key, [item["name"] for item in value]
+        for item in value:
+            yield from _chosen(f"{key}.{item['name']}", item)
+    elif isinstance(value, str | int) or (isinstance(value, list) and all(isinstance(i, str | int) for i in value)):
+        yield key, value
+
+
+def _start_of(model: PretrainedModel) -> str | None:
+    """A hash of the encoder that training starts from, in words; None for random weights."""
+    encoder = getattr(model, "encoder", None)
+    if model.metadata.provenance.get("parent") is None or not isinstance(encoder, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return f"SHA-256 {digest.hexdigest()[:16]}"
 
 
 def restore(
@@ -116,10 +148,15 @@ def restore(
         The progress, and the sums of the metrics since the last log line.
 
     Raises:
-        TrainingError: The configuration differs in something that makes it another training.
+        TrainingError: The configuration differs in something that makes it another training, or nothing was trained.
         CheckpointError: The weights do not fit the model.
     """
     state = read_state(folder)
+    if "identity" not in state:
+        raise TrainingError(
+            f"{folder.parents[1]} holds linear heads, which were fitted at once and cannot go on in steps: choose "
+            "another run folder (`out`)."
+        )
     _refuse_differences(folder, state["identity"], identity)
     try:
         model.load_state_dict(state["model"], strict=True)

@@ -293,6 +293,30 @@ def test_broken_studies_are_left_out_and_counted_if_asked(studies: list[Study], 
         sound_studies(studies[1:3], cache, skip_broken=True)
 
 
+def test_a_study_too_large_for_the_memory_is_one_broken_study(
+    studies: list[Study], cache: StudyCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(study: Study) -> object:
+        if study is studies[1]:
+            raise MemoryError
+        return None
+
+    monkeypatch.setattr(cache, "load", load)
+    monkeypatch.setattr(cache, "store", load)
+    with pytest.warns(UserWarning, match=r"1 of 4 studies cannot be read \(b: there was not enough memory"):
+        assert len(sound_studies(studies, cache, skip_broken=True)) == 3
+    (told,) = build_cache(cache, studies, workers=1, skip_broken=True)
+    assert told.startswith("b: there was not enough memory")
+
+
+def test_voxels_of_an_impossible_size_are_one_broken_study(studies: list[Study], cache: StudyCache) -> None:
+    save(studies[1].images["t1"], picture(), spacing=(2000, 2000, 2000))  # type: ignore[arg-type]
+    plan = plan_cache(cache, studies)
+    assert plan.size < 1e6
+    (told,) = build_cache(cache, plan.todo, workers=1, skip_broken=True)
+    assert "voxels of 2000 x 2000 x 2000 mm" in told
+
+
 def test_a_file_truncated_after_indexing_is_named(studies: list[Study], cohort: Path) -> None:
     from bmmae.data.cohort import read_cohort
 

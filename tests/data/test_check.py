@@ -6,12 +6,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tiny_studies
 
-from bmmae.data.check import check_cohort, check_study
+from bmmae.data.check import SYNTHETIC, check_cohort, check_study
 from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.findings import WHOLE, CheckReport, Finding, format_table
 from bmmae.data.index import index_folder
 from bmmae.data.labels import BRATS2017
+from bmmae.data.reading import write_image
+from bmmae.inference import cohort as reconstructed
 
 SHAPE = (10, 10, 10)
 
@@ -110,6 +113,17 @@ def test_heads_are_warned_of_unless_they_have_a_mask(tmp_path: Path) -> None:
     assert "brain_mask_t1" in finding.message
     mask = save(tmp_path / "brainmask.nii", (brain() > 0).astype(np.uint8))
     assert check_study(Study("p", images, brain_mask=mask)) == []
+
+
+def test_what_is_larger_than_a_brain_is_warned_of(tmp_path: Path) -> None:
+    """A head whose air is exactly 0 looks skull-stripped."""
+    for spacing, expected in ((9.0, []), (12.0, [("warning", "head")])):
+        path = tiny_studies.save(tmp_path / f"{spacing:g}.nii", tiny_studies.picture(), spacing=(spacing,) * 3)
+        found = check_study(Study("p", {"t1": path}))
+        assert codes(found) == expected
+    assert "ml, more than a brain holds" in found[0].message
+    mask = tiny_studies.save(tmp_path / "mask.nii", tiny_studies.brain().astype(np.uint8), spacing=(spacing,) * 3)
+    assert check_study(Study("p", {"t1": path}, brain_mask=mask)) == []
 
 
 def test_heads_with_slices_that_were_not_scanned_are_warned_of_too(tmp_path: Path) -> None:
@@ -283,3 +297,22 @@ def test_a_row_without_an_image_is_a_line_of_the_report(tmp_path: Path, others: 
     assert codes(list(report.findings)) == [("error", "bare")]
     assert "fill in a path" in format_table(report)
     assert (report.failed, report.studies) == (True, others + 1)
+
+
+def test_voxels_of_an_impossible_size_are_an_error(tmp_path: Path) -> None:
+    one = study(tmp_path / "p")
+    nib.save(nib.Nifti1Image(brain(), np.diag([2000.0, 2000, 2000, 1])), one.images["t1"])
+    (finding,) = check_study(one)
+    assert (finding.severity, finding.code) == ("error", "file")
+    assert "t1.nii.gz has voxels of 2000 x 2000 x 2000 mm by its header" in finding.message
+
+
+def test_a_synthetic_image_that_the_table_does_not_call_so_is_warned_of(tmp_path: Path) -> None:
+    one = study(tmp_path / "p")
+    write_image(one.images["t2"], brain(1), np.eye(4), description="bmmae SYNTHETIC T2, not acquired; scale: given")
+    (finding,) = check_study(one)
+    assert (finding.severity, finding.code, finding.path) == ("warning", "synthetic", one.images["t2"])
+    assert "t2.nii.gz was synthesised, as its header says" in finding.message
+    assert codes(check_study(replace(one, values={SYNTHETIC: "t1ce+flair"}))) == [("warning", "synthetic")]
+    assert check_study(replace(one, values={SYNTHETIC: "t2+flair"})) == []
+    assert reconstructed.SYNTHETIC == SYNTHETIC

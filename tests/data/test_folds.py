@@ -176,6 +176,52 @@ def test_a_file_serves_models_of_other_modalities(tmp_path: Path) -> None:
     assert read_fold(path, of_modalities(changed, ("t1", "t1ce")), 0)
 
 
+def of_flair(table: Cohort) -> Cohort:
+    """The same cohort as a model of FLAIR alone reads it: those without it apart."""
+    seen = [replace(s, images={n: f for n, f in s.images.items() if n == "flair"}) for s in table]
+    return Cohort(tuple(s for s in seen if s.images), ("flair",), bare=tuple(s for s in seen if not s.images))
+
+
+def test_studies_without_a_models_modalities_leave_the_others_in_their_folds(tmp_path: Path) -> None:
+    names = (("t1", "flair"), ("t1",))
+    studies = tuple(write_study(tmp_path / f"p{n}", names[n % 3 == 0], shape=(8, 8, 8), seed=n) for n in range(9))
+    table, plan = Cohort(studies), FoldPlan(3)
+    path = write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)
+    assert [s.subject for s in of_flair(table).bare] == ["p0", "p3", "p6"]
+    for number, fold in enumerate(make_folds(table, plan)):
+        with pytest.warns(
+            UserWarning, match="3 of the 9 studies of .* have none of the modalities flair and are left o"
+        ):
+            parts = read_fold(path, of_flair(table), number)
+        for part in PARTS:
+            kept = [key for key in getattr(fold, part) if key[0] not in {"p0", "p3", "p6"}]
+            assert [study.key for study in parts[part]] == kept
+    gone = Cohort(tuple(replace(s, images={"t1": s.images["t1"]}) if s.subject == "p1" else s for s in studies))
+    with (
+        pytest.warns(UserWarning, match="4 of the 9 studies"),
+        pytest.raises(CohortError, match=r"the images of 1 studies have changed since .* \('p1'\)"),
+    ):
+        read_fold(path, of_flair(gone), 0)
+    with pytest.raises(CohortError, match=r"1 of its studies are missing \('p0'\)"):
+        read_fold(path, of_flair(Cohort(studies[1:])), 0)
+
+
+def test_a_study_set_apart_still_tells_whose_it_is(tmp_path: Path) -> None:
+    studies = tuple(write_study(tmp_path / f"p{n}", ("t1", "flair"), shape=(8, 8, 8), seed=n) for n in range(6))
+    table, plan = Cohort(studies), FoldPlan(2)
+    folds = make_folds(table, plan)
+    path = write_folds(tmp_path / "folds.json", table, folds, plan)
+    train, test = folds[0].train[0], folds[0].test[0]
+    patients = {train: "one", test: "one"}
+    bare = {test: {"t1": studies[0].images["t1"]}}
+    same = (replace(s, group=patients.get(s.key, ""), images=bare.get(s.key, s.images)) for s in studies)
+    with pytest.raises(CohortError, match="puts 'one' into train and into test"):
+        read_fold(path, of_flair(Cohort(tuple(same))), 0)
+    later = replace(studies[1], session="later", images={"t1": studies[1].images["t1"]}, split="test")
+    with pytest.raises(CohortError, match="holds visits of 'p1', of whom the table marks another visit as test"):
+        read_fold(path, of_flair(Cohort((*studies, later))), 0)
+
+
 def test_files_of_earlier_versions_are_still_read(tmp_path: Path) -> None:
     table, plan = written(tmp_path), FoldPlan(2)
     path = write_folds(tmp_path / "folds.json", table, make_folds(table, plan), plan)

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bmmae.data.cohort import Study, read_cohort
 from bmmae.data.index import IndexReport, index_folder
 from bmmae.data.naming import Role, role_of
+from bmmae.data.reading import write_image
 from bmmae.errors import CohortError
 
 
@@ -36,6 +38,9 @@ def only(report: IndexReport) -> Study:
             "t1 T1w t1n T1_native mprage T1_brain T1_pre_contrast t1_without_contrast post_op_T1 T1_post_op pat_c_t1",
             "t1",
         ),
+        ("T1_sans_gado T1_pré_gado t1_o.KM t1_gre CE12_t1 GAD01_t1 sub_01_t1 T1_Warped t1_post_rt", "t1"),
+        ("AX_T1_SE_+C T1_nach_KM t1_se_tra_KM t1_mit_km T1_Gadovist p01_pre_T1_gd pre_t1ce CE_T1_post T1_-_gd", "t1ce"),
+        ("t2_tirm_tra_dark-fluid t2_space_dark-fluid tirm_tra dark_fluid", "flair"),
         (
             "t1ce T1c t1+c T1-Gd T1Gd t1_post T1_3D_post post_T1 mprage_post T1w_ce T1_axial_gd gad_T1w T1_contrast",
             "t1ce",
@@ -73,6 +78,38 @@ def test_masks_are_told_from_images(name: str, kind: str, modality: str | None) 
 
 
 @pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("t2_star t2_gre T2_FFE", "its name says T2*, another sequence"),
+        (
+            "T1_map t1_sub T1_bias_field T1_jacobian t1_warp t1_1Warp t1_aseg t1_pve_0 T1w_probseg T2_map",
+            "its name says that it was computed from images",
+        ),
+        (
+            "t2_std t1ce_std seg_probability_ET probability_ET lesion_probability",
+            "its name says that it was computed from images",
+        ),
+        (
+            "T1_+-_GD T1_-GD T1_pre_axial_gd T1_contrast_none T1_gd- KM_t1",
+            "its name leaves open whether it is with or without",
+        ),
+    ],
+)
+def test_names_of_something_else_or_of_open_contrast_are_left_out_with_the_reason(names: str, reason: str) -> None:
+    for name in names.split():
+        role = role_of(name)
+        assert isinstance(role, str), f"{name}: {role}"
+        assert role.startswith(reason), name
+
+
+def test_a_map_may_be_an_image_by_itself() -> None:
+    for name, declared, modality in (("adc_map", (), "adc"), ("T1_map", ("t1map",), "t1map")):
+        role = role_of(name, declared)
+        assert isinstance(role, Role)
+        assert role.modality == modality
+
+
+@pytest.mark.parametrize(
     "name", ["001", "flair_in_t1", "FLAIR_T2", "t1_mask", "t1_lesion", "head_mask", "brain_tumor_mask", ""]
 )
 def test_names_that_say_two_things_or_none_are_left_out(name: str) -> None:
@@ -103,6 +140,10 @@ def test_brats_editions(tmp_path: Path) -> None:
         ("acq-space_T1w", "t1"),
         ("acq-preGd_T1w", "t1"),
         ("acq-mprage_T1w", "t1"),
+        ("acq-KM_T1w", "t1ce"),
+        ("acq-t1c_T1w", "t1ce"),
+        ("acq-sansGado_T1w", "t1"),
+        ("ce-none_T1w", "t1"),
     ],
 )
 def test_contrast_told_by_acquisition_or_reconstruction(tmp_path: Path, name: str, modality: str) -> None:
@@ -356,6 +397,31 @@ def test_nothing_found_names_the_layouts(tmp_path: Path) -> None:
 def test_an_index_is_read_back_from_its_table(tmp_path: Path) -> None:
     report = index_folder(tree(tmp_path, "p/t1.nii.gz", "p/seg.nii.gz", "q/t2.nii.gz", "q/brainmask_t2.nii.gz"))
     assert read_cohort(report.cohort.write(tmp_path / "cohort.csv")).studies == report.cohort.studies
+
+
+def test_a_subject_may_be_named_as_what_means_not_known(tmp_path: Path) -> None:
+    names = ("nan", "NA", "none", "null")
+    report = index_folder(tree(tmp_path, *(f"{name}/t1.nii.gz" for name in names)))
+    for table in ("cohort.csv", "cohort.parquet"):
+        assert {study.subject for study in read_cohort(report.cohort.write(tmp_path / table))} == set(names)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_what_reconstruct_wrote_beside_the_scans_is_left_out_and_told(tmp_path: Path, ending: str) -> None:
+    tree(tmp_path, "p/t1.nii.gz", "p/seg.nii.gz")
+    voxels, affine = np.arange(8.0).reshape(2, 2, 2), np.eye(4)
+    write_image(tmp_path / "p" / "flair.nii.gz", voxels, affine, description="bmmae import-dicom")
+    write_image(
+        tmp_path / "p" / f"t2{ending}", voxels, affine, description="bmmae SYNTHETIC T2, not acquired; scale: x"
+    )
+    tree(tmp_path, "p/t2_std.nii.gz", "p/probability_ET.nii.gz", "p/seg_probability_WT.nii.gz")
+    report = index_folder(tmp_path)
+    assert list(only(report).images) == ["t1", "flair"]
+    assert only(report).seg == tmp_path / "p" / "seg.nii.gz"
+    reasons = {problem.path.name: problem.reason for problem in report.problems}
+    assert reasons.pop(f"t2{ending}") == "is a synthesised image by its header"
+    assert len(reasons) == 3
+    assert all("computed from images" in reason for reason in reasons.values())
 
 
 def test_indexing_goes_by_names_and_opens_no_file(tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ def test_codings_are_found_by_name() -> None:
         find_coding("brats")
 
 
+def test_a_users_own_coding_has_to_be_spelt_out() -> None:
+    with pytest.raises(LabelError, match=r"column `seg_coding` may say.*`classes` .* \(--labels own.yaml of a command"):
+        find_coding("own")
+
+
 def test_an_own_coding_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "coding.yaml"
     file.write_text("width: 8\nclasses: {core: 1, rim: 2}\nregions: {lesion: [1, 2], core: [1]}\n")

@@ -145,6 +145,82 @@ def test_a_singular_affine_is_explained(tmp_path: Path) -> None:
             reader(tmp_path / "a.nii")
 
 
+def with_unit(path: Path, size: float, unit: str, codes: tuple[int, int] = (0, 2)) -> Path:
+    """Voxels of one size, in a unit of the header's, off the origin by ten of them."""
+    affine = np.diag([size, size, size, 1.0])
+    affine[:3, 3] = 10 * size
+    image = nib.Nifti1Image(RAMP, affine)
+    image.set_qform(affine, code=codes[0])
+    image.set_sform(affine, code=codes[1])
+    image.header.set_xyzt_units(unit)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(("size", "unit"), [(2000, "micron"), (0.002, "meter"), (2, "mm"), (2, "micron"), (2, "meter")])
+def test_units_are_converted_where_that_gives_possible_voxels(tmp_path: Path, size: float, unit: str) -> None:
+    path = with_unit(tmp_path / "a.nii.gz", size, unit)
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = 20
+    for found in (read_image(path).affine, read_header(path).affine, read_labels(path)[1]):
+        np.testing.assert_allclose(found, affine, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "unit"), [(2000, "mm"), (0.04, "mm"), (21, "mm"), (40, "micron"), (0.03, "meter")])
+def test_voxels_of_an_impossible_size_are_explained(tmp_path: Path, size: float, unit: str) -> None:
+    path = with_unit(tmp_path / "a.nii.gz", size, unit)
+    told = re.escape(f"a.nii.gz has voxels of {size:g} x {size:g} x {size:g} mm by its header: expected 0.05 to 20 mm")
+    for reader in (read_image, read_header, read_labels):
+        with pytest.raises(ImageError, match=told):
+            reader(path)
+
+
+def test_a_file_without_any_place_is_not_converted(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="voxels of 2000 x 2000 x 2000 mm"):
+        read_header(with_unit(tmp_path / "a.nii.gz", 2000, "micron", (0, 0)))
+
+
+@pytest.mark.parametrize("size", [0.05, 20])
+def test_limits_are_possible_sizes(tmp_path: Path, size: float) -> None:
+    assert read_image(with_unit(tmp_path / "a.nii.gz", size, "mm")).spacing == pytest.approx((size,) * 3)
+
+
+@pytest.mark.parametrize("codes", [(0, 2), (1, 0), (1, 1)])
+@pytest.mark.parametrize(("size", "unit"), [(2000, "micron"), (0.002, "meter")])
+def test_what_is_written_opens_over_an_input_in_another_unit(
+    tmp_path: Path, size: float, unit: str, codes: tuple[int, int]
+) -> None:
+    given = read_image(with_unit(tmp_path / "in.nii.gz", size, unit, codes))
+    before = nib.load(given.path)
+    write_image(tmp_path / "out.nii.gz", RAMP, given.affine, like=given.path)
+    written = nib.load(tmp_path / "out.nii.gz")
+    np.testing.assert_allclose(written.affine, before.affine, rtol=1e-5)
+    assert written.header.get_zooms() == pytest.approx(before.header.get_zooms())
+    assert written.header.get_xyzt_units() == before.header.get_xyzt_units()
+    np.testing.assert_allclose(read_image(tmp_path / "out.nii.gz").affine, given.affine, rtol=1e-5)
+    for shear in (0, 0.3):  # another grid keeps the unit too
+        moved = given.affine.copy()
+        moved[0, 1], moved[0, 3] = shear, 33
+        write_image(tmp_path / "out.nii.gz", RAMP, moved, like=given.path)
+        np.testing.assert_allclose(read_image(tmp_path / "out.nii.gz").affine, moved, rtol=1e-5, atol=1e-4)
+        assert nib.load(tmp_path / "out.nii.gz").header.get_xyzt_units()[0] == unit
+
+
+@pytest.mark.parametrize(
+    ("text", "synthetic"),
+    [
+        ("bmmae SYNTHETIC T2, not acquired; scale: given", True),
+        ("bmmae deviation of SYNTHETIC T2; scale: given", True),
+        ("bmmae preprocess", False),
+        ("bmmae synth 3", False),
+        ("SYNTHETIC FLAIR (a sequence of the scanner)", False),
+    ],
+)
+def test_a_header_tells_what_no_scanner_has_taken(tmp_path: Path, text: str, synthetic: bool) -> None:
+    assert read_image(write_image(tmp_path / "a.nii.gz", RAMP, AFFINE, description=text)).synthetic == synthetic
+    assert not read_image(save(tmp_path / "a.mgz", kind=nib.MGHImage)).synthetic
+
+
 def test_remarks_of_the_library_stay_inside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     image = nib.Nifti1Image(RAMP, AFFINE)
     image.header["pixdim"][0] = 5  # nibabel prints "pixdim[0] (qfac) should be 1 ..."

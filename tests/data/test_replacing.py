@@ -45,6 +45,8 @@ def test_a_table_that_says_no_more_is_replaced(tmp_path: Path, lines: tuple[str,
         (("subject,session,group", "b,1,mine"), "columns group:"),
         (("subject,group", "a,mine"), "columns group:"),
         (("name,age", "a,61"), "columns name, age:"),
+        (("subject,t1", "nan,a.nii.gz", "NA,a.nii.gz"), "rows nan, NA:"),
+        (("subject,t1", ",a.nii.gz"), "rows without a subject:"),
     ],
 )
 def test_what_would_be_lost_is_named(tmp_path: Path, lines: tuple[str, ...], lost: str) -> None:

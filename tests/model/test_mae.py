@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
-from tiny_models import DECODERS, flags, tiny_mae, volumes
+from tiny_models import DECODERS, flags, tiny_mae, tiny_segmentation, volumes
 
 from bmmae.errors import ConfigError, ModalityError
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, recipe
@@ -231,6 +233,28 @@ def test_embeddings_named_as_free_of_weight_decay_exist() -> None:
 def test_volumes_that_do_not_fit_are_refused(given: dict[str, Triple], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         tiny_mae().reconstruct({name: torch.zeros(1, 1, *size) for name, size in given.items()})
+
+
+def test_what_is_no_volume_is_refused_by_name() -> None:
+    model, volume = tiny_mae(), volumes(1)[:, :1]
+    broken = volume.clone()
+    broken[0, 0, 1, 1, 1] = torch.nan
+    cases: list[tuple[Any, str]] = [
+        (volume.numpy(), "got ndarray; of an array make one with torch.from_numpy"),
+        (volume.tolist(), "got list"),
+        (None, "got NoneType"),
+        (volume.long(), "got torch.int64; convert it with .float()"),
+        (broken, "got NaN or infinity among them"),
+    ]
+    jaxtyping.config.update("jaxtyping_disable", True)  # tests refuse other types by themselves
+    try:
+        for run in (model.encode, model.reconstruct, tiny_segmentation().segment):
+            for value, message in cases:
+                told = re.escape(f"flair: expected a torch tensor of finite floats [B, 1, H, W, D], {message}")
+                with pytest.raises(ConfigError, match=told):
+                    run({"flair": value})
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_aliases_are_accepted() -> None:

@@ -114,6 +114,19 @@ def test_a_pointwise_layer_is_a_convolution() -> None:
     torch.testing.assert_close(layer(features), expected)
 
 
+@pytest.mark.parametrize(
+    ("depth", "patch", "layers"),
+    [(1, 8, []), (2, 8, [1, 1]), (3, 8, [1, 2]), (1, 16, []), (2, 16, [1]), (3, 16, [1, 2, 2])],
+)
+def test_a_shallow_encoders_layer_may_join_two_levels(depth: int, patch: int, layers: list[int]) -> None:
+    model = tiny_config((16, 16, 16), (patch, patch, patch))
+    shape = replace(model, encoder=replace(model.encoder, depth=depth))
+    segmenter = SegmentationModel(SegmentationConfig(shape, width=2, decoder="unetr"))
+    assert list(segmenter.skip_layers.values()) == layers
+    segmenter(volumes(1), SUBSETS[:1]).square().sum().backward()
+    assert [name for name, p in segmenter.named_parameters() if p.grad is None] == []
+
+
 def test_a_grid_that_is_not_cubic_runs() -> None:
     assert tiny_segmentation()(volumes(1, 4, (8, 16, 24)), SUBSETS[:1]).shape == (1, 3, 8, 16, 24)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import tiny_config, tiny_segmentation
+from tiny_patients import tiny_patient_model, write_patients
 from torch import nn
 from toy_training import StopsAt, ToyDataset, ToyTask, rows, same_weights, save_toy, settings, train_toy
 
@@ -203,6 +204,18 @@ def test_another_model_preprocessing_or_masking_is_refused_though_the_weights_fi
 def test_a_fine_tuned_model_is_known_by_its_settings_too() -> None:
     found = settings_of(tiny_segmentation(fusion="attention"))
     assert (found["fusion"], found["width"], found["model.encoder.heads"]) == ("attention", 4, 2)
+
+
+def test_what_is_fitted_is_no_setting_but_names_and_classes_are(tmp_path: Path) -> None:
+    one, two = (tiny_patient_model(write_patients(tmp_path / str(count), count)) for count in (6, 7))
+    found = settings_of(one)
+    assert one.config != two.config
+    assert found == settings_of(two)
+    assert found["targets"] == ["subtype", "site", "hazard", "cox", "survival_class"]
+    assert found["targets.subtype.classes"] == ["NSCLC", "SCLC"]
+    assert found["clinical.sex.categories"] == ["F", "M"]
+    own = settings_of(tiny_segmentation(coding="own", classes={"rim": 2}, united={"ET": (2,), "TC": (2,), "WT": (2,)}))
+    assert (own["regions"], own["classes.rim"], own["united.WT"]) == (["ET", "TC", "WT"], 2, [2])
 
 
 def test_the_same_global_batch_may_be_cut_differently_on_resume(tmp_path: Path) -> None:

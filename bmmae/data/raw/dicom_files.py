@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bmmae.data.contrast import names_agent
 from bmmae.data.raw.extras import require
 from bmmae.errors import ImageError
 
@@ -27,6 +30,14 @@ DIRECTORY = "1.2.840.10008.1.3.10"
 """SOP class of a DICOMDIR."""
 IMPLICIT_LENGTHS = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 """Uncompressed transfer syntaxes, whose voxels have a known number of bytes."""
+TIMES = {
+    "tr": ("RepetitionTime",),
+    "te": ("EchoTime", "EffectiveEchoTime"),
+    "ti": ("InversionTime", "InversionTimes"),
+}
+"""Elements that hold them, the likeliest first."""
+DECIMAL_COMMA = re.compile(r",(?=\d{1,2}$)")
+"""Before three digits a comma may part thousands."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +148,19 @@ def scan_folder(folder: str | Path) -> Scan:
             continue
         if file is not None:
             headers[str(file.header.SeriesInstanceUID)].append(file)
-    if not headers:
+    series: list[Series] = []
+    for uid, found in headers.items():
+        try:
+            series.append(_as_series(uid, found))
+        except Exception:  # a parser's own exceptions, which come only when an element is asked for
+            unreadable += [file.path for file in found]
+    if not series:
         damaged = f", {len(unreadable)} of them DICOM with unreadable headers" if unreadable else ""
         raise ImageError(
             f"{root} holds no DICOM file ({seen} files looked at{damaged}): expected a scanner's or an archive's "
             "export; for NIfTI files use `bmmae index`"
         )
-    return Scan(tuple(_as_series(uid, found) for uid, found in headers.items()), tuple(unreadable))
+    return Scan(tuple(series), tuple(unreadable))
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -163,6 +180,10 @@ class _File:
 
 class _UnreadableError(Exception):
     """A file that says it is DICOM, and nothing further that can be understood."""
+
+
+class _MalformedError(Exception):
+    """An element that does not hold the numbers which it should."""
 
 
 def _read_header(path: Path) -> _File | None:
@@ -197,20 +218,35 @@ def _read_header(path: Path) -> _File | None:
 
 def _as_series(uid: str, found: list[_File]) -> Series:
     first = found[0].header
-    positions = [position for file in found for position in _positions(file.header)]
+    acquisition, malformed = _acquisition(first)
+    positions: list[float] = []
+    short = unplaced = 0
+    for file in found:
+        try:
+            positions += _positions(file.header)
+            short += _is_short(file)
+        except _MalformedError as error:
+            malformed.append(str(error))
+            unplaced += 1
     slices, problems = _spacing_problems(positions)
-    short = sum(_is_short(file) for file in found)
     if short:
         problems = (f"{short} of {len(found)} files truncated", *problems)
     return Series(
         uid=uid,
         identity=_identity(first),
-        number=int(first.get("SeriesNumber") or 0),
-        acquisition=_acquisition(first),
+        number=_series_number(first),
+        acquisition=acquisition,
         files=tuple(file.path for file in found),
-        slices=slices,
-        problems=problems,
+        slices=slices + unplaced,
+        problems=(*dict.fromkeys(malformed), *problems),
     )
+
+
+def _series_number(header: Any) -> int:
+    try:
+        return int(_numbers(header, "SeriesNumber", 1)[0])
+    except (_MalformedError, IndexError):  # it only serves to be shown
+        return 0
 
 
 def _identity(header: Any) -> Identity:
@@ -225,21 +261,28 @@ def _identity(header: Any) -> Identity:
     )
 
 
-def _acquisition(header: Any) -> Acquisition:
-    contrast = _text(header, "ContrastBolusAgent")
-    return Acquisition(
+def _acquisition(header: Any) -> tuple[Acquisition, list[str]]:
+    """Return how a series was made, and which of its numbers cannot be understood, a phrase each."""
+    times: dict[str, float | None] = {}
+    malformed = []
+    for name, elements in TIMES.items():
+        try:
+            times[name] = _number(header, *elements)
+        except _MalformedError as error:
+            malformed.append(str(error))
+    agent = _text(header, "ContrastBolusAgent")
+    acquisition = Acquisition(
         kind=_text(header, "Modality").upper(),
         description=tuple(
             text for name in ("SeriesDescription", "ProtocolName", "SequenceName") if (text := _text(header, name))
         ),
-        contrast="" if contrast.lower() in {"no", "none", "n", "n/a", "without", "0"} else contrast,
-        tr=_number(header, "RepetitionTime"),
-        te=_number(header, "EchoTime", "EffectiveEchoTime"),
-        ti=_number(header, "InversionTime", "InversionTimes"),
+        contrast=agent if names_agent(agent) else "",
+        **times,
         scanning=_words(header, "ScanningSequence"),
         image_type=_words(header, "ImageType"),
         body_part=_text(header, "BodyPartExamined").lower(),
     )
+    return acquisition, malformed
 
 
 def _text(header: Any, name: str) -> str:
@@ -259,10 +302,28 @@ def _number(header: Any, *names: str) -> float | None:
     ]
     for group in groups:
         for name in names:
-            value = group.get(name)
-            if value not in (None, ""):
-                return float(value[0] if hasattr(value, "__getitem__") else value)
+            if numbers := _numbers(group, name):
+                return numbers[0]
     return None
+
+
+def _numbers(group: Any, name: str, count: int | None = None) -> list[float]:
+    """Return the numbers of an element, none where it is not filled.
+
+    Raises:
+        _MalformedError: If it holds something else, or not so many of them.
+    """
+    try:
+        value = group.get(name)
+        values = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
+        numbers = [float(DECIMAL_COMMA.sub(".", str(item))) for item in values if item not in (None, "")]
+    except Exception as error:  # a parser's own exceptions: whatever it cannot read is no number
+        raise _MalformedError(f"{name} is no number") from error
+    if not all(map(math.isfinite, numbers)):
+        raise _MalformedError(f"{name} is no number")
+    if numbers and count and len(numbers) != count:
+        raise _MalformedError(f"{name} holds {len(numbers)} numbers: expected {count}")
+    return numbers
 
 
 def _nested(group: Any) -> Iterator[Any]:
@@ -279,13 +340,12 @@ def _positions(header: Any) -> list[float]:
     shared = header.get("SharedFunctionalGroupsSequence") or [header]
     found = []
     for frame in frames:
-        position = _within(frame, "PlanePositionSequence").get("ImagePositionPatient")
-        orientation = _within(frame, "PlaneOrientationSequence").get("ImageOrientationPatient") or _within(
-            shared[0], "PlaneOrientationSequence"
-        ).get("ImageOrientationPatient")
+        position = _numbers(_within(frame, "PlanePositionSequence"), "ImagePositionPatient", 3)
+        planes = (_within(group, "PlaneOrientationSequence") for group in (frame, shared[0]))
+        orientation = next((o for plane in planes if (o := _numbers(plane, "ImageOrientationPatient", 6))), None)
         if position and orientation:
-            axes = np.asarray(orientation, dtype=float).reshape(2, 3)
-            found.append(float(np.cross(*axes) @ np.asarray(position, dtype=float)))
+            axes = np.asarray(orientation).reshape(2, 3)
+            found.append(float(np.cross(*axes) @ np.asarray(position)))
     return found
 
 
@@ -322,6 +382,7 @@ def _is_short(file: _File) -> bool:
     meta = getattr(header, "file_meta", None)
     if not header.get("Rows") or str((meta or {}).get("TransferSyntaxUID", "")) not in IMPLICIT_LENGTHS:
         return False
-    frames = int(header.get("NumberOfFrames") or 1) * int(header.get("SamplesPerPixel") or 1)
-    bits = int(header.Rows) * int(header.Columns) * frames * int(header.get("BitsAllocated") or 16)
-    return file.rest < bits // 8
+    names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
+    voxels = math.prod(int(number) for name in names for number in _numbers(header, name, 1))
+    bits = _numbers(header, "BitsAllocated", 1) or [16]
+    return file.rest < voxels * int(bits[0]) // 8

@@ -12,15 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from bmmae.data.naming import role_of
+from bmmae.data.contrast import contrast_of
+from bmmae.data.naming import FLAIR, MR_OF_CONTRAST, T1, T2, role_of
 from bmmae.data.raw.dicom_files import Acquisition, Series
 from bmmae.modalities import STANDARD, TABLE, find
 
 Status = Literal["taken", "ambiguous", "apart", "broken", "structures"]
-
-T1, T1CE, T2, FLAIR = STANDARD
-MR_OF_CONTRAST = {T1: T1CE}
-"""What a modality is called once a contrast agent shows in it; T2 and FLAIR keep their names."""
 
 FEWEST_SLICES = 8
 """Fewer do not cover a brain: localisers, single slices, screen shots."""
@@ -28,29 +25,15 @@ FEWEST_SLICES = 8
 WEIGHTING = re.compile(r"(?<![a-z0-9])t([12])[-_ ]?(?:w|weighted)?(?![a-z0-9*])")
 DARK_FLUID = re.compile(rf"dark[-_ ]?fluid|tirm|(?<![a-z])fla(?![a-z])|{FLAIR}")
 T1_BRANDS = re.compile(r"mp[-_ ]?rage|fspgr|spgr|bravo|(?<![a-z])tfl|(?<![a-z])tfe|vibe|mp2rage")
-AGENT = r"(?:[ck]ontrast[a-z]*|gad[a-z]*|gd|km|ce|enhanced)"
-WITH_CONTRAST = re.compile(rf"(?<![a-z])(?:post(?:con|c|{AGENT})?|{AGENT}|c ?\+|\+c|\+ ?gd|\+ ?km)(?![a-z])")
-WITHOUT_CONTRAST = re.compile(
-    rf"(?<![a-z])(?:(?:pre|native|nativ|w/?o|without|ohne|vor|non|no|-c|c-)(?![a-z])(?:[-_ ]*{AGENT}(?![a-z]))?"
-    rf"|pre{AGENT}(?![a-z]))"
-)
-WITH, WITHOUT = "(?:w(?:/|ith)?|mit)", "(?:w/?o|without|ohne)"
-WITH_AND_WITHOUT = re.compile(
-    rf"(?<![a-z0-9])(?:{WITH}[-_ ]*(?:and|und|[&+/])?[-_ ]*{WITHOUT}|{WITHOUT}[-_ ]*(?:and|und|[&+/])[-_ ]*{WITH})"
-    rf"(?![a-z])(?:[-_ ]*{AGENT}(?![a-z]))?"
-)
-"""Words of a whole examination, which do not say what one series of it is."""
 LONE_C = re.compile(r"(?<![a-z0-9])t1w?[-_ ]c(?![a-z0-9-])")
 """Contrast to some, coronal to others."""
-OPERATION = re.compile(r"(?:pre|post)[-_ ]?(?:op\w*|surg\w*|rt|treatment|tx|radio\w*)")
-"""Words about therapy, not about contrast."""
 
 APART_WORDS = {
     "localiser": r"locali[sz]er|scout|survey|3[-_ ]?(?:plane|pl)|(?<![a-z])loc(?![a-z])|aahead|smartbrain",
     "calibration": r"calib|asset|(?<![a-z])(?:b0|b1|field)[-_ ]?map|shim",
     "diffusion": r"dwi|diff|trace|tensor|(?<![a-z])(?:dti|e?adc|fa|b\d{3,4})(?![a-z])",
     "perfusion": r"perf|(?<![a-z])(?:dsc|dce|pwi|r?cbv|r?cbf|mtt|ttp|tmax|asl|pcasl|pasl)(?![a-z])",
-    "susceptibility": r"(?<![a-z])(?:swi|hemo|qsm)|swan|t2[-_ ]?(?:\*|star)|suscept|pha(?:se)?[-_ ]?ima",
+    "susceptibility": r"(?<![a-z])(?:swi|hemo|qsm)|swan|t2[-_ ]?(?:\*|star|gre|ffe)|suscept|pha(?:se)?[-_ ]?ima",
     "angiography": r"(?<![a-z])(?:tof|mra|mrv|angio\w*|veno\w*|pca)(?![a-z])",
     "functional": r"bold|fmri|(?<![a-z])rest(?:ing)?(?![a-z])",
     "spectroscopy": r"spectro|(?<![a-z])(?:mrs|svs|csi|mrsi|press)(?![a-z])",
@@ -131,7 +114,7 @@ def _listed(acquisition: Acquisition, wanted: tuple[str, ...]) -> str | None:
 def _apart(series: Series) -> str | None:
     """Return why a series is none of the standard sequences, if it is not."""
     acquisition = series.acquisition
-    text = " ".join(acquisition.description).lower()
+    text = _words(acquisition)
     if acquisition.image_type[:2] == ("ORIGINAL", "PRIMARY"):
         # `t1_mpr_ns_sag` is an MPRAGE of Siemens; reformats are DERIVED.
         text = re.sub(r"(?<![a-z])mpr(?![a-z])", " ", text)
@@ -150,8 +133,7 @@ def _apart(series: Series) -> str | None:
 
 def _weighed(acquisition: Acquisition) -> Verdict:
     """Hear both witnesses, then ask for contrast."""
-    text = " ".join(acquisition.description).lower()
-    said, made = _by_name(text), _by_physics(acquisition)
+    said, made = _by_name(_words(acquisition)), _by_physics(acquisition)
     if made == "other":
         return Verdict("ambiguous", None, f"{_parameters(acquisition)} fits none of {', '.join(STANDARD)}")
     if said and made and made not in said:
@@ -162,28 +144,33 @@ def _weighed(acquisition: Acquisition) -> Verdict:
     if name is None:
         return Verdict("ambiguous", None, "names and header say no sequence" if not said else "its name says two")
     reason = f"name and {_parameters(acquisition)}" if said and made else ("name" if said else _parameters(acquisition))
-    return _with_contrast(name, text, acquisition.contrast, reason)
+    return _with_contrast(name, acquisition, reason)
 
 
-def _with_contrast(name: str, text: str, agent: str, reason: str) -> Verdict:
+def _with_contrast(name: str, acquisition: Acquisition, reason: str) -> Verdict:
     if name not in MR_OF_CONTRAST:
         return Verdict("taken", name, reason)
-    words, examined_with_and_without = WITH_AND_WITHOUT.subn(" ", OPERATION.sub(" ", text))
-    rest, without = WITHOUT_CONTRAST.subn(" ", words)
-    # "without IV contrast" holds a word of both lists.
-    with_it = WITH_CONTRAST.search(re.sub(r"[ck]ontrast[a-z]*", " ", rest) if without else rest) is not None
-    if agent and without:
+    said = contrast_of(" | ".join(acquisition.description))
+    agent = bool(acquisition.contrast)
+    if said == "open" or (agent and contrast_of(acquisition.contrast) == "open"):
+        return Verdict(
+            "ambiguous", None, f"its words say both with and without contrast, or neither clearly ({reason})"
+        )
+    if agent and said == "without":
         return Verdict("ambiguous", None, f"named as without contrast, but the header names an agent ({reason})")
-    if (without and with_it) or (examined_with_and_without and not without and not with_it):
-        return Verdict("ambiguous", None, f"its name says both with and without contrast ({reason})")
-    if agent or with_it:
+    if agent or said == "with":
         return Verdict(
             "taken", MR_OF_CONTRAST[name], f"{reason}, {'contrast agent' if agent else 'named with contrast'}"
         )
-    if (WEIGHTING.search(text) or T1_BRANDS.search(text)) and not LONE_C.search(words):
+    text = _words(acquisition)
+    if said == "without" or ((WEIGHTING.search(text) or T1_BRANDS.search(text)) and not LONE_C.search(text)):
         return Verdict("taken", name, reason)
     # The parameters are the same before and after the agent.
     return Verdict("ambiguous", None, f"{name} by {reason}, but nothing says whether before or after contrast")
+
+
+def _words(acquisition: Acquisition) -> str:
+    return " ".join(acquisition.description).lower()
 
 
 def _by_name(text: str) -> set[str]:

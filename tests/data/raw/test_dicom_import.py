@@ -312,6 +312,87 @@ def test_a_file_named_as_dicom_that_cannot_be_read_is_told_without_a_preamble(pa
     assert find_series(patient.folder).unreadable == (patient.folder / "last.DCM",)
 
 
+def spoil(patient: Patient, number: int, keyword: str, value: bytes) -> None:
+    """Write a series that has these bytes for an element in each file, as no writer that checks them would."""
+    patient.series("T1 ax", phantom(number), number=number)
+    tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(keyword))
+    kind = pydicom.datadict.dictionary_VR(tag)
+    for path in patient.folder.glob(f"s{number}_*"):
+        file = pydicom.dcmread(path)
+        file._dict[tag] = pydicom.dataelem.RawDataElement(tag, kind, len(value), value, 0, False, True, True)
+        file.save_as(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("keyword", "value", "reason"),
+    [
+        ("RepetitionTime", b"abc ", "RepetitionTime is no number"),
+        ("EchoTime", b"1,500 ", "EchoTime is no number"),
+        ("InversionTime", b"nan ", "InversionTime is no number"),
+        ("ImagePositionPatient", b"1\\2\\x ", "ImagePositionPatient is no number"),
+        ("ImageOrientationPatient", b"1\\0\\0\\0\\1 ", "ImageOrientationPatient holds 5 numbers: expected 6"),
+        ("Rows", b"abcd", "Rows holds 2 numbers: expected 1"),
+    ],
+)
+def test_a_malformed_number_breaks_its_series_alone(patient: Patient, keyword: str, value: bytes, reason: str) -> None:
+    patient.series("T2 tse", number=9, **LONG)
+    spoil(patient, 1, keyword, value)
+    broken, sound = find_series(patient.folder).rows
+    assert (broken.modality, broken.verdict.status, broken.verdict.reason) == ("", "broken", reason)
+    assert (sound.modality, sound.verdict.status) == (T2, "taken")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_decimal_comma_is_read_and_a_number_of_the_series_may_be_any_text(patient: Patient) -> None:
+    spoil(patient, 1, "EchoTime", b"10,5")
+    spoil(patient, 2, "SeriesNumber", b"x1")
+    assert sorted(item.number for item in find_series(patient.folder).series) == [0, 1]
+    assert sorted(item.acquisition.te or 0 for item in find_series(patient.folder).series) == [10, 10.5]
+
+
+def test_an_element_that_cannot_be_decoded_leaves_the_other_series(patient: Patient) -> None:
+    patient.series("T2 tse", number=9, **LONG)
+    patient.series("T1 ax", number=1)
+    paths = sorted(patient.folder.glob("s1_*"))
+    for path in paths:
+        path.write_bytes(path.read_bytes().replace(b"\x20\x00\x10\x00SH", b"\x20\x00\x10\x00S\x83", 1))
+    found = find_series(patient.folder)
+    assert [row.modality for row in found.rows] == [T2]
+    assert sorted(found.unreadable) == paths
+
+
+NO_AGENT = (
+    *(
+        "NO CONTRAST",
+        "NONE GIVEN",
+        "NA",
+        "N.A.",
+        "n/a",
+        "NIL",
+        "Nein",
+        "kein KM",
+        "ohne",
+        "without contrast",
+        "unknown",
+    ),
+    *("-", ".", "0", "0 ml", "0.0 ml", "Not given", "no", "none", "sans", ""),
+)
+
+
+def test_an_agent_that_was_not_given_is_none(patient: Patient) -> None:
+    for number, agent in enumerate(NO_AGENT):
+        patient.series("T1 ax", phantom()[:4, :4, :2], number=number, ContrastBolusAgent=agent)
+    assert {item.acquisition.contrast for item in find_series(patient.folder).series} == {""}
+
+
+def test_whatever_else_is_in_the_agents_field_is_an_agent(patient: Patient) -> None:
+    agents = ("Gadovist", "10 ml", "IV", "yes", "Dotarem 0.5 mmol/ml", "contrast", "BOLUS")
+    for number, agent in enumerate(agents):
+        patient.series("T1 ax", phantom()[:4, :4, :2], number=number, ContrastBolusAgent=agent)
+    assert {item.acquisition.contrast for item in find_series(patient.folder).series} == set(agents)
+
+
 def test_a_directory_of_files_is_no_damaged_slice(patient: Patient) -> None:
     patient.series("T1 ax")
     directory = pydicom.Dataset()

@@ -94,6 +94,7 @@ def test_what_is_open_stays_open(description: str, made: dict[str, object], reas
         ("AX T1", {**T1_SE, "image_type": ("ORIGINAL", "PRIMARY", "MPR")}, "projection or reformat"),
         ("ep2d_diff_ADC", {}, "diffusion"),
         ("ax T2*", T2_SE, "susceptibility"),
+        ("t2_gre_tra", {}, "susceptibility"),
         ("T2 sag c-spine", T2_SE, "another part of the body"),
         ("T2 sag", {**T2_SE, "body_part": "knee"}, "another part of the body (knee)"),
         ("CT head", {"kind": "CT"}, "not MR but CT"),
@@ -103,6 +104,91 @@ def test_what_is_open_stays_open(description: str, made: dict[str, object], reas
 def test_other_series_are_set_apart(description: str, made: dict[str, object], reason: str) -> None:
     found = verdict(description, **made)  # type: ignore[arg-type]
     assert (found.status, found.modality, found.reason) == ("apart", None, reason)
+
+
+WITHOUT = (
+    *("sans gado", "sin contraste", "sem contraste", "senza contrasto", "zonder contrast", "utan kontrast"),
+    *("uden kontrast", "bez kontrastu", "s/ contraste", "before contrast", "avant gado", "pré contraste", "PRÉ GADO"),
+    *("o.KM", "KM-", "GD-", "CE-", "-GD", "\N{EN DASH}GD", "0 GAD", "minus contrast", "not enhanced", "unenhanced"),
+    *("contrast: none", "GD not given", "KM nein", "no IV contrast", "ohne i.v. KM", "sans injection de gado"),
+    *(
+        "v. KM",
+        "före kontrast",
+        "før kontrast",
+        "kontrastsız",
+        "kontrastfrei",
+        "preGd",
+        "S/C",
+        "造影前",
+        "平扫",
+        "非增强",
+    ),
+)
+WITH = (
+    *(
+        "après injection",
+        "con mdc",
+        "mKM",
+        "m. KM",
+        "nach KM",
+        "avec gado",
+        "c/ contraste",
+        "after contrast",
+        "+C",
+        "C+",
+    ),
+    *("Dotarem", "Gadovist", "Magnevist", "Prohance", "Omniscan", "Multihance", "Clariscan", "Gadavist", "Dotagraf"),
+    *("Artirem", "造影", "增强", "造影後", "GD-DTPA", "- GD", "tra- GD", "1.0 GAD", "1_0_GD", "POST- GD"),
+    *("SANS FATSAT GADO", "GADO SANS FS", "post no fs", "post-op post gad"),
+)
+OPEN = (
+    *(
+        "+/- GD",
+        "\N{PLUS-MINUS SIGN}KM",
+        "avec et sans gado",
+        "con/sin contraste",
+        "mit und ohne KM",
+        "pre- and post-contrast",
+    ),
+    *("nativ + KM", "s kontrastem", "après", "PR? GADO", "PR\N{REPLACEMENT CHARACTER} GADO", "PRÃ© GADO"),
+)
+SILENT = ("sans FS", "no fs", "contralateral", "HEAD INJURY", "nach OP", "preop", "nach Bestrahlung", "control")
+
+
+@pytest.mark.parametrize("words", WITHOUT)
+def test_a_denial_or_before_beside_contrast_is_without_in_any_language(words: str) -> None:
+    found = verdict(f"T1 {words}", **T1_SE)
+    assert (found.status, found.modality) == ("taken", T1), found
+    assert verdict(f"tra {words}", **T1_SE).modality == T1
+    assert verdict(f"T1 {words}", contrast="Gadovist", **T1_SE).status == "ambiguous"
+
+
+@pytest.mark.parametrize("words", WITH)
+def test_an_agent_or_after_is_with_in_any_language(words: str) -> None:
+    found = verdict(f"T1 {words}", **T1_SE)
+    assert (found.status, found.modality) == ("taken", T1CE), found
+
+
+@pytest.mark.parametrize("words", OPEN)
+def test_both_or_unclear_words_leave_contrast_open(words: str) -> None:
+    found = verdict(f"T1 {words}", **T1_SE)
+    assert (found.status, found.modality) == ("ambiguous", None), found
+    assert "both with and without contrast, or neither clearly" in found.reason
+
+
+@pytest.mark.parametrize("words", SILENT)
+def test_words_about_something_else_say_nothing_of_contrast(words: str) -> None:
+    assert verdict(f"T1 {words}", **T1_SE).modality == T1
+    assert "nothing says whether" in verdict(f"tra {words}", **T1_SE).reason
+
+
+def test_fields_of_a_description_are_not_read_across() -> None:
+    assert verdict("T1 GADO", "no fs", **T1_SE).modality == T1CE
+    assert verdict("T1 sans gado", "T1 gado", **T1_SE).status == "ambiguous"
+
+
+def test_an_agent_that_the_header_leaves_open_stays_open() -> None:
+    assert verdict("T1", contrast="+/- GD", **T1_SE).status == "ambiguous"
 
 
 def test_a_modality_beyond_the_four_is_taken_when_asked_for() -> None:
