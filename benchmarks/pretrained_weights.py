@@ -7,9 +7,11 @@ augmentation, weight decay.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -120,8 +122,13 @@ def weights_of(
     note = folder / TRAINING
     if not note.exists():
         model, training = pretrain(recipe, source, studies, Budget(seconds=seconds), seed=seed)
-        model.save_pretrained(folder)
-        write_note(folder, training.steps, training.seconds)
+        work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=work) as partial:
+            made = Path(partial) / folder.name
+            model.save_pretrained(made)
+            write_note(made, training.steps, training.seconds)
+            with contextlib.suppress(OSError):  # another process was faster, and its weights are as good
+                made.rename(folder)
     return folder, json.loads(note.read_text())
 
 
