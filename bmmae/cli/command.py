@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from bmmae.errors import OutputError
 from bmmae.modalities import STANDARD, find, in_table_order
@@ -83,3 +84,31 @@ def require_writable(folder: Path) -> None:
         raise OutputError(
             f"cannot write to {folder}: {nearest} is not a folder that you may write to; name another --out"
         )
+
+
+@runtime_checkable
+class Done(Protocol):
+    """What became of one study of a cohort."""
+
+    @property
+    def status(self) -> str:
+        """One word."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Reasons to doubt the result."""
+
+
+def tally(results: Sequence[Done], said: Mapping[str, str]) -> str:
+    """Return a line that counts a cohort's studies.
+
+    Args:
+        results: One a study; their remarks have been printed.
+        said: What each status is called, in the order wanted.
+    """
+    counts = Counter(result.status for result in results)
+    done = ", ".join(f"{counts[status]} {words}" for status, words in said.items() if counts[status])
+    doubted = sum(bool(result.remarks) for result in results)
+    if doubted:
+        done += f"; {doubted} with reasons for doubt (see above)"
+    return f"{len(results)} studies: {done}"

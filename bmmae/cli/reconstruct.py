@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmmae.cli.command import Commands, add_command, require_writable
+from bmmae.cli.command import Commands, add_command, require_writable, tally
 from bmmae.cli.images import add_images, given_images, load, required_images
 from bmmae.errors import ConfigError
 from bmmae.modalities import title
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bmmae.inference import Outcome, ReconstructOptions
-    from bmmae.inference.cohort import Status
     from bmmae.inference.reconstruction_folder import Page
     from bmmae.model.pretrained import PretrainedModel
 
@@ -103,19 +101,14 @@ def _tell(outcomes: list[Outcome], folder: Path) -> None:
             print(f"failed: {outcome.study.name}: {outcome.problem}", file=sys.stderr)
         for remark in outcome.remarks:
             print(f"warning: {outcome.study.name}: {remark}", file=sys.stderr)
-    counts = Counter(outcome.status for outcome in outcomes)
-    said: dict[Status, str] = {
+    said: dict[str, str] = {
         "made": "made",
         "kept": "finished before",
         "complete": "have nothing absent",
         "failed": "FAILED",
     }
-    done = ", ".join(f"{counts[status]} {words}" for status, words in said.items() if counts[status])
-    doubted = sum(bool(outcome.remarks) for outcome in outcomes)
-    if doubted:
-        done += f"; {doubted} with reasons for doubt (see above)"
-    print(f"{len(outcomes)} studies: {done}")
-    if counts["failed"] < len(outcomes):
+    print(tally(outcomes, said))
+    if any(outcome.status != "failed" for outcome in outcomes):
         print(f"completed table: {folder / 'cohort.csv'}")
 
 

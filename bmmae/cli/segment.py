@@ -6,12 +6,11 @@ import argparse
 import math
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmmae.cli.command import Commands, add_command, amount, require_writable, whole
+from bmmae.cli.command import Commands, add_command, amount, require_writable, tally, whole
 from bmmae.cli.images import add_images, given_images, load, required_images
 from bmmae.errors import ConfigError, LabelError, OutputError
 from bmmae.notice import NOTICE
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from bmmae.evaluation.subsets import RegionScore
     from bmmae.inference.segmentation import SegmentOptions
     from bmmae.model.segmentation import SegmentationModel
-    from bmmae.segmenting import Status, StudyResult
+    from bmmae.segmenting import StudyResult
 
 
 def add_segment(commands: Commands) -> None:
@@ -184,13 +183,8 @@ def _tell(results: list[StudyResult], folder: Path) -> None:
             print(f"not judged: {result.study.name}: {result.problem}", file=sys.stderr)
         for remark in result.remarks:
             print(f"warning: {result.study.name}: {remark}", file=sys.stderr)
-    counts = Counter(result.status for result in results)
-    said: dict[Status, str] = {"made": "segmented", "kept": "finished before", "failed": "FAILED"}
-    done = ", ".join(f"{counts[status]} {words}" for status, words in said.items() if counts[status])
-    doubted = sum(bool(result.remarks) for result in results)
-    if doubted:
-        done += f"; {doubted} with reasons for doubt (see above)"
-    print(f"{len(results)} studies: {done}")
+    said: dict[str, str] = {"made": "segmented", "kept": "finished before", "failed": "FAILED"}
+    print(tally(results, said))
     scores = [score for result in results for score in result.scores]
     if scores:
         _tell_scores(scores, folder)

@@ -15,7 +15,7 @@ from bmmae import modalities as table
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import scanned_voxels
 from bmmae.data.check_table import table_findings
-from bmmae.data.cohort import Cohort, Study
+from bmmae.data.cohort import SYNTHETIC, Cohort, Study
 from bmmae.data.findings import WHOLE, CheckReport, Finding, Severity
 from bmmae.data.labels import Coding, check_values, editions_of, fitting, propose_coding, values_of
 from bmmae.data.location import File
@@ -29,9 +29,6 @@ LARGEST_BRAIN = 2000
 
 FULL_COVERAGE = 0.95
 """Skull-stripping differs a little between the modalities of one study; less than this is a cropped scan."""
-
-SYNTHETIC = "synthetic"
-"""The table's column that lists which of a study's images are: `bmmae reconstruct --cohort` writes `t1ce+t2`."""
 
 
 @dataclass(frozen=True)

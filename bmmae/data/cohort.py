@@ -27,6 +27,8 @@ SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 MASK_PREFIX = "brain_mask_"
 LESION = "lesion_probability"
+SYNTHETIC = "synthetic"
+"""The column that lists which of a study's images are: `bmmae reconstruct --cohort` writes `t1ce+t2`."""
 RESERVED = ("subject", "session", "group", "seg", LESION, "brain_mask", "split", "time", "event")
 
 FILE_NAME = re.compile(r"\.[A-Za-z]\w*$")

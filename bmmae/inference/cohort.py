@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from bmmae.data.cohort import Cohort, Study
+from bmmae.data.cohort import SYNTHETIC, Cohort, Study
 from bmmae.data.location import refuse_overwriting
 from bmmae.data.tables import write_rows
 from bmmae.errors import BmmaeError, OccupiedError, OutputError
@@ -36,8 +36,6 @@ from bmmae.model.pretrained import PretrainedModel, digest
 
 TABLE, METRICS = "cohort.csv", "metrics.csv"
 PSNR = "psnr_fitted"
-SYNTHETIC = "synthetic"
-"""The table's column that lists which of a study's images are."""
 Status = Literal["made", "kept", "complete", "failed"]
 
 

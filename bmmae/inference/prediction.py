@@ -64,8 +64,7 @@ def predict_absent(
     if uncertainty:
         require_uncertainty(model)
     voxels = _voxelwise(model, prepared, absent)
-    largest = preprocessing_of(model).clip ** 2
-    variances = _variances(voxels, prepared, absent, largest) if voxels is not None and uncertainty else {}
+    variances = _variances(model, voxels, prepared, absent) if voxels is not None and uncertainty else {}
     if voxels is not None and (bool(voxels.known[:, prepared.brain].all()) or not _on_models_grid(model, prepared)):
         return Synthesis(dict(zip(absent, voxels.values.numpy(), strict=True)), variances)
     patches = _patchwise(model, prepared, absent)
@@ -77,13 +76,14 @@ def predict_absent(
 
 
 def _variances(
-    voxels: Voxels, prepared: PreparedStudy, absent: Sequence[str], largest: float
+    model: MAE, voxels: Voxels, prepared: PreparedStudy, absent: Sequence[str]
 ) -> dict[str, Float[np.ndarray, "H W D"]]:
     """Those of what the regression knows somewhere in this brain; 1, as of a z-score, where it does not.
 
     Z-scores are clipped: of what lies between -a and a, no variance is larger than a squared (Popoviciu 1935). The
     regression is of the logarithm, and far from what it was fitted to it gives any number.
     """
+    largest = preprocessing_of(model).clip ** 2
     found = (voxels.log_variance.exp().clamp(max=largest) * torch.from_numpy(prepared.brain)).numpy()
     inside = voxels.known.numpy()[:, prepared.brain]
     return {name: found[n] for n, name in enumerate(absent) if inside[n].any()}

@@ -18,7 +18,7 @@ from bmmae.inference.agreement import Agreement
 from bmmae.inference.likeness import UnlikeTrainingWarning, untrained
 from bmmae.inference.prediction import predict_absent, require_uncertainty
 from bmmae.inference.scale import Intensity, find_map, lowest
-from bmmae.inference.study import LoadedStudy, caveat, load_files, name_files
+from bmmae.inference.study import LoadedStudy, caveat, load_files, name_files, require_loaded
 from bmmae.inference.windows import to_native
 from bmmae.inference.writing import image_like
 from bmmae.modalities import canonical, title
@@ -145,8 +145,7 @@ def require_mae(model: PretrainedModel) -> MAE:
     Raises:
         ModalityError: If it cannot reconstruct.
     """
-    if not isinstance(model, PretrainedModel):
-        raise ModalityError(f"expected a loaded model, got {model!r}: load one first, with bmmae.load_model(...)")
+    require_loaded(model)
     if not isinstance(model, MAE):
         raise ModalityError(f"a {model.kind} model cannot reconstruct: use a pretrained model (kind 'mae')")
     return model

@@ -17,7 +17,7 @@ from bmmae.data.preprocess import PreparedStudy
 from bmmae.errors import ConfigError, ImageError, ModalityError
 from bmmae.inference.decision import Cut, parse_cut, regions_of
 from bmmae.inference.postprocess import Cleaned, PostprocessConfig, clean_regions
-from bmmae.inference.study import LoadedStudy, caveat, load_study
+from bmmae.inference.study import LoadedStudy, caveat, load_study, require_loaded
 from bmmae.inference.windows import over_windows, to_native
 from bmmae.inference.writing import image_like
 from bmmae.model.pretrained import PretrainedModel
@@ -124,8 +124,7 @@ def require_segmenter(model: PretrainedModel) -> SegmentationModel:
     Raises:
         ModalityError: If it has no segmentation head.
     """
-    if not isinstance(model, PretrainedModel):
-        raise ModalityError(f"expected a loaded model, got {model!r}: load one first, with bmmae.load_model(...)")
+    require_loaded(model)
     if not isinstance(model, SegmentationModel):
         raise ModalityError(f"a {model.kind} model cannot segment: fine-tune it with finetune/segmentation.py first")
     return model

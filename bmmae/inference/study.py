@@ -89,6 +89,16 @@ class StudyFiles:
         return {role: read_header(path).affine.ravel().tolist() for role, path in {**self.images, **masks}.items()}
 
 
+def require_loaded(model: PretrainedModel) -> None:
+    """Refuse what is no model, its name for example.
+
+    Raises:
+        ModalityError: Saying how to load one.
+    """
+    if not isinstance(model, PretrainedModel):
+        raise ModalityError(f"expected a loaded model, got {model!r}: load one first, with bmmae.load_model(...)")
+
+
 def name_files(
     model: PretrainedModel, images: Mapping[str, str | Path], brain_mask: str | Path | None = None
 ) -> StudyFiles:
