@@ -20,7 +20,8 @@ from harness import ROOT
 
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.index import index_folder
-from bmmae.data.reading import read_labels, write_image
+from bmmae.data.reading import read_labels
+from bmmae.data.writing import write_image
 
 REAL = ROOT.parent / "shared" / "real"
 FOLDERS = ("brats18", "brats20", "brats21", "brats23")

@@ -24,7 +24,7 @@ from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
 from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.dataset import View
-from bmmae.data.folds import read_fold
+from bmmae.data.fold_file import read_fold
 from bmmae.data.loaders import collate
 from bmmae.data.origin import training_provenance
 from bmmae.data.patient_columns import fit_columns, format_targets, is_labelled

@@ -12,7 +12,7 @@ import pytest
 
 from bmmae.cli import build_parser
 from bmmae.data.cohort import Cohort, Study
-from bmmae.data.reading import write_image
+from bmmae.data.writing import write_image
 from bmmae.evaluation.predictions import read_predictions
 from bmmae.metrics import classification_figures
 

@@ -20,7 +20,8 @@ from bmmae.baselines.preparation import require
 from bmmae.data.cohort import Study
 from bmmae.data.geometry import same_grid
 from bmmae.data.labels import Coding, region_masks
-from bmmae.data.reading import read_image, read_labels, spacing_of
+from bmmae.data.millimetres import spacing_of
+from bmmae.data.reading import read_image, read_labels
 from bmmae.data.tables import Cell, write_rows
 from bmmae.errors import CohortError, ConfigError, GeometryError, LabelError
 

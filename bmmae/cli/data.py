@@ -113,7 +113,8 @@ def _split(commands: Commands) -> None:
 
 def _run_split(given: argparse.Namespace) -> int:
     from bmmae.data.cohort import read_cohort
-    from bmmae.data.folds import FoldPlan, format_folds, make_folds, write_folds
+    from bmmae.data.fold_file import write_folds
+    from bmmae.data.folds import FoldPlan, format_folds, make_folds
     from bmmae.data.location import refuse_overwriting
 
     refuse_overwriting([given.out], [given.cohort])

@@ -161,7 +161,7 @@ def _run_cohort(given: argparse.Namespace) -> int:
 
 def _part(given: argparse.Namespace, cohort: Cohort) -> Cohort:
     """The studies that are asked for."""
-    from bmmae.data.folds import read_fold
+    from bmmae.data.fold_file import read_fold
 
     if given.splits is None:
         return cohort if given.part is None else cohort.subset(given.part)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from bmmae import modalities as table
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.contrast import contrast_of, names_agent
 from bmmae.data.naming import Role, find_modality, role_of
-from bmmae.data.reading import GZIP_MAGIC, SYNTHETIC
+from bmmae.data.reading import is_synthetic
 from bmmae.data.visits import is_visit, patient_of, without_series
 from bmmae.errors import CohortError
 
@@ -161,25 +160,11 @@ def _identify(path: Path, parts: tuple[str, ...], modalities: tuple[str, ...]) -
         file = _folder_file(path, parts, stem, declared)
     if isinstance(file, _File) and file.role.modality not in (None, *modalities):
         return Problem(path, f"is {file.role.modality}, which is not asked for", "name it with --modalities to use it")
-    if isinstance(file, _File) and stem == file.role.modality and _is_synthetic(path):
+    if isinstance(file, _File) and stem == file.role.modality and is_synthetic(path):
         return Problem(
             path, "is a synthesised image by its header", "left out; keep it in a folder apart from the scans"
         )
     return file
-
-
-def _is_synthetic(path: Path) -> bool:
-    """Tell whether a header says that `bmmae reconstruct` made this; what cannot be read is for `bmmae check` to tell.
-
-    Only its beginning is read: that of ten thousand studies takes one or two seconds.
-    """
-    try:
-        with path.open("rb") as stream:
-            block = stream.read(1024)
-        header = zlib.decompressobj(31).decompress(block, 540) if block.startswith(GZIP_MAGIC) else block[:540]
-    except (OSError, zlib.error):
-        return False
-    return re.search(SYNTHETIC, header.decode("latin-1")) is not None
 
 
 def _with_role(path: Path, role: Role | str, place: tuple[str, ...], subject: str, session: str) -> _File | Problem:

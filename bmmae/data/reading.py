@@ -1,4 +1,4 @@
-"""One image file in, one array out, and back: every problem a file can have ends in one clear sentence.
+"""One image file in, one array out: every problem a file can have ends in one clear sentence.
 
 NIfTI files are read whole and decompressed in one go, which is more than twice as fast as nibabel's stream
 and, unlike it, verifies the checksum at the end of a gzip file.
@@ -17,26 +17,20 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from bmmae.arrays import Array, Float, Int
-from bmmae.data.location import File, RemoteFile, locate, write_whole
-from bmmae.errors import ImageError, LabelError, OutputError
+from bmmae.data.location import File, RemoteFile, locate
+from bmmae.data.millimetres import spacing_of, usable_affine
+from bmmae.errors import ImageError, LabelError
 
 GZIP_MAGIC = b"\x1f\x8b"
 NIFTI2_MAGIC = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 CHANCE_TOLERANCE = 1e-3
 INTEGRAL_TOLERANCE = 1e-3
 """Labels stored with a scale factor come back a rounding error away from whole numbers."""
-
-FINEST, COARSEST = 0.05, 20.0
-"""Millimetres between voxels; a header that says less or more is wrong."""
-
-MILLIMETRES = {1: 1000.0, 3: 0.001}
-"""In the units other than millimetres that NIfTI has codes for: metre, micrometre."""
 
 SYNTHETIC = re.compile(r"bmmae (.* )?SYNTHETIC")
 """How the description of a synthesised image begins, and of its deviation."""
@@ -98,11 +92,6 @@ class Image:
     def synthetic(self) -> bool:
         """Whether no scanner has taken it, by its own header: `bmmae reconstruct` writes so."""
         return SYNTHETIC.match(self.description) is not None
-
-
-def spacing_of(affine: Float[Array, "4 4"]) -> tuple[float, ...]:
-    """Return the voxel size along each array axis, in mm."""
-    return tuple(float(size) for size in np.linalg.norm(affine[:3, :3], axis=0))
 
 
 def read_image(path: str | File) -> Image:
@@ -169,44 +158,20 @@ def read_header(path: str | File) -> Header:
     path = locate(path)
     _require_file(path)
     with _explained(path):
-        raw = _parse_header(_first_bytes(path)) if _is_nifti(path) else _load(path).header
+        raw = _parse_header(_first_bytes(path)) if is_nifti(path) else _load(path).header
         shape = _three_axes(path, tuple(map(int, raw.get_data_shape())))
-        return Header(path, shape, _affine(path, raw, raw.get_best_affine()), raw.get_data_dtype(), raw)
+        return Header(path, shape, usable_affine(path, raw, raw.get_best_affine()), raw.get_data_dtype(), raw)
 
 
-def write_image(
-    path: str | Path,
-    array: Array,
-    affine: Float[Array, "4 4"],
-    like: str | Path | Header | None = None,
-    description: str = "bmmae",
-) -> Path:
-    """Write a NIfTI volume in one step: readers see the old file or the whole new one, never a part.
+def is_synthetic(path: str | File) -> bool:
+    """Tell whether a header says that `bmmae reconstruct` made this; False if that cannot be read.
 
-    Args:
-        path: Ends in `.nii` or `.nii.gz`; its folder is created if needed.
-        array: [H W D]. Booleans are stored as uint8, int64 as int32, other floats as float32.
-        affine: Voxel indices to world coordinates (mm).
-        like: An input whose sform and qform codes and units are kept, so that viewers overlay both, whether they heed
-            the unit or not.
-        description: The header's free text (79 bytes are kept).
-
-    Returns:
-        The path written.
-
-    Raises:
-        OutputError: If the name is not that of a NIfTI file or the file cannot be written.
-        ImageError: If `like` cannot be read.
+    Only the file's beginning is read: that of ten thousand studies takes seconds.
     """
-    path = Path(path)
-    if not _is_nifti(path):
-        raise OutputError(f"cannot write {path}: expected a name ending in .nii or .nii.gz")
-    content = _encode(array, affine, _nifti_header(like), description)
-    if path.name.lower().endswith(".gz"):
-        # Without a time stamp the same volume gives the same bytes.
-        content = gzip.compress(content, compresslevel=1, mtime=0)
-    write_whole(path, content)
-    return path
+    try:
+        return SYNTHETIC.search(_first_bytes(locate(path)).decode("latin-1")) is not None
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def content_hash(path: str | File) -> str:
@@ -224,8 +189,8 @@ def array_hash(array: Float[Array, "H W D"]) -> str:
 def _read(path: File) -> Image:
     _require_file(path)
     with _explained(path):
-        image = _parse(_decompressed(path)) if _is_nifti(path) else _load(path)
-        affine = _affine(path, image.header, image.affine)
+        image = _parse(_decompressed(path)) if is_nifti(path) else _load(path)
+        affine = usable_affine(path, image.header, image.affine)
         shape = _three_axes(path, tuple(map(int, image.shape)))
         dtype = image.get_data_dtype()
         if dtype.kind not in "iufb":
@@ -261,7 +226,7 @@ def _parse(content: bytes) -> Any:
     import nibabel as nib
 
     kind = nib.Nifti2Image if content[:4] in NIFTI2_MAGIC else nib.Nifti1Image
-    with _silenced():
+    with silenced():
         return kind.from_stream(io.BytesIO(content))
 
 
@@ -269,7 +234,7 @@ def _parse_header(block: bytes) -> Any:
     import nibabel as nib
 
     kind, size = (nib.Nifti2Header, 540) if block[:4] in NIFTI2_MAGIC else (nib.Nifti1Header, 348)
-    with _silenced():
+    with silenced():
         return kind(block[:size])
 
 
@@ -278,11 +243,12 @@ def _load(path: File) -> Any:
 
     if isinstance(path, RemoteFile):
         raise ImageError(f"{path} is no NIfTI file: of remote files, only .nii and .nii.gz can be read; convert it")
-    with _silenced():
+    with silenced():
         return nib.load(path)
 
 
-def _is_nifti(path: File) -> bool:
+def is_nifti(path: File) -> bool:
+    """Tell by its name whether a file is NIfTI."""
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
@@ -305,49 +271,6 @@ def _three_axes(path: File, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:3]
 
 
-def _affine(path: File, raw: Any, affine: Array | None) -> Float[Array, "4 4"]:
-    """Return an affine in millimetres that can be used."""
-    if affine is not None:
-        affine = np.asarray(affine, dtype=np.float64)
-        volume = np.prod(np.linalg.norm(affine[:3, :3], axis=0))
-        if np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume > 0:
-            affine = _scaled(affine, _unit(raw, affine))
-            if _plausible(affine):
-                return affine
-            size = " x ".join(f"{side:.4g}" for side in spacing_of(affine))
-            raise ImageError(
-                f"{path} has voxels of {size} mm by its header: expected {FINEST:g} to {COARSEST:g} mm along each "
-                "axis; correct the header's affine and unit (xyzt_units), or convert the image again from DICOM"
-            )
-    raise ImageError(
-        f"{path} has a singular affine: expected an invertible map from voxels to mm, got "
-        f"{None if affine is None else affine[:3].tolist()}; convert it again from DICOM or repair its header"
-    )
-
-
-def _unit(raw: Any, affine: Float[Array, "4 4"]) -> float:
-    """Return how many millimetres a header's unit is; 1 where that gives impossible voxels: such units are mistakes.
-
-    The limits are less than a factor of 1000 apart, so no affine is possible in two units. A NIfTI file without qform
-    and sform has no place that results could share with it: its unit is not converted.
-    """
-    import nibabel as nib
-
-    if not isinstance(raw, nib.Nifti1Header) or not (raw["qform_code"] or raw["sform_code"]):
-        return 1.0
-    unit = MILLIMETRES.get(int(raw["xyzt_units"]) % 8, 1.0)
-    return unit if _plausible(_scaled(affine, unit)) else 1.0
-
-
-def _plausible(affine: Float[Array, "4 4"]) -> bool:
-    # Headers store float32: 0.05 comes back a little smaller.
-    return all(FINEST * (1 - 1e-4) <= size <= COARSEST * (1 + 1e-4) for size in spacing_of(affine))
-
-
-def _scaled(affine: Float[Array, "4 4"], factor: float) -> Float[Array, "4 4"]:
-    return np.asarray(np.diag([factor, factor, factor, 1.0]) @ affine)
-
-
 def _description(raw: Any) -> str:
     import nibabel as nib
 
@@ -357,7 +280,7 @@ def _description(raw: Any) -> str:
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Keep nibabel's header remarks off the terminal; a lock, because both switches are global."""
     logger = logging.getLogger("nibabel.global")
     with _SILENCE, warnings.catch_warnings():
@@ -389,44 +312,3 @@ def _unreadable(path: File, error: Exception) -> str:
     if "Expected" in reason and "bytes" in reason:
         return f"{path} is truncated: {reason[0].lower()}{reason[1:]}; copy or download it again"
     return f"{path} cannot be read as an image: expected NIfTI or another format nibabel reads, got '{reason}'"
-
-
-def _nifti_header(like: str | Path | Header | None) -> Any:
-    import nibabel as nib
-
-    if like is None:
-        return nib.Nifti1Header()
-    raw = (like if isinstance(like, Header) else read_header(like)).raw
-    with _silenced():
-        return nib.Nifti1Header.from_header(raw)
-
-
-def _encode(array: Array, affine: Float[Array, "4 4"], header: Any, description: str) -> bytes:
-    import nibabel as nib
-
-    kept = {"b": np.uint8, "f": np.float32}.get(array.dtype.kind)
-    if array.dtype.itemsize == 8 and array.dtype.kind in "iu":
-        kept = np.int32
-    voxels = array if kept is None else array.astype(kept)
-    qform, sform = int(header["qform_code"]), int(header["sform_code"])
-    own = header.get_best_affine()
-    unit = _unit(header, own)
-    if not np.allclose(own, affine, rtol=0, atol=1e-5):  # else it is in the header's unit already
-        affine = _scaled(affine, 1 / unit)
-    same = (qform or sform) and np.allclose(own, affine, rtol=0, atol=1e-5)
-    with _silenced():
-        image = nib.Nifti1Image(voxels, affine, header, dtype=voxels.dtype)
-        if same:  # both matrices, which may differ: viewers choose among them
-            image.set_qform(*header.get_qform(coded=True))
-            image.set_sform(*header.get_sform(coded=True))
-            if not qform:  # else that has set the voxel sizes, in its unit
-                image.header.set_zooms(spacing_of(own))
-        else:
-            # nibabel resets both codes as soon as the affine differs from the header's.
-            image.set_qform(affine, code=qform)
-            # A qform alone cannot hold shears, and without either there is no geometry at all.
-            lossy = not np.allclose(_scaled(image.get_qform(), unit), _scaled(affine, unit), atol=1e-4)
-            image.set_sform(affine, code=sform or int(lossy or not qform))
-        image.header["descrip"] = description.encode()[:79]
-        image.header["cal_min"] = image.header["cal_max"] = 0
-        return cast(bytes, image.to_bytes())

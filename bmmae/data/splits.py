@@ -10,7 +10,7 @@ import numpy as np
 
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
-from bmmae.data.folds import read_fold
+from bmmae.data.fold_file import read_fold
 from bmmae.data.loaders import sample_generator
 from bmmae.data.visits import ungrouped_visits
 from bmmae.errors import CohortError
@@ -58,10 +58,13 @@ def train_and_validation(
         train, validation = _by_patient(cohort.studies, validation_share, seed)
     if not train or not validation:
         missing = "training" if not train else "validation"
-        raise CohortError(
-            f"no {missing} studies among {len(cohort)}: mark some rows 'train' and some 'validation' in the column "
-            "'split', or leave the column out and have at least two patients"
+        advice = (
+            "mark some rows 'train' and some 'validation' in the column 'split', or leave the column out and have at "
+            "least two patients"
+            if splits is None
+            else f"fold {fold} of {splits} has none; take another fold, or make the file again with `bmmae split`"
         )
+        raise CohortError(f"no {missing} studies among {len(cohort)}: {advice}")
     return train, validation
 
 

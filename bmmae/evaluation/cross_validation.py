@@ -20,13 +20,12 @@ from bmmae.data.folds import (
     PARTS,
     Fold,
     FoldPlan,
-    content_of,
     make_folds,
     refuse_parted_patients,
-    refuse_parted_twins,
 )
 from bmmae.data.measures import PREFIX as MEASURE
 from bmmae.data.measures import modality_of
+from bmmae.data.twins import content_of, refuse_parted_twins
 from bmmae.errors import CohortError
 from bmmae.evaluation.predictions import UNKNOWN, ClassPredictions, PredictionKey, SurvivalPredictions
 from bmmae.modalities import subset_label

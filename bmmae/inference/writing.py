@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 
 from bmmae.arrays import Array
-from bmmae.data.reading import Header, Image, read_header, write_image
+from bmmae.data.reading import Header, Image, read_header
 from bmmae.data.tables import header_of
+from bmmae.data.writing import write_image
 from bmmae.errors import OccupiedError, OutputError
 
 

@@ -13,7 +13,7 @@ from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.findings import WHOLE, CheckReport, Finding, format_table
 from bmmae.data.index import index_folder
 from bmmae.data.labels import BRATS2017
-from bmmae.data.reading import write_image
+from bmmae.data.writing import write_image
 from bmmae.inference import cohort as reconstructed
 
 SHAPE = (10, 10, 10)

@@ -17,7 +17,8 @@ from tiny_studies import picture, save, write_study
 from bmmae.cli import main
 from bmmae.config import PretrainConfig, parse
 from bmmae.data.cohort import Cohort, Study
-from bmmae.data.folds import PARTS, Fold, FoldPlan, make_folds, read_fold, write_folds
+from bmmae.data.fold_file import read_fold, write_folds
+from bmmae.data.folds import PARTS, Fold, FoldPlan, make_folds
 from bmmae.data.splits import train_and_validation
 from bmmae.errors import CohortError
 from bmmae.modalities import STANDARD
@@ -130,6 +131,14 @@ def test_a_file_gives_back_what_was_written_and_feeds_training(tmp_path: Path) -
         assert [tuple(s.key for s in parts[part]) for part in PARTS] == [fold.train, fold.validation, fold.test]
     assert train_and_validation(table, splits=path, fold=1) == (parts_of(path, table, 1))
     assert [s.key for s in read_fold(path, Cohort(table.studies[::-1]), 0)["test"]] == list(folds[0].test)
+
+
+def test_an_empty_part_of_a_fold_is_told_with_the_fold(tmp_path: Path) -> None:
+    table, plan = written(tmp_path), FoldPlan(3)
+    none_to_train = [replace(fold, train=()) for fold in make_folds(table, plan)]
+    path = write_folds(tmp_path / "folds.json", table, none_to_train, plan)
+    with pytest.raises(CohortError, match=r"no training studies among \d+: fold 1 of .*folds.json has none"):
+        train_and_validation(table, splits=path, fold=1)
 
 
 def parts_of(path: Path, table: Cohort, number: int) -> tuple[list[Study], list[Study]]:

@@ -8,7 +8,7 @@ import pytest
 from bmmae.data.cohort import Study, read_cohort
 from bmmae.data.index import IndexReport, index_folder
 from bmmae.data.naming import Role, role_of
-from bmmae.data.reading import write_image
+from bmmae.data.writing import write_image
 from bmmae.errors import CohortError
 
 

@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bmmae.data.reading import array_hash, content_hash, read_header, read_image, read_labels, write_image
+from bmmae.data.reading import array_hash, content_hash, read_header, read_image, read_labels
+from bmmae.data.writing import write_image
 from bmmae.errors import ImageError, LabelError, OutputError
 
 AFFINE = np.array([[-1.2, 0, 0, 30], [0, 1, 0.1, -20], [0, 0, 5.5, 7], [0, 0, 0, 1]], dtype=float)

@@ -12,7 +12,7 @@ import pytest
 from bmmae.arrays import Array
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.folds import Fold, FoldPlan, make_folds
-from bmmae.data.reading import write_image
+from bmmae.data.writing import write_image
 from bmmae.errors import CohortError
 from bmmae.evaluation.classification import evaluate_classes
 from bmmae.evaluation.clinical import clinical_classifier, clinical_cox, design, fit_variables

@@ -14,8 +14,8 @@ from bmmae.data.raw.extras import dcm2niix_program
 from bmmae.data.raw.privacy import Pseudonym, pseudonyms, read_mapping, series_key
 from bmmae.data.raw.series_table import STRUCTURES, Row, propose
 from bmmae.data.raw.structures import Choice, choose, draw_labels, read_structures, unmatched
-from bmmae.data.reading import write_image
 from bmmae.data.replacing import refuse_losing_columns
+from bmmae.data.writing import write_image
 from bmmae.errors import BmmaeError, CohortError, LabelError, few
 from bmmae.modalities import STANDARD, in_table_order
 from bmmae.patches import Triple

@@ -12,7 +12,7 @@ import numpy as np
 from bmmae.arrays import Array, Float, Shaped
 from bmmae.data.location import write_whole
 from bmmae.data.raw.resampling import Grid, Interpolation, Volume, resample
-from bmmae.data.reading import write_image
+from bmmae.data.writing import write_image
 from bmmae.errors import ImageError, ModalityError
 
 FILE = "registration.json"

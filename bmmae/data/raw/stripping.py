@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from bmmae.arrays import Bool
 from bmmae.data.raw.resampling import Volume
-from bmmae.data.reading import read_image, write_image
+from bmmae.data.reading import read_image
+from bmmae.data.writing import write_image
 from bmmae.errors import ImageError
 
 TIME_LIMIT = 3600

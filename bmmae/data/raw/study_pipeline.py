@@ -26,7 +26,8 @@ from bmmae.data.raw.bias import corrected
 from bmmae.data.raw.native import FILE, Native, Registration, read_registration
 from bmmae.data.raw.registration import RegistrationConfig, register
 from bmmae.data.raw.resampling import Grid, Volume, coverage, resample
-from bmmae.data.reading import read_header, read_image, read_labels, write_image
+from bmmae.data.reading import read_header, read_image, read_labels
+from bmmae.data.writing import write_image
 from bmmae.errors import ImageError, OccupiedError, OutputError
 from bmmae.modalities import STANDARD, in_table_order
 

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from bmmae.arrays import Array, Float
 from bmmae.data.cohort import Cohort, Study
-from bmmae.data.reading import write_image
 from bmmae.data.synthetic.anatomy import FIELD_OF_VIEW, make_anatomy
 from bmmae.data.synthetic.contrast import make_contrast
 from bmmae.data.synthetic.findings import SITES, SUBTYPES, VISIBLE_ON, Patient, best_scores, draw_patients
 from bmmae.data.synthetic.lesions import make_lesions, make_small_lesions
+from bmmae.data.writing import write_image
 from bmmae.errors import ConfigError, OutputError
 from bmmae.modalities import STANDARD
 

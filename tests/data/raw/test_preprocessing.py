@@ -20,7 +20,8 @@ from bmmae.data.raw.cohort_pipeline import preprocess_cohort
 from bmmae.data.raw.native import read_registration, to_native, write_native
 from bmmae.data.raw.resampling import Grid, Volume, resample
 from bmmae.data.raw.study_pipeline import PipelineConfig, reference_of
-from bmmae.data.reading import read_image, read_labels, write_image
+from bmmae.data.reading import read_image, read_labels
+from bmmae.data.writing import write_image
 from bmmae.errors import CohortError, ConfigError, ImageError, ModalityError, OutputError
 from bmmae.modalities import STANDARD
 
