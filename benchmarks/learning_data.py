@@ -92,6 +92,11 @@ def synthetic_source(train: int, test: int, *, size: int = 64, seed: int = 100, 
     return one_split(synthetic_name(train, test, size), SyntheticConfig(train + test, seed, size), train, work)
 
 
+def quick_source() -> Source:
+    """Return a handful of small synthetic subjects, for `--quick`."""
+    return synthetic_source(4, 3, size=32)
+
+
 def one_split(name: str, config: SyntheticConfig, train: int, work: Path = WORK) -> Source:
     """Return a synthetic cohort on its own grid: the first `train` subjects train, those after them test."""
     cohort = synthetic_cohort(config, work)

@@ -28,7 +28,7 @@ from typing import Any
 from cells import CellStore
 from full_volumes import region_scores, score_volumes
 from harness import RESULTS, ROOT, arguments, parse, write_result
-from learning_data import Source, prepare, real_source, synthetic_cohort, synthetic_source
+from learning_data import Source, prepare, quick_source, real_source, synthetic_cohort, synthetic_source
 from paired import by_patient, means
 from segmentation_contestants import (
     AUGMENT,
@@ -111,7 +111,7 @@ def _known() -> list[str]:
 
 def _source(given: argparse.Namespace) -> Source:
     if given.quick:
-        return synthetic_source(4, 3, size=32)
+        return quick_source()
     return real_source() if given.data == "real" else synthetic_source(TRAIN, TEST)
 
 
@@ -200,8 +200,7 @@ def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source)
         model, training = fit_network(method, start.shape, source, studies, budget, seed=seed)
     elif method == "ours":
         model, training = tune(start, budget=Budget(seconds=cell["seconds"]))
-        if seed == 0:
-            keep(model, source, kept_weights(source, cell["fold"]))
+        keep(model, source, kept_weights(source, cell["fold"], seed))
     elif method == "scratch":
         model, training = tune(start.scratch(), budget=_same_steps(cell))
     elif method == MASKED:

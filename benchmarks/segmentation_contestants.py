@@ -148,9 +148,9 @@ def fit_network(
     return model, train(model, task, dataset, budget, optim=NETWORK_OPTIM, batch_size=BATCH, seed=seed)
 
 
-def kept_weights(source: Source, fold: int) -> Path:
-    """Return where the model that `ours` became in a fold is kept, for pictures (git-ignored)."""
-    return WORK / "segmentation" / f"{source.name}-fold{fold}"
+def kept_weights(source: Source, fold: int, seed: int = 0) -> Path:
+    """Return where the model that `ours` became in a fold is kept, for further figures and pictures (git-ignored)."""
+    return WORK / "segmentation" / f"{source.name}-fold{fold}-seed{seed}"
 
 
 def keep(model: nn.Module, source: Source, folder: Path) -> None:

@@ -289,15 +289,15 @@ def test_every_variant_but_the_recipe_changes_something() -> None:
     assert len({settings(name) for name in NAMES}) == len(NAMES)
 
 
+def run_quickly(name: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / f"{name}.py"), "--quick"]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=one_thread)
+
+
 @pytest.fixture(scope="module")
 def ended(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
     """The quick run of each benchmark that is asked for, two at a time: each computes on one thread."""
-
-    def run(name: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / f"{name}.py"), "--quick"]
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(words, capture_output=True, text=True, check=False, env=one_thread)
-
     asked = [
         item for item in request.session.items if getattr(item, "originalname", "") == "test_it_runs_from_end_to_end"
     ]
@@ -306,7 +306,7 @@ def ended(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subproces
         for item in asked:
             name = item.callspec.params["name"]  # type: ignore[attr-defined]
             (QUICK / f"{name}.json").unlink(missing_ok=True)
-            runs[name] = pool.submit(run, name)
+            runs[name] = pool.submit(run_quickly, name)
         yield runs
         pool.shutdown(cancel_futures=True)
 
@@ -333,3 +333,14 @@ def test_it_runs_from_end_to_end(
     assert found["quick"]
     assert figures <= set(found["headline"])
     assert found["rows"]
+    if name == "segmentation":
+        distances_of_its_model()
+
+
+def distances_of_its_model() -> None:
+    (QUICK / "cells" / "segmentation_distances.jsonl").unlink(missing_ok=True)
+    run = run_quickly("segmentation_distances")
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads((QUICK / "segmentation_distances.json").read_text())
+    assert found["headline"]["hd95_all_subsets"]["value"] > 0
+    assert len(found["rows"]) == 15 * 4  # three regions and their mean

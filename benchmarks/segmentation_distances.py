@@ -1,0 +1,116 @@
+"""What Dice does not say of the segmentations of the real cases: distances, lesions found, volumes.
+
+python benchmarks/segmentation_distances.py [--seed 0]
+
+Scores the weights that the cells `ours` of `segmentation.py` left, a model a fold, on every test patient from all
+fifteen subsets: whole volumes at 2 mm, the library's own metrics. What is not defined (the region is not there) is left
+out of the means. The scores of a fold are a cell, skipped when it is finished. `--quick` scores the model that
+`segmentation.py --quick` left.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cells import CellStore
+from full_volumes import predicted_volumes
+from harness import Figure, arguments, parse, write_result
+from learning_data import Source, quick_source, real_source
+from paired import figure_by_patient
+from segmentation_contestants import digest, kept_weights
+
+from bmmae.checkpoint import load_model
+from bmmae.evaluation.subsets import RegionScore, all_subsets, summarise_subsets
+from bmmae.metrics.regions import RegionMetrics, region_metrics
+from bmmae.modalities import STANDARD, subset_label
+from bmmae.model.segmentation import SegmentationModel
+
+UNITS = {
+    "hd95": "mm, lower is better",
+    "surface_dice": "share of the surfaces within 2 mm",
+    "lesion_f1": "F1 by lesion",
+    "volume_error_relative": "predicted minus true volume over the true one, 0 is best",
+}
+TOLERANCE = 2.0
+"""Millimetres that surfaces may be apart: one voxel."""
+NAME = "segmentation_distances"
+
+
+def main() -> None:
+    """Score the models of all folds, and write means by subset and region."""
+    parser = arguments(__doc__)
+    parser.set_defaults(threads=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the models")
+    given = parse(parser)
+    source = quick_source() if given.quick else real_source()
+    store = CellStore(NAME, quick=given.quick)
+    scores = [score for fold in range(len(source.parts)) for score in fold_scores(source, fold, given.seed, store)]
+    patients = len({score.subject for score in scores})
+    figures, rows = headline_figures(scores), list(table_rows(scores))
+    write_result(NAME, quick=given.quick, runs=patients, headline=figures, rows=rows)
+
+
+def fold_scores(source: Source, fold: int, seed: int, store: CellStore) -> list[RegionScore]:
+    """Return the scores of a fold's test patients."""
+    folder = kept_weights(source, fold, seed)
+    if not folder.is_dir():
+        sys.exit(f"error: no weights of fold {fold}, seed {seed}: python benchmarks/segmentation.py --only ours first")
+    model = load_model(folder)
+    if not isinstance(model, SegmentationModel):
+        sys.exit(f"error: {folder} holds no segmentation model")
+    cell = {"data": source.name, "fold": fold, "seed": seed, "weights": digest(folder)}
+    row = store.run(cell, lambda: {"scores": list(score(model, source, fold))})
+    print(f"fold {fold}: {len(row['scores'])} scores")
+    return [
+        RegionScore(
+            found["patient"], tuple(found["subset"].split("+")), found["region"], RegionMetrics(**found["metrics"])
+        )
+        for found in row["scores"]
+    ]
+
+
+def score(model: SegmentationModel, source: Source, fold: int) -> Iterator[dict[str, Any]]:
+    """Yield the metrics of each test patient, subset and region."""
+    spacing, studies = source.cache.config.spacing, source.parts[fold].test
+    for study, subset, predicted, truth in predicted_volumes(model, source, studies, model.model_config, all_subsets()):
+        for region, mask, there in zip(source.coding.regions, predicted, truth, strict=True):
+            metrics = asdict(region_metrics(mask, there, spacing, tolerance=TOLERANCE))
+            yield {"patient": study.group, "subset": subset, "region": region, "metrics": metrics}
+
+
+def headline_figures(scores: Sequence[RegionScore]) -> dict[str, Figure]:
+    """Return each metric with all modalities and over all subsets: means by patient."""
+    found = {}
+    for metric, unit in UNITS.items():
+        for name, subset in (("full_set", STANDARD), ("all_subsets", None)):
+            values = _by_patient(scores, metric, subset)
+            found[f"{metric}_{name}"] = figure_by_patient(values, unit=f"{unit}, {len(values)} patients", scale=1.0)
+    return found
+
+
+def _by_patient(scores: Sequence[RegionScore], metric: str, subset: Sequence[str] | None) -> Mapping[str, float]:
+    """Return each patient's mean over regions, and over subsets if none is given."""
+    values: dict[str, list[float]] = {}
+    for one in scores:
+        value = float(getattr(one.metrics, metric))
+        if subset in (None, one.subset) and not math.isnan(value):
+            values.setdefault(one.subject, []).append(value)
+    return {patient: statistics.fmean(found) for patient, found in values.items()}
+
+
+def table_rows(scores: Sequence[RegionScore]) -> Iterator[dict[str, Any]]:
+    """Yield the means of a subset and region, with the worst patient's distance."""
+    summaries = {metric: summarise_subsets(scores, metric) for metric in UNITS}
+    for rows in zip(*summaries.values(), strict=True):
+        row = {"subset": subset_label(rows[0].subset), "region": rows[0].region}
+        row |= {metric: summary.mean.value for metric, summary in zip(summaries, rows, strict=True)}
+        yield row | {"worst_hd95": rows[0].worst, "not_defined": rows[0].undefined}
+
+
+if __name__ == "__main__":
+    main()
