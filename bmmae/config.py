@@ -6,11 +6,12 @@ Every key is a field of a dataclass; unknown keys are errors. YAML files hold va
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
@@ -188,6 +189,8 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
 
     Raises:
         ConfigError: Naming the key that is unknown or the value that does not fit.
+
+    Paths may begin with `~`, which no shell expands in a YAML file.
     """
     from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
@@ -201,8 +204,14 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
         parsed = parser.instantiate(parser.parse_args(list(sys.argv[1:] if arguments is None else arguments)))
     except ArgumentError as error:
         raise ConfigError(_explain(str(error), list(_keys(kind)))) from error
-    names = [item.name for item in fields(cast(Any, kind))]
-    return kind(**{name: getattr(parsed, name) for name in names})
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration: the file is not UTF-8 text ({error}): save it as UTF-8") from error
+    hints = get_type_hints(kind)
+    values = {item.name: getattr(parsed, item.name) for item in fields(cast(Any, kind))}
+    for name, value in values.items():
+        if value is None and hints[name] is Path:  # the parser takes null for any path
+            raise ConfigError(f"configuration key '{name}' needs a path, got null: fill it in")
+    return _at_home(kind(**values))
 
 
 def script(main: Callable[[], int | None]) -> None:
@@ -222,6 +231,18 @@ def script(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     sys.exit(code or 0)
+
+
+def _at_home(config: T) -> T:
+    """Expand `~` in paths, and in names of models that may be paths."""
+    changed: dict[str, Any] = {}
+    for item in fields(cast(Any, config)):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            changed[item.name] = _at_home(value)
+        elif isinstance(value, Path) or (isinstance(value, str) and value.startswith("~/")):
+            changed[item.name] = type(value)(os.path.expanduser(value))
+    return cast(T, replace(cast(Any, config), **changed))
 
 
 def _load_once(text: str) -> Any:
@@ -255,10 +276,25 @@ def _explain(message: str, known: list[str]) -> str:
     """Turn the parser's message into one sentence, with the nearest known key if a key is unknown."""
     line = " ".join(message.split())
     in_file = re.search(r"(?:[Gg]roup '([\w.]+)' )?does not accept option '([\w.]+)'", line)
+    in_file = in_file or re.search(r"Option ()'([\w.]+)' is not accepted", line)
     in_arguments = re.search(r"unrecognized arguments: --([\w.]+)", line)
     if in_file is None and in_arguments is None:
-        return f"configuration: {line}"
+        return f"configuration: {_in_plain_words(line)}"
     key = ".".join(part for match in (in_file, in_arguments) if match for part in match.groups() if part)
-    near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
+    last = key.rsplit(".", 1)[-1]
+    elsewhere = [name for name in known if name.rsplit(".", 1)[-1] == last]  # `lr`, `train.lr`: right but for its place
+    near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0) or difflib.get_close_matches(key, known, n=1)
+    near = near or difflib.get_close_matches(last, known, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"unknown configuration key '{key}'.{hint} See --help for all keys"
+
+
+def _in_plain_words(line: str) -> str:
+    """Say which value does not fit as YAML writes types, without the parser's list of what it tried."""
+    line = re.sub(
+        r"Does not validate .* Subtypes: \[(.*?\]?)\] Errors: .* Given value: ", r"Expected \1. Got value: ", line
+    )
+    line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("NoneType", "null").replace("typing.Literal", "one of ")
+    if line.endswith("Got value: False") and "'no'" in line:
+        return f"{line}, as which YAML reads a bare no: write 'no', in quotes"
+    return line

@@ -37,7 +37,7 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
         HubError: If it cannot be fetched.
     """
     text = str(source)
-    name, _, tag = text.partition("@")
+    name, tag = _tagged(text)
     if Path(text).exists():
         path = _in_folder(Path(text), filename, None)
     elif tag and Path(name).is_dir():
@@ -55,7 +55,7 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
 def unfinished(source: str | Path) -> str | None:
     """Return how a run folder stands that has not finished (`running, step 8 of 400`); None of all else."""
     text = str(source)
-    run = Path(text if Path(text).exists() else text.partition("@")[0])
+    run = Path(text if Path(text).exists() else _tagged(text)[0])
     if not (run / INDEX).is_file():
         return None
     index = _json(run / INDEX)
@@ -66,9 +66,15 @@ def unfinished(source: str | Path) -> str | None:
 def public_name(source: str | Path) -> str:
     """Return what a model may be called in public: its hub name, else the last part of its path."""
     text = str(source)
-    name = text.partition("@")[0]
+    name = _tagged(text)[0]
     local = Path(text).exists() or Path(name).is_dir()
     return base_name(text) if local or not _may_be_hub(name) else text
+
+
+def _tagged(text: str) -> tuple[str, str]:
+    """Divide a source into name and tag at its last @: folders may have one in their names as well."""
+    name, at, tag = text.rpartition("@")
+    return (name, tag) if at else (text, "")
 
 
 def _may_be_hub(name: str) -> bool:

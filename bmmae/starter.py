@@ -41,5 +41,8 @@ def write_starter(folder: Path) -> list[Path]:
         for name in FOLDERS:
             shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
+        for name in FOLDERS:  # none of them was there before: the command can be given again
+            shutil.rmtree(folder / name, ignore_errors=True)
+        reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
+        raise OutputError(f"cannot write to {folder}: {reason}") from error
     return sorted(path for name in FOLDERS for path in (folder / name).rglob("*") if path.is_file())

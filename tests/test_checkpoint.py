@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -247,3 +248,9 @@ def test_a_head_on_a_frozen_synthetic_encoder_is_synthetic(model, frozen) -> Non
     describe(head, provenance=Provenance(data="9 real studies"))
     assert provenance_of(head).synthetic == frozen
     assert provenance_of(head).generator == ("3" if frozen else None)
+
+
+def test_a_folder_may_have_the_sign_of_tags_in_its_name(run, tmp_path) -> None:
+    shutil.copytree(run, tmp_path / "me@home" / "run")
+    assert load_model(tmp_path / "me@home" / "run").metadata == load_model(run).metadata
+    assert load_model(f"{tmp_path}/me@home/run@last").metadata == load_model(f"{run}@last").metadata

@@ -199,3 +199,18 @@ def test_long_lists_of_keys_are_counted_in_the_message_and_whole_in_the_report()
     report = compare(state, {})
     assert str(report).endswith("layer.11 and 8 more")
     assert len(report.unexpected) == 20
+
+
+def test_a_file_is_not_replaced_by_a_model(model, tmp_path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    with pytest.raises(OutputError, match=r"notes\.txt is a file, and a model is saved as a folder"):
+        save_model(model, path)
+    assert path.read_text() == "mine"
+
+
+def test_a_model_can_be_saved_where_one_stands(model, tmp_path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    save_model(model, ".")
+    assert load_model(tmp_path / "here").kind == model.kind

@@ -1,11 +1,13 @@
 """Each kind of bad input: one clear sentence, exit code 2, nothing half-written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from full_disk import files_of_at_most
 from tiny_models import tiny_mae, tiny_segmentation
 from tiny_studies import SHAPE, brain, picture, save, write_study
 
@@ -235,3 +237,34 @@ def test_numbers_that_make_no_sense_are_refused_by_name(
     with pytest.raises(SystemExit, match="2"):
         main(words.split())
     assert told in capsys.readouterr().err
+
+
+def test_info_of_a_run_whose_curves_cannot_be_written_still_tells(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copytree(model, run / "checkpoints" / "step-00000002")
+    (run / "checkpoints" / "index.json").write_text('{"best": "step-00000002", "status": "finished"}')
+    (run / "metrics.jsonl").write_text("")
+    assert main(["info", str(run)]) == 0
+    told = capsys.readouterr()
+    assert "holds no metrics" in told.err
+    assert "FLAIR" in told.out
+
+
+def test_init_that_meets_a_full_disk_can_be_given_again(tmp_path: Path, capsys: Capture) -> None:
+    with files_of_at_most(500):
+        assert main(["init", str(tmp_path)]) == 2
+    assert "File too large" in capsys.readouterr().err.partition("[(")[0]
+    assert main(["init", str(tmp_path)]) == 0
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["init", "~/mine"]) == 0
+    assert (tmp_path / "mine" / "pretrain" / "train.py").is_file()
+
+
+def test_the_next_command_can_be_pasted_whatever_the_table_is_called(tmp_path: Path, capsys: Capture) -> None:
+    write_study(tmp_path / "data" / "a", labelled=False)
+    assert main(["index", str(tmp_path / "data"), "--out", str(tmp_path / "my table.csv")]) == 0
+    assert f"next: bmmae check '{tmp_path}/my table.csv'" in capsys.readouterr().out

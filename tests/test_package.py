@@ -155,3 +155,48 @@ def test_distillation_that_teaches_nothing_is_refused(arguments: list[str], mess
 def test_a_missing_config_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         parse(PretrainConfig, ["--config", "nowhere.yaml"])
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("train: {steps: 2}\nout: runs/Köln\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"not UTF-8 text .* save it as UTF-8"):
+        parse(PretrainConfig, ["--config", str(path), "--data.cohort", "c.csv"])
+
+
+def test_a_tilde_in_a_file_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    path = tmp_path / "home.yaml"
+    path.write_text("train: {steps: 2}\nout: ~/runs\nmodel: ~/runs/a\ndata: {cohort: ~/c.csv, splits: folds.json}\n")
+    config = parse(SegmentConfig, ["--config", str(path)])
+    assert (config.out, config.data.cohort, config.model) == (
+        Path("/home/me/runs"),
+        Path("/home/me/c.csv"),
+        "/home/me/runs/a",
+    )
+    assert (config.data.splits, config.data.cache) == (Path("folds.json"), None)
+
+
+def test_a_needed_path_that_is_left_blank_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "blank.yaml"
+    path.write_text("train: {steps: 2}\nout:\ndata: {cohort: c.csv}\n")
+    with pytest.raises(ConfigError, match=r"'out' needs a path, got null"):
+        parse(PretrainConfig, ["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {steps: 2, precision: no}", "reads a bare no: write 'no', in quotes"),
+        ("train: {steps: 1.5}", r'"train\.steps": Expected int, null\. Got value: 1\.5$'),
+        ("train: {steps: 2, resume: maybe}", r"Expected bool, one of \['auto'\]\. Got value: maybe$"),
+        ("optimiser: {lr: 1.0e-3}", r"unknown configuration key 'optimiser\.lr'\. Did you mean 'optim\.lr'"),
+        ("train: {steps: 2, lr: 1.0e-3}", r"unknown configuration key 'train\.lr'\. Did you mean 'optim\.lr'"),
+        ("train: {steps: 2}\nspacing: [2, 2, 2]", r"Did you mean 'preprocess\.spacing'"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_plain_words(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse(PretrainConfig, ["--config", str(path), "--data.cohort", "c.csv"])

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from bmmae._version import __version__
 from bmmae.cli import data, explain, models, patient, raw, start
@@ -21,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 fine, 1 findings (`check`), 2 an error that the user can mend."""
     warnings.showwarning = print_warning
     parsed = build_parser().parse_args(arguments)
+    for name, value in vars(parsed).items():
+        if isinstance(value, Path):  # shells leave the ~ of `--out=~/x` as it is
+            setattr(parsed, name, Path(os.path.expanduser(value)))
     try:
         code: int = parsed.run(parsed)
     except BmmaeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def _run_index(given: argparse.Namespace) -> int:
     refuse_losing(given.out, report.cohort)
     path = report.cohort.write(given.out)
     counts = ", ".join(f"{title(m)} {sum(m in s.images for s in report.cohort)}" for m in report.cohort.modalities)
-    print(f"{len(report.cohort)} studies in {path} ({counts}); next: bmmae check {path}")
+    print(f"{len(report.cohort)} studies in {path} ({counts}); next: bmmae check {shlex.quote(str(path))}")
     return 0
 
 
@@ -123,7 +124,7 @@ def _run_split(given: argparse.Namespace) -> int:
     folds = make_folds(cohort, plan)
     path = write_folds(given.out, cohort, folds, plan)
     print(format_folds(cohort, folds, plan))
-    print(f"{len(folds)} folds in {path}; train with --data.splits {path} --data.fold 0")
+    print(f"{len(folds)} folds in {path}; train with --data.splits {shlex.quote(str(path))} --data.fold 0")
     return 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from bmmae.cli.command import Commands, add_command
 from bmmae.cli.reconstruct import add_reconstruct
 from bmmae.cli.segment import add_segment
+from bmmae.errors import OutputError
 
 
 def add_commands(commands: Commands) -> None:
@@ -33,7 +35,10 @@ def _run_info(given: argparse.Namespace) -> int:
     if (run / "metrics.jsonl").exists() and not given.json:
         from bmmae.report import save_curves
 
-        print(f"curves: {save_curves(run)}")
+        try:
+            print(f"curves: {save_curves(run)}")
+        except OutputError as error:  # a colleague's run, or one that has just begun
+            print(f"warning: no curves: {error}", file=sys.stderr)
     found = info(given.model)
     print(json.dumps(found.as_dict(), indent=2) if given.json else found.format_table())
     return 0

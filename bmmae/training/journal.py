@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from bmmae.errors import OutputError
 
 NAME = "metrics.jsonl"
 
@@ -30,24 +33,46 @@ class Journal:
 
     Opened at step s, it first drops the rows past s: the run died after they were written and before the next
     checkpoint, and will write them again.
+
+    Raises:
+        OutputError: It cannot be written, as on a full disk.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         rows = [row for row in read_journal(path) if row.get("step", 0) <= step]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        os.replace(temporary, path)
-        self._file = path.open("a")
+        self._path = path
+        try:
+            temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            os.replace(temporary, path)
+            self._file = path.open("a")
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._unwritable(error) from error
 
     def write(self, row: Mapping[str, float | int]) -> None:
-        """Append one row; what is not finite is written as null, for JSON has no NaN."""
+        """Append one row; what is not finite is written as null, for JSON has no NaN.
+
+        Raises:
+            OutputError: The disk is full.
+        """
         clean = {key: _rounded(value) for key, value in row.items()}
-        self._file.write(f"{json.dumps(clean)}\n")
-        self._file.flush()
+        try:
+            self._file.write(f"{json.dumps(clean)}\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. What could not be written has been told."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self._path} cannot be written: {error.strerror or error}. Free some space and resume the run, or choose "
+            "another run folder; the checkpoints are untouched."
+        )
 
 
 def _rounded(value: float | int) -> float | int | None:

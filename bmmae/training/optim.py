@@ -52,16 +52,28 @@ class OptimConfig:
     frozen_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise ConfigError(f"optim.lr must be positive, got {self.lr}.")
-        if self.frozen_steps < 0:
-            raise ConfigError(f"optim.frozen_steps must be zero or more, got {self.frozen_steps}.")
+        for name in ("weight_decay", "eps", "warmup_steps", "warmup_epochs", "frozen_steps"):
+            _require(name, getattr(self, name), 0, math.inf, "zero or more")
+        for name in ("schedule_steps", "schedule_epochs"):
+            _require(name, getattr(self, name), 1, math.inf, "at least 1")
+        _require("final_lr_fraction", self.final_lr_fraction, 0, 1, "from 0 to 1")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}; null turns it off.")
+        if not all(0 <= rate < 1 for rate in self.betas):
+            raise ConfigError(f"optim.betas must lie in [0, 1), got {self.betas}.")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"optim.clip_norm must be positive, got {self.clip_norm}; null turns it off.")
         if self.warmup_steps and self.warmup_epochs is not None:
             raise ConfigError("Give optim.warmup_steps or optim.warmup_epochs, not both.")
         if self.schedule_steps is not None and self.schedule_epochs is not None:
             raise ConfigError("Give optim.schedule_steps or optim.schedule_epochs, not both.")
+
+
+def _require(name: str, value: int | float | None, least: int, most: int | float, said: str) -> None:
+    if value is not None and not least <= value <= most:
+        raise ConfigError(f"optim.{name} must be {said}, got {value}.")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from bmmae.schema import to_dict
 from bmmae.training.optim import OptimConfig, Schedule, make_schedule
 
 MAX_SEED = 2**32
+HOURS_A_YEAR = 8760
 _LENGTHS = ("warmup_steps", "warmup_epochs", "schedule_steps", "schedule_epochs")
 """Settings of the schedule that are compared by what they come to."""
 
@@ -82,6 +83,12 @@ class TrainConfig:
                 raise ConfigError(f"train.{name} must be at least 1, got {value}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must lie between 0 and 1, got {self.ema_decay}; null turns it off.")
+        hours = self.time_limit_hours
+        if hours is not None and not 0 < hours < HOURS_A_YEAR:
+            raise ConfigError(
+                f"train.time_limit_hours must be a number of hours above 0 and below {HOURS_A_YEAR} (a year), got "
+                f"{hours}; 24:00:00 is 24, and YAML would read it as 86400."
+            )
         if self.workers < 0:
             raise ConfigError(f"train.workers must be 0 or more, got {self.workers}.")
         if not 0 <= self.seed < MAX_SEED:

@@ -210,7 +210,9 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
             warnings.warn(f"The configuration has changed since {run_dir} was started: {told}.", stacklevel=2)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(plain, sort_keys=False))
+        draft = path.with_suffix(".tmp")  # a full disk leaves the old one as it was
+        draft.write_text(yaml.safe_dump(plain, sort_keys=False))
+        draft.replace(path)
     except OSError as error:
         raise OutputError(f"The run folder {run_dir} cannot be written: {error}. Choose another one.") from error
 

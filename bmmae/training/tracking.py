@@ -39,7 +39,7 @@ class WandbTracker:
     """Weights & Biases; `WANDB_MODE=offline` works. A resumed run continues its own page.
 
     Raises:
-        ConfigError: wandb is not installed.
+        ConfigError: wandb is not installed, or does not start: nobody is logged in, or there is no network.
     """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -49,9 +49,15 @@ class WandbTracker:
             raise _not_installed("wandb", "wandb") from error
         id_file = run_dir / _ID_FILE
         known = json.loads(id_file.read_text())["id"] if id_file.exists() else None
-        self._run = wandb.init(
-            dir=str(run_dir), name=run_dir.name, config=dict(config), id=known, resume="allow" if known else None
-        )
+        try:
+            self._run = wandb.init(
+                dir=str(run_dir), name=run_dir.name, config=dict(config), id=known, resume="allow" if known else None
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"train.tracker is wandb, which does not start: {' '.join(str(error).split())} Run `wandb login`, set "
+                "WANDB_MODE=offline to send the metrics later, or set train.tracker to none."
+            ) from error
         id_file.write_text(json.dumps({"id": self._run.id}))
 
     def log(self, values: Mapping[str, float | int], step: int) -> None:
@@ -94,7 +100,7 @@ def make_tracker(
     """The tracker called `kind`, for a run that stands at `step`.
 
     Raises:
-        ConfigError: Its library is not installed.
+        ConfigError: Its library is not installed or does not start.
     """
     if kind == "wandb":
         return WandbTracker(run_dir, config)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from full_disk import files_of_at_most
+
+from bmmae.errors import OutputError
 from bmmae.training.journal import Journal, read_journal
 
 
@@ -31,3 +35,17 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     journal.write({"step": 1, "loss": float("nan")})
     journal.close()
     assert read_journal(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None}]
+
+
+def test_a_full_disk_is_one_sentence_and_loses_no_earlier_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    journal = Journal(path, step=0)
+    journal.write({"step": 1})
+    with files_of_at_most(path.stat().st_size), pytest.raises(OutputError, match=r"metrics\.jsonl cannot be written"):
+        journal.write({"step": 2, "loss": 0.5})
+    with files_of_at_most(path.stat().st_size):
+        journal.close()  # tries to write what is left
+    with files_of_at_most(5), pytest.raises(OutputError, match="Free some space and resume"):
+        Journal(path, step=1)
+    assert read_journal(path) == [{"step": 1}]
+    assert list(tmp_path.iterdir()) == [path]

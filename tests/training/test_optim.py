@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -154,3 +156,22 @@ def test_muon_of_convolutions_turns_kernels_and_leaves_blocks_and_heads_to_adamw
 
 
 _WEIGHTS = (("down", "weight"), ("blocks", "0.weight"), ("heads", "weight"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": float("nan")}, r"optim\.lr must be positive, got nan"),
+        ({"betas": (0.9, 1.5)}, r"optim\.betas must lie in \[0, 1\), got \(0\.9, 1\.5\)"),
+        ({"eps": -1.0}, r"optim\.eps must be zero or more, got -1\.0"),
+        ({"weight_decay": -1.0}, r"optim\.weight_decay must be zero or more"),
+        ({"warmup_steps": -5}, r"optim\.warmup_steps must be zero or more"),
+        ({"schedule_steps": 0}, r"optim\.schedule_steps must be at least 1, got 0"),
+        ({"schedule_epochs": -5}, r"optim\.schedule_epochs must be at least 1"),
+        ({"final_lr_fraction": 3.0}, r"optim\.final_lr_fraction must be from 0 to 1"),
+        ({"layer_decay": 1.5}, r"optim\.layer_decay must lie in \(0, 1\], got 1\.5; null turns it off"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OptimConfig(**settings)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from full_disk import files_of_at_most
 from tiny_models import tiny_config, tiny_segmentation
 from tiny_patients import tiny_patient_model, write_patients
 from torch import nn
@@ -18,7 +19,7 @@ from toy_training import StopsAt, ToyDataset, ToyTask, rows, same_weights, save_
 
 from bmmae.checkpoint import describe
 from bmmae.data.preprocess import PreprocessConfig
-from bmmae.errors import CheckpointError, ConfigError, TrainingError
+from bmmae.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
 from bmmae.model.mae import MAE
@@ -26,7 +27,7 @@ from bmmae.training import OptimConfig, find_checkpoint, fit, optim
 from bmmae.training.checkpointing import write_checkpoint
 from bmmae.training.devices import start_accelerator
 from bmmae.training.plan import make_plan
-from bmmae.training.resume import Progress, settings_of
+from bmmae.training.resume import Progress, settings_of, write_config
 from bmmae.training.run import begin_run, start_together
 
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=1)
@@ -285,3 +286,11 @@ def test_processes_that_start_from_different_places_are_refused(
     monkeypatch.setattr("bmmae.training.run.gather", gather)
     with pytest.raises(TrainingError, match=message):
         start_together(lambda: (Progress(step=8), {}), {"optim.lr": 0.1})
+
+
+def test_a_full_disk_leaves_the_configuration_as_it_was(tmp_path: Path) -> None:
+    write_config(tmp_path, {"train": {"steps": 4}})
+    before = (tmp_path / "config.yaml").read_text()
+    with files_of_at_most(5), pytest.warns(UserWarning, match="has changed"), pytest.raises(OutputError):
+        write_config(tmp_path, {"train": {"steps": 6}})
+    assert (tmp_path / "config.yaml").read_text() == before

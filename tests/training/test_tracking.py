@@ -86,3 +86,17 @@ def test_importing_the_loop_imports_no_tracker() -> None:
     code = "import sys, bmmae.training; print({'wandb', 'tensorboard'} & {n.split('.')[0] for n in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_wandb_that_does_not_start_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class UsageError(Exception):
+        pass
+
+    def init(**_: Any) -> FakeRun:
+        raise UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=UsageError))
+    with pytest.raises(
+        ConfigError, match=r"No API key configured\. Use .* WANDB_MODE=offline .* train\.tracker to none"
+    ):
+        make_tracker("wandb", tmp_path, {}, 0)
