@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from bmmae.arrays import Array
 from bmmae.errors import CohortError, few
 from bmmae.targets import NUMBER, Cell, as_label, warn_of_spellings
 
@@ -63,7 +64,9 @@ class ClinicalVariable:
             return (float(self.categories.index(label)), True) if label in self.categories else absent
         value = as_number(cell)
         if value is None:
-            raise CohortError(f"column '{self.name}' holds '{cell}': expected a number, as in the training data")
+            raise CohortError(
+                f"column '{self.name}' holds '{cell}': expected a number, as in the training data, or a blank cell"
+            )
         return absent if np.isnan(value) else ((value - self.mean) / self.deviation, True)
 
 
@@ -131,7 +134,7 @@ def fit_clinical(
         )
     if not odd:
         values = np.array([as_number(cell) for cell in known], float)
-        mean, deviation = float(values.mean()), float(values.std()) or 1.0
+        mean, deviation = float(values.mean()), float(spread(values))
         middle = (float(np.median(values)) - mean) / deviation
         return ClinicalVariable(name, "numeric", mean, deviation, (), middle if impute else None, modality)
     counts = Counter(str(as_label(cell)) for cell in known)
@@ -162,5 +165,9 @@ def fit_vector(columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]) -> Ve
             f"no training study has all of the {len(columns)} numbers {', '.join(columns[:3])} ...: check the columns"
         )
     table = np.array(known)
-    deviation = np.where(table.std(0) > 0, table.std(0), 1.0)
-    return VectorInput(tuple(columns), tuple(table.mean(0).tolist()), tuple(deviation.tolist()))
+    return VectorInput(tuple(columns), tuple(table.mean(0).tolist()), tuple(spread(table).tolist()))
+
+
+def spread(values: Array) -> Array:
+    """Return the deviation of each column, 1 where all values agree: rounding would leave some 1e-15 there."""
+    return np.asarray(np.where(np.ptp(values, axis=0) > 0, values.std(axis=0), 1.0))

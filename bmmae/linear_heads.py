@@ -161,8 +161,9 @@ def fit_linear_heads(
             )
         fit = search.fit(train, search.basis(train, count), strength)
         _set(model, index, fit.slopes, fit.intercepts, images=images)
-        taken = "all features" if count is None else f"{count} components"
-        chosen[target.name] = f"{taken} of the images, inverse penalty {strength:g}"
+        taken = "all features of the images" if count is None else f"{count} components of the images"
+        taken = "the images are not used, as the loss was lower without them" if count == 0 else taken
+        chosen[target.name] = f"{taken}; inverse penalty {strength:g}"
     return chosen
 
 

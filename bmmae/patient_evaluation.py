@@ -20,7 +20,7 @@ from bmmae.evaluation.scores import Score, format_scores
 from bmmae.model.patient import PatientModel
 from bmmae.patient_prediction import Outputs, warn_of_unseen_classes
 from bmmae.patient_report import score_all, write_patient_report
-from bmmae.patient_tables import Answers, follow_up, tables, write_table, write_tables
+from bmmae.patient_tables import Answers, file_name, follow_up, tables, write_table, write_tables
 from bmmae.targets import UNKNOWN, Target, as_label, survival_classes, warn_of_days
 
 SHOWN = ("auc", "balanced_accuracy", "brier", "harrell_c", "uno_c", "integrated_brier")
@@ -72,7 +72,7 @@ def evaluate_cohort(
         scores = _merged(both)
         if scores:
             write_patient_report(
-                out / f"{target}.html",
+                out / f"{file_name(target)}.html",
                 classes,
                 survival,
                 title=f"{target}: {', '.join(models)}",

@@ -105,9 +105,9 @@ def fine_tune(config: PatientConfig) -> int:
     if config.modalities:
         warn_of_absent(parts.train, shape.modalities)
     columns, train = _fitted(config, parts)
+    warn_of_unseen_classes(columns.targets, [*parts.validation, *parts.test])
     parts = replace(parts, train=train, validation=_labelled(parts.validation, columns.targets, "validation"))
     print(format_targets(columns.targets), flush=True)  # noqa: T201 - a program's output
-    warn_of_unseen_classes(columns.targets, [*parts.validation, *parts.test])
     for study in (*parts.validation, *parts.test):
         columns.encode(study)  # what cannot be read ends here, not after training
 

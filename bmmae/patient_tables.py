@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -129,13 +130,18 @@ def follow_up(studies: Iterable[Study]) -> tuple[Float[np.ndarray, " N"], Bool[n
     return time, np.array([bool(e) and t is not None for t, e in known], bool)
 
 
+def file_name(target: str) -> str:
+    """Return a target's name as part of a file's: `1p/19q` is no folder."""
+    return re.sub(r'[/\\:*?"<>|]', "-", target)
+
+
 def write_tables(folder: Path, found: dict[str, Answers]) -> list[Path]:
     """Write one table a target, `<target>.csv`, in the form that `bmmae.evaluation` reads.
 
     Raises:
         OutputError: If the folder cannot be written.
     """
-    return [write_predictions(folder / f"{name}.csv", *pair) for name, pair in found.items()]
+    return [write_predictions(folder / f"{file_name(name)}.csv", *pair) for name, pair in found.items()]
 
 
 def prediction_rows(model: PatientModel, outputs: Outputs) -> list[dict[str, Cell]]:

@@ -7,6 +7,7 @@ training fold alone fits on it alone; the result travels with the weights, and i
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -195,14 +196,21 @@ def warn_of_spellings(name: str, classes: Sequence[str], labels: Sequence[str | 
     """
     spellings: dict[str, list[str]] = {}
     for label in dict.fromkeys([*classes, *filter(None, labels)]):
-        spellings.setdefault(label.strip().casefold(), []).append(label)
+        plain = unicodedata.normalize("NFKC", label)  # an umlaut may be stored as one character or as two
+        spellings.setdefault(plain.strip().casefold(), []).append(label)
     for alike in spellings.values():
         if len(alike) > 1 and not set(classes).isdisjoint(alike):
             warnings.warn(
-                f"{few(alike)} of column '{name}' differ in case or blanks only, but count as different classes: "
-                "write them alike if they are one",
+                f"{few(alike)} of column '{name}' differ in case or blanks only{_hidden(alike)}, but count as "
+                "different classes: write them alike if they are one",
                 stacklevel=3,
             )
+
+
+def _hidden(alike: Sequence[str]) -> str:
+    """What a reader cannot see, if that is the difference."""
+    apart = len({unicodedata.normalize("NFKC", label) for label in alike}) < len(alike)
+    return ", or in how letters such as ü are stored" if apart else ""
 
 
 def fit_multilabel(name: str, columns: Mapping[str, Sequence[Cell]], *, balanced: bool = False) -> Target:
@@ -265,6 +273,8 @@ def fit_survival(
     months, died = np.array([t for t, _ in pairs], float), np.array([e for _, e in pairs], bool)
     if not died.any():
         raise CohortError(f"no death is observed among {len(pairs)} training studies (`event` is never 1)")
+    if not months[died].any():
+        raise CohortError("every death among the training studies is at `time` 0: expected months of follow-up")
     counts = {"labelled": len(pairs), "blank": len(times) - len(pairs), "deaths": int(died.sum())}
     if kind == "survival_classes":
         return _fit_classes(name or "survival_class", (months, died), tuple(boundaries), counts, ipcw=ipcw)

@@ -51,3 +51,8 @@ def test_text_with_a_category_a_patient_is_told() -> None:
 def test_categories_that_differ_in_case_or_blanks_only_are_told() -> None:
     with pytest.warns(UserWarning, match="'M', 'm' of column 'sex' differ in case or blanks only"):
         fit_clinical("sex", ["M", "m", "F", "?", "unknown", "9", *"FFMMFFMM"])
+
+
+def test_a_column_of_one_value_has_a_deviation_of_one() -> None:
+    assert fit_clinical("dose", [46.1] * 7).encode(50.0)[0] == pytest.approx(3.9)  # numpy's deviation is 7e-15
+    assert fit_vector(("a", "b"), [{"a": 0.1, "b": 46.1}] * 7).deviation == (1.0, 1.0)

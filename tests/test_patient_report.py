@@ -18,6 +18,7 @@ from bmmae.errors import CohortError, OutputError
 from bmmae.notice import NOTICE
 from bmmae.patient_report import patient_page, write_patient_report
 from bmmae.patient_report.sections import fullest, survival_pictures
+from bmmae.patient_tables import write_tables
 
 GAINS = {"image": 2.0, "clinical": 0.5}
 
@@ -82,6 +83,12 @@ def test_a_group_without_patients_is_drawn_as_not_defined() -> None:
     assert "0 patients, 0 died" in found
     assert found.count("<td>not defined</td>") == len(SUBSETS) * 3
     assert "training patients' median risk" in found or "training patients&#x27; median risk" in found
+
+
+def test_a_slash_in_a_name_makes_no_folder(tmp_path: Path) -> None:
+    (path,) = write_tables(tmp_path, {"1p/19q": (classes({"image": 2.0}), None)})
+    assert path == tmp_path / "1p-19q.csv"
+    assert path.is_file()
 
 
 def test_nothing_to_judge_is_an_error(tmp_path: Path) -> None:

@@ -381,3 +381,12 @@ def test_what_held_out_patients_have_and_training_has_not_seen_is_told(world: Pa
         UserWarning, match=r"'sex' holds values that count as missing: 'female' \(5\); training knew F, M"
     ):
         assert fine_tune(config) == 0
+
+
+def test_a_class_that_validation_alone_has_is_told(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table.loc[table["split"] == "validation", "subtype"] = ["NSCLC", "nsclc"]
+    table.to_csv(world / "validation.csv", index=False)
+    given = ("--targets.labels", "[subtype]", "--data.cohort", str(world / "validation.csv"), "--mode", "features")
+    with pytest.warns(UserWarning, match=r"1 held-out studies count as not labelled: .* they have 'nsclc' \(1\)"):
+        assert fine_tune(configured(world, tmp_path / "run", "classification", *given)) == 0

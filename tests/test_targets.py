@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 import warnings
 
 import numpy as np
@@ -104,6 +105,12 @@ def test_classes_that_differ_in_case_or_blanks_only_are_told(classes: tuple[str,
     assert len(target.classes) == (2 if classes else 6)
 
 
+def test_classes_that_look_the_same_are_told() -> None:
+    cells = ["früh", unicodedata.normalize("NFD", "früh"), "spät"]
+    with pytest.warns(UserWarning, match="differ in case or blanks only, or in how letters such as ü are stored, but"):
+        fit_label("onset", cells)
+
+
 def test_several_columns_of_yes_and_no() -> None:
     target = fit_multilabel("markers", {"idh": [1.0, 0.0, None], "mgmt": ["yes", "no", "no"]}, balanced=True)
     assert (target.outputs, target.columns, target.shares) == (2, ("idh", "mgmt"), (0.5, 1 / 3))
@@ -161,6 +168,7 @@ def test_intervals_hold_equal_shares_of_the_deaths() -> None:
         ([None, math.nan], [True, True], "no training study has both `time` and `event`"),
         ([3.0, 4.0], [None, None], "no training study has both"),
         ([3.0, 4.0], [False, False], "no death is observed among 2"),
+        ([0.0, 0.0, 4.0], [True, True, False], "every death among the training studies is at `time` 0"),
     ],
 )
 def test_follow_up_that_says_nothing_is_refused(

@@ -82,7 +82,8 @@ def evaluate_survival(
 
     Args:
         predictions: Of patients whom their fold's model has not seen.
-        at: Times of the AUCs; by default the quartiles of all times of death. The same for all models.
+        at: Times of the AUCs; by default the quartiles of all times of death, each study once, however many models and
+            subsets judge it. The same for all models.
         draws: Bootstrap draws of patients for the intervals.
         seed: Of the draws.
 
@@ -90,8 +91,9 @@ def evaluate_survival(
         CohortError: If no follow-up is known or nobody died.
     """
     known = _known(predictions)
-    moments = np.unique(np.quantile(known.time[known.event], QUARTERS)) if at is None else at
-    used = known.at[known.at <= np.quantile(known.time, FOLLOWED)]
+    once = known.take(np.array(list({(key.subject, key.session): row for row, key in enumerate(known.keys)}.values())))
+    moments = np.unique(np.quantile(once.time[once.event], QUARTERS)) if at is None else at
+    used = known.at[known.at <= np.quantile(once.time, FOLLOWED)]
 
     def statistic(fold: int) -> Statistic:
         censoring = censoring_of(known, fold)

@@ -40,6 +40,19 @@ def test_all_figures_are_there() -> None:
     assert sum(name.startswith("auc_at_") for name in names) == 3
 
 
+def test_another_model_or_subset_beside_changes_no_figure() -> None:
+    table = survival(GAINS)
+    fewer = [i for i, k in enumerate(table.keys) if k.model == "image" and (k.subset == "t1ce" or k.subject < "p020")]
+    alone = [i for i, k in enumerate(table.keys) if k.model == "image" and k.subset == "t1ce"]
+    every, some, one = (
+        {s.metric: s.value.value for s in scores if (s.model, s.subset, s.fold) == ("image", "t1ce", None)}
+        for scores in (
+            evaluate_survival(table.take(np.array(r)), draws=0) for r in (range(len(table.keys)), fewer, alone)
+        )
+    )
+    assert every == some == one
+
+
 def test_censoring_is_estimated_on_the_patients_of_other_folds() -> None:
     table = survival({"image": 1.0})
     others = [i for i, k in enumerate(table.keys) if k.fold != 1 and k.subset == SUBSETS[0]]
