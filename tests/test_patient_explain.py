@@ -112,6 +112,7 @@ def test_the_command_writes_maps_and_says_what_counted(
     assert said.startswith("site: ")
     assert "clinical: age" in said
     assert "attention 100%" in said
+    assert str(tmp_path / "why" / "explanation.json") in said
     assert {path.name for path in (tmp_path / "why").iterdir()} == {
         "attention.nii.gz",
         "occlusion.nii.gz",

@@ -33,7 +33,7 @@ def add_commands(commands: Commands) -> None:
 
 def _run_explain(given: argparse.Namespace) -> int:
     from bmmae.model.patient import PatientModel
-    from bmmae.patient_explain import explain_patient, write_explanation
+    from bmmae.patient_explain import NOTE, explain_patient, write_explanation
 
     images = required_images(given)
     require_writable(given.out)
@@ -54,7 +54,7 @@ def _run_explain(given: argparse.Namespace) -> int:
     for name, value in sorted(found.shapley.items(), key=lambda item: -abs(item[1])):
         share = f"   attention {found.attention[name]:.0%}" if name in found.attention else ""
         print(f"  {value:+.3f}  {name}{share}")
-    for path in write_explanation(found, given.out).values():
+    for path in (*write_explanation(found, given.out).values(), given.out / NOTE):
         print(path)
     return 0
 

@@ -310,7 +310,8 @@ def _time(cell: str, where: str) -> float | None:
     except ValueError:
         time = -1.0
     if not 0 <= time < float("inf"):
-        raise CohortError(f"{where}: time is '{cell}'; expected a number of months, zero or more")
+        comma = " with a decimal point" if "," in cell else ""
+        raise CohortError(f"{where}: time is '{cell}'; expected a number of months{comma}, zero or more")
     return time
 
 

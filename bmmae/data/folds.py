@@ -159,7 +159,8 @@ def format_folds(cohort: Cohort, folds: Sequence[Fold], plan: FoldPlan) -> str:
     lines = [f"{'fold':6}{'train':>8}{'validation':>12}{'test':>8}   patients; strata of the test part"]
     for number, fold in enumerate(folds):
         counts = [len({patient[key] for key in getattr(fold, part)}) for part in PARTS]
-        strata = Counter(str(stratum[key]) for key in fold.test) if plan.stratify else {}
+        members = {(patient[key], str(stratum[key])) for key in fold.test}  # visits of a patient may differ
+        strata = Counter(name for _, name in members) if plan.stratify else {}
         named = ", ".join(f"{name}: {count}" for name, count in sorted(strata.items()))
         lines.append(f"{number:<6}{counts[0]:>8}{counts[1]:>12}{counts[2]:>8}   {named}".rstrip())
     return "\n".join(lines)

@@ -113,12 +113,14 @@ def locate(text: str | File, folder: Path | None = None) -> File:
     """Return the file that a path or an address names.
 
     Args:
-        text: A path, an address, or what is located already.
+        text: A path, which may begin with `~/`, an address, or what is located already.
         folder: What relative paths start from; by default the working directory.
     """
     if isinstance(text, RemoteFile):
         return text
     plain = os.fspath(text)
+    if plain.startswith("~/"):
+        return Path(plain).expanduser()
     if not ADDRESS.match(plain):
         return folder / plain if folder else Path(plain)
     parts = urlsplit(plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -31,8 +32,7 @@ class EncoderConfig:
     rotary: bool = False
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads:
-            raise ConfigError(f"encoder.dim {self.dim} is not a multiple of encoder.heads {self.heads}")
+        _require_blocks("encoder", self.dim, self.depth, self.heads, self.mlp_ratio)
         length = self.dim // self.heads
         if self.rotary and (length < 6 or length % 2):
             raise ConfigError(
@@ -64,8 +64,17 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("self", "cross"):
             raise ConfigError(f"decoder.kind must be 'self' or 'cross', got '{self.kind}'")
-        if self.dim % self.heads:
-            raise ConfigError(f"decoder.dim {self.dim} is not a multiple of decoder.heads {self.heads}")
+        _require_blocks("decoder", self.dim, self.depth, self.heads, self.mlp_ratio)
+
+
+def _require_blocks(part: str, dim: int, depth: int, heads: int, mlp_ratio: float) -> None:
+    if min(dim, depth, heads) < 1 or not 0 < mlp_ratio < math.inf:
+        raise ConfigError(
+            f"{part}.dim, depth and heads must be at least 1 and {part}.mlp_ratio above 0, got {dim}, {depth}, {heads} "
+            f"and {mlp_ratio}"
+        )
+    if dim % heads:
+        raise ConfigError(f"{part}.dim {dim} is not a multiple of {part}.heads {heads}")
 
 
 @dataclass(frozen=True)

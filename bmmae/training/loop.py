@@ -51,6 +51,16 @@ class FitResult:
         """What the script should exit with: 0 only if finished, 75 to be resumed, 130 after Ctrl-C."""
         return EXIT_CODES[self.status]
 
+    def told(self, run_dir: Path, steps: int) -> str:
+        """Return what to do with the run now, for its user: load it, or go on to its last step, `steps`."""
+        if self.status != "finished":
+            return f"{self.status} at step {self.steps} of {steps}: the same command with --train.resume auto goes on"
+        if self.best_step is None or self.best_value is None:
+            return f"finished: {run_dir} holds the model of step {self.steps}"
+        return (
+            f"finished: {run_dir} holds the best model, of step {self.best_step} ({self.best_value:.4g} in validation)"
+        )
+
 
 def fit(
     model: nn.Module,
@@ -157,7 +167,7 @@ def fit(
                 records.write_training(run.progress, report, run.close_window())
 
     progress, status = run.progress, run.end()
-    return FitResult(
+    result = FitResult(
         status=status,
         steps=progress.step,
         best_step=progress.best_step,
@@ -166,3 +176,5 @@ def fit(
         last_val=run.last_val,
         skipped=progress.skipped,
     )
+    records.tell(result.told(run_dir, plan.steps))
+    return result

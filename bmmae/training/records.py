@@ -29,7 +29,7 @@ class Records:
         tracker: Receives what the journal receives.
         peak: Measures the device's rate of operations; called once, if the task counts its operations.
         main: Whether this is the main process.
-        bar: Whether to show a bar.
+        bar: Whether to show a bar, and to tell the end.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Records:
         self.plan, self.tracker, self.peak = plan, tracker, peak
         self.journal = Journal(run_dir / NAME, step) if main else None
         self.bar = tqdm(initial=step, total=plan.steps, unit="step", disable=not (main and bar), desc="training")
+        self._speaks = main and bar
         self._shown_mfu = ""
         self._start_window()
 
@@ -59,6 +60,11 @@ class Records:
         if self.journal is not None:
             self.journal.close()
             self.tracker.close()
+
+    def tell(self, text: str) -> None:
+        """Print a line, where there is a bar."""
+        if self._speaks:
+            print(text, flush=True)  # noqa: T201 - a program's output
 
     def _start_window(self) -> None:
         self._since, self._waited, self._steps, self._operations = time.perf_counter(), 0.0, 0, 0.0

@@ -123,6 +123,10 @@ REFUSED = {
         "line 2: unknown split 'holdout'; expected train, validation, test",
     ),
     "time": ("subject,t1,time\n1,a.nii,-3\n", "time is '-3'"),
+    "a decimal comma": (
+        "subject;t1;time\n1;a.nii;1,48\n",
+        "time is '1,48'; expected a number of months with a decimal",
+    ),
     "not a time": ("subject,t1,time\n1,a.nii,3 months\n", "time is '3 months'"),
     "event": ("subject,t1,event\n1,a.nii,dead\n", r"event is 'dead'; expected 1 \(died\) or 0"),
 }

@@ -18,7 +18,7 @@ from bmmae.cli import main
 from bmmae.config import PretrainConfig, parse
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.fold_file import read_fold, write_folds
-from bmmae.data.folds import PARTS, Fold, FoldPlan, make_folds
+from bmmae.data.folds import PARTS, Fold, FoldPlan, format_folds, make_folds
 from bmmae.data.splits import train_and_validation
 from bmmae.errors import CohortError
 from bmmae.modalities import STANDARD
@@ -362,6 +362,15 @@ def test_the_command_writes_what_scripts_take(tmp_path: Path, capsys: pytest.Cap
     given = ["--data.cohort", str(path), "--data.splits", str(out), "--data.fold", "3", "--train.steps", "1"]
     data = parse(PretrainConfig, given).data
     assert (data.splits, data.fold) == (out, 3)
+
+
+def test_the_printed_strata_count_patients() -> None:
+    table, plan = cohort(), FoldPlan(3, stratify=("subtype",))
+    for line, fold in zip(
+        format_folds(table, folds := make_folds(table, plan), plan).splitlines()[1:], folds, strict=True
+    ):
+        counted = [int(count) for count in re.findall(r"subtype \w+: (\d+)", line)]
+        assert sum(counted) == len({subject for subject, _ in fold.test}) < len(fold.test)
 
 
 def test_a_patient_of_many_visits_who_leaves_nobody_else_is_refused() -> None:

@@ -115,6 +115,7 @@ def test_a_cohort_at_addresses_is_written_as_it_was_read(local: Study, tmp_path:
 def test_local_addresses_are_paths() -> None:
     assert locate("file:///data/a%20b.nii") == Path("/data/a b.nii")
     assert locate("a.nii", Path("/data")) == Path("/data/a.nii")
+    assert locate("~/a.nii", Path("/data")) == Path.home() / "a.nii"
     assert locate("C:/a.nii") == Path("C:/a.nii")
     assert locate("zip://a.nii::s3://bucket/b.zip") == RemoteFile("zip://a.nii::s3://bucket/b.zip")
 

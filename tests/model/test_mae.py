@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -266,6 +267,9 @@ def test_aliases_are_accepted() -> None:
     ("make", "message"),
     [
         (lambda: EncoderConfig(dim=30, heads=4), "encoder.dim 30 is not a multiple of encoder.heads 4"),
+        (lambda: EncoderConfig(heads=0), "encoder.dim, depth and heads must be at least 1 .* got 768, 12, 0 and 2.0"),
+        (lambda: DecoderConfig(depth=-1), "decoder.dim, depth and heads must be at least 1"),
+        (lambda: EncoderConfig(mlp_ratio=math.nan), "encoder.mlp_ratio above 0, got 768, 12, 12 and nan"),
         (lambda: DecoderConfig(dim=30, heads=4), "decoder.dim 30 is not a multiple of decoder.heads 4"),
         (lambda: ModelConfig(modalities=()), "a model needs at least one modality"),
         (lambda: ModelConfig(size=(100, 100, 100)), "do not divide into patches"),

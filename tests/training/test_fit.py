@@ -76,11 +76,13 @@ def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_the_bar_shows_loss_rate_and_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train_toy(tmp_path, progress=True)
-    shown = capsys.readouterr().err
-    assert "12/12" in shown
-    assert "samples/s" in shown
-    assert "waiting for data" in shown
+    _, result = train_toy(tmp_path, progress=True)
+    said = capsys.readouterr()
+    assert "12/12" in said.err
+    assert "samples/s" in said.err
+    assert "waiting for data" in said.err
+    best = f"of step {result.best_step} ({result.best_value:.4g} in validation)"
+    assert said.out == f"finished: {tmp_path} holds the best model, {best}\n"
 
 
 def test_a_nan_stops_with_step_sample_and_checkpoint(tmp_path: Path) -> None:

@@ -79,9 +79,10 @@ def test_an_interrupt_from_the_keyboard_saves_too(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, "last").name == "step-00000003"
 
 
-def test_the_time_limit_stops_with_a_checkpoint(tmp_path: Path) -> None:
-    _, result = train_toy(tmp_path, time_limit_hours=1e-9)
+def test_the_time_limit_stops_with_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, result = train_toy(tmp_path, time_limit_hours=1e-9, progress=True)
     assert (result.status, result.steps) == ("stopped", 1)
+    assert "stopped at step 1 of 12: the same command with --train.resume auto goes on" in capsys.readouterr().out
     assert find_checkpoint(tmp_path, "last").name == "step-00000001"
 
 
