@@ -3,9 +3,9 @@
 python benchmarks/segmentation_distances.py [--seed 0]
 
 Scores the weights that the cells `ours` of `segmentation.py` left, a model a fold, on every test patient from all
-fifteen subsets: whole volumes at 2 mm, the library's own metrics. What is not defined (the region is not there) is left
-out of the means. The scores of a fold are a cell, skipped when it is finished. `--quick` scores the model that
-`segmentation.py --quick` left.
+fifteen subsets: whole volumes at 2 mm, the library's own metrics, as predicted and after `bmmae segment --postprocess`.
+What is not defined (the region is not there) is left out of the means. The scores of a fold are a cell, skipped when it
+is finished. `--quick` scores the model that `segmentation.py --quick` left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from cells import CellStore
@@ -26,16 +26,20 @@ from segmentation_contestants import digest, kept_weights
 
 from bmmae.checkpoint import load_model
 from bmmae.evaluation.subsets import RegionScore, all_subsets, summarise_subsets
+from bmmae.inference.postprocess import PostprocessConfig, clean_regions
 from bmmae.metrics.regions import RegionMetrics, region_metrics
 from bmmae.modalities import STANDARD, subset_label
 from bmmae.model.segmentation import SegmentationModel
 
 UNITS = {
+    "dice": "Dice",
     "hd95": "mm, lower is better",
     "surface_dice": "share of the surfaces within 2 mm",
     "lesion_f1": "F1 by lesion",
     "volume_error_relative": "predicted minus true volume over the true one, 0 is best",
 }
+CLEANINGS = (0.0, 20.0, 200.0)
+"""Cubic millimetres of the smallest component that is left in; 0: as predicted."""
 TOLERANCE = 2.0
 """Millimetres that surfaces may be apart: one voxel."""
 NAME = "segmentation_distances"
@@ -49,38 +53,47 @@ def main() -> None:
     given = parse(parser)
     source = quick_source() if given.quick else real_source()
     store = CellStore(NAME, quick=given.quick)
-    scores = [score for fold in range(len(source.parts)) for score in fold_scores(source, fold, given.seed, store)]
-    patients = len({score.subject for score in scores})
-    figures, rows = headline_figures(scores), list(table_rows(scores))
+    found = [row for fold in range(len(source.parts)) for row in fold_scores(source, fold, given.seed, store)]
+    scores = {smallest: [_as_score(row) for row in found if row["smallest_mm3"] == smallest] for smallest in CLEANINGS}
+    plain = scores[0.0]
+    patients = len({score.subject for score in plain})
+    figures, rows = headline_figures(plain), [*cleaning_rows(scores), *subset_rows(plain)]
     write_result(NAME, quick=given.quick, runs=patients, headline=figures, rows=rows)
 
 
-def fold_scores(source: Source, fold: int, seed: int, store: CellStore) -> list[RegionScore]:
-    """Return the scores of a fold's test patients."""
+def fold_scores(source: Source, fold: int, seed: int, store: CellStore) -> list[dict[str, Any]]:
+    """Return what `score` yields of a fold's test patients."""
     folder = kept_weights(source, fold, seed)
     if not folder.is_dir():
         sys.exit(f"error: no weights of fold {fold}, seed {seed}: python benchmarks/segmentation.py --only ours first")
     model = load_model(folder)
     if not isinstance(model, SegmentationModel):
         sys.exit(f"error: {folder} holds no segmentation model")
-    cell = {"data": source.name, "fold": fold, "seed": seed, "weights": digest(folder)}
-    row = store.run(cell, lambda: {"scores": list(score(model, source, fold))})
-    print(f"fold {fold}: {len(row['scores'])} scores")
-    return [
-        RegionScore(
-            found["patient"], tuple(found["subset"].split("+")), found["region"], RegionMetrics(**found["metrics"])
-        )
-        for found in row["scores"]
-    ]
+    cell = {"data": source.name, "fold": fold, "seed": seed, "weights": digest(folder), "cleanings": CLEANINGS}
+    rows: list[dict[str, Any]] = store.run(cell, lambda: {"scores": list(score(model, source, fold))})["scores"]
+    print(f"fold {fold}: {len(rows)} scores")
+    return rows
+
+
+def _as_score(row: Mapping[str, Any]) -> RegionScore:
+    others = dict.fromkeys((field.name for field in fields(RegionMetrics)), math.nan)
+    metrics = RegionMetrics(**{**others, "false_lesions": 0, "lesions": 0, **row["metrics"]})  # type: ignore[arg-type]
+    return RegionScore(row["patient"], tuple(row["subset"].split("+")), row["region"], metrics)
 
 
 def score(model: SegmentationModel, source: Source, fold: int) -> Iterator[dict[str, Any]]:
-    """Yield the metrics of each test patient, subset and region."""
-    spacing, studies = source.cache.config.spacing, source.parts[fold].test
+    """Yield the metrics of each test patient, subset, cleaning and region."""
+    spacing, studies, coding = source.cache.config.spacing, source.parts[fold].test, source.coding
     for study, subset, predicted, truth in predicted_volumes(model, source, studies, model.model_config, all_subsets()):
-        for region, mask, there in zip(source.coding.regions, predicted, truth, strict=True):
-            metrics = asdict(region_metrics(mask, there, spacing, tolerance=TOLERANCE))
-            yield {"patient": study.group, "subset": subset, "region": region, "metrics": metrics}
+        for smallest in CLEANINGS:
+            masks = predicted
+            if smallest:
+                masks, _ = clean_regions(predicted, coding, spacing, PostprocessConfig(smallest_mm3=smallest))
+            for region, mask, there in zip(coding.regions, masks, truth, strict=True):
+                found = asdict(region_metrics(mask, there, spacing, tolerance=TOLERANCE))
+                metrics = {name: round(found[name], 4) for name in UNITS}
+                place = {"patient": study.group, "subset": subset, "region": region, "smallest_mm3": smallest}
+                yield {**place, "metrics": metrics}
 
 
 def headline_figures(scores: Sequence[RegionScore]) -> dict[str, Figure]:
@@ -103,13 +116,24 @@ def _by_patient(scores: Sequence[RegionScore], metric: str, subset: Sequence[str
     return {patient: statistics.fmean(found) for patient, found in values.items()}
 
 
-def table_rows(scores: Sequence[RegionScore]) -> Iterator[dict[str, Any]]:
+def cleaning_rows(scores: Mapping[float, Sequence[RegionScore]]) -> Iterator[dict[str, Any]]:
+    """Yield what each cleaning makes of the metrics, means by patient."""
+    for smallest, cleaned in scores.items():
+        for name, subset in (("all four", STANDARD), ("mean of fifteen", None)):
+            row: dict[str, Any] = {"part": "cleaning", "smallest_mm3": smallest, "modalities": name}
+            for metric in UNITS:
+                row[metric] = statistics.fmean(_by_patient(cleaned, metric, subset).values())
+            yield row
+
+
+def subset_rows(scores: Sequence[RegionScore]) -> Iterator[dict[str, Any]]:
     """Yield the means of a subset and region, with the worst patient's distance."""
     summaries = {metric: summarise_subsets(scores, metric) for metric in UNITS}
     for rows in zip(*summaries.values(), strict=True):
-        row = {"subset": subset_label(rows[0].subset), "region": rows[0].region}
+        distance = rows[list(UNITS).index("hd95")]
+        row = {"part": "subsets", "subset": subset_label(rows[0].subset), "region": rows[0].region}
         row |= {metric: summary.mean.value for metric, summary in zip(summaries, rows, strict=True)}
-        yield row | {"worst_hd95": rows[0].worst, "not_defined": rows[0].undefined}
+        yield row | {"worst_hd95": distance.worst, "not_defined": distance.undefined}
 
 
 if __name__ == "__main__":

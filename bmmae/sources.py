@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from pathlib import Path
@@ -44,6 +45,9 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
         path = _in_folder(Path(name), filename, tag)
     elif Path(text).suffix in (*PICKLES, ".safetensors") or not _may_be_hub(name):
         raise CheckpointError(_nothing(text))
+    elif beside := _models_in(Path(name).parent):  # a slip: a run's name is not to be asked for in public
+        near = difflib.get_close_matches(Path(name).name, beside, n=1)
+        raise CheckpointError(_nothing(text) + (f". Did you mean '{Path(name).parent / near[0]}'?" if near else ""))
     else:
         return _on_hub(name, filename, _one_revision(text, tag, revision))
     if revision is not None:
@@ -79,6 +83,13 @@ def _tagged(text: str) -> tuple[str, str]:
 
 def _may_be_hub(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
+def _models_in(folder: Path) -> list[str]:
+    """Names of the models and runs that a folder holds."""
+    if not folder.is_dir():
+        return []
+    return sorted(place.name for place in folder.iterdir() if (place / CONFIG).is_file() or (place / INDEX).is_file())
 
 
 def _nothing(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,16 @@ def test_a_folder_without_a_model_lists_what_it_has(tmp_path) -> None:
     (tmp_path / "bmmae.pth").rename(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"it has model.safetensors$"):
         load_model(tmp_path)
+
+
+def test_a_slip_beside_local_models_is_not_asked_of_a_hub(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(saved, tmp_path / "runs" / "pretrain-tiny")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bmmae.sources.fetch_model", lambda *_: pytest.fail("a hub was asked"))
+    with pytest.raises(CheckpointError, match=r"there is no model 'runs/pretrain-tny'.*mean 'runs/pretrain-tiny'"):
+        load_model("runs/pretrain-tny")
 
 
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "weights.pth", "a/b/c", "./here/it"])
