@@ -63,7 +63,7 @@ class ClinicalVariable:
             label = as_label(cell)
             return (float(self.categories.index(label)), True) if label in self.categories else absent
         value = as_number(cell)
-        if value is None:
+        if value is None or np.isinf(value):
             raise CohortError(
                 f"column '{self.name}' holds '{cell}': expected a number, as in the training data, or a blank cell"
             )
@@ -94,7 +94,7 @@ class VectorInput:
         for column in self.columns:
             cell = cells.get(column)
             value = np.nan if cell is None else as_number(cell)
-            if value is None:
+            if value is None or np.isinf(value):
                 raise CohortError(f"column '{column}' holds '{cell}': expected a number or a blank cell")
             numbers.append(value)
         if np.isnan(numbers).any():

@@ -10,6 +10,7 @@ import numpy as np
 
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
+from bmmae.data.location import file_name
 from bmmae.data.tables import Cell
 from bmmae.errors import CohortError, ConfigError, few
 from bmmae.evaluation.clinical import NAME
@@ -20,7 +21,7 @@ from bmmae.evaluation.scores import Score, format_scores
 from bmmae.model.patient import PatientModel
 from bmmae.patient_prediction import Outputs, warn_of_unseen_classes
 from bmmae.patient_report import score_all, write_patient_report
-from bmmae.patient_tables import Answers, file_name, follow_up, tables, write_table, write_tables
+from bmmae.patient_tables import Answers, follow_up, tables, write_table, write_tables
 from bmmae.targets import UNKNOWN, Target, as_label, survival_classes, warn_of_days
 
 SHOWN = ("auc", "balanced_accuracy", "brier", "harrell_c", "uno_c", "integrated_brier")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -13,6 +12,7 @@ import torch
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.cohort import Study
+from bmmae.data.location import file_name
 from bmmae.data.tables import Cell, write_rows
 from bmmae.evaluation.predictions import (
     AVAILABLE,
@@ -128,11 +128,6 @@ def follow_up(studies: Iterable[Study]) -> tuple[Float[np.ndarray, " N"], Bool[n
     known = [(study.time, study.event) for study in studies]
     time = np.array([math.nan if t is None or e is None else t for t, e in known], float)
     return time, np.array([bool(e) and t is not None for t, e in known], bool)
-
-
-def file_name(target: str) -> str:
-    """Return a target's name as part of a file's: `1p/19q` is no folder."""
-    return re.sub(r'[/\\:*?"<>|]', "-", target)
 
 
 def write_tables(folder: Path, found: dict[str, Answers]) -> list[Path]:

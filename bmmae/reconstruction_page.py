@@ -72,6 +72,7 @@ def study_page(name: str, made: Reconstruction) -> str:
         f"<p class=notice><b>{', '.join(title(n) for n in made.volumes)}: synthetic, not acquired.</b> {NOTICE}</p>",
         *(f"<p class=warning>{escape(remark)}</p>" for remark in made.remarks),
         _figures(made),
+        "<p>Axial, coronal and sagittal planes; the patient's right (sagittal: the front) is on the left.</p>",
         table(["", *columns], pictures),
         *_scales(made),
     ]

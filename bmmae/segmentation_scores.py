@@ -75,7 +75,7 @@ def truth_coding(model: SegmentationModel, studies: Iterable[Study], name: str |
     if lacking:
         raise LabelError(
             f"the label coding '{coding.name}' has no region {', '.join(lacking)}, which the model predicts; it has "
-            f"{', '.join(coding.regions)}"
+            f"{', '.join(coding.regions)}: name one with all of the model's (--labels; a YAML file may spell it out)"
         )
     if name is None and coding is own and own.name in CODINGS and own.name != BINARY.name:
         for study in labelled:

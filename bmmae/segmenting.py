@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import warnings
@@ -19,7 +20,7 @@ from bmmae.data.cohort import LESION, Cohort, Study
 from bmmae.data.labels import values_of
 from bmmae.data.location import fingerprint, refuse_overwriting
 from bmmae.data.preprocess import VERSION as PREPROCESSING
-from bmmae.errors import BmmaeError, LabelError, OccupiedError, OutputError
+from bmmae.errors import BmmaeError, ImageError, LabelError, OccupiedError, OutputError, few
 from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.subsets import RegionScore, all_subsets
 from bmmae.inference.segmentation import (
@@ -127,6 +128,7 @@ def segment_cohort(
             finished is kept.
 
     Warns:
+        UserWarning: If the folder holds what another model has made, which is replaced.
         UserWarning: If all truth is a mask of 0 and 1, and the coding, which was not asked for, tells regions apart.
     """
     segmenter, options, folder = require_segmenter(model), options or CohortOptions(), Path(folder)
@@ -138,11 +140,9 @@ def segment_cohort(
         )
     coding = truth_coding(segmenter, cohort.studies, options.labels)
     _refuse_overwriting(segmenter, cohort, folder)
-    results = list(
-        _results(
-            _Work(segmenter, digest(segmenter), Judged(coding, options.tolerance), options), cohort.studies, folder
-        )
-    )
+    work = _Work(segmenter, digest(segmenter), Judged(coding, options.tolerance), options)
+    _warn_of_replacing(work, cohort, folder)
+    results = list(_results(work, cohort.studies, folder))
     if options.labels is None:
         warn_of_binary_truth(coding, set().union(*(result.truth for result in results)))
     done = tuple(_completed(result, segmenter, folder, options) for result in results if result.status != "failed")
@@ -178,6 +178,19 @@ class _Work:
     def must_judge(self) -> bool:
         """Whether a study whose truth is unfit has failed."""
         return self.options.metrics or self.options.subsets
+
+
+def _warn_of_replacing(work: _Work, cohort: Cohort, folder: Path) -> None:
+    """Warn that what another model has made is going to be made again."""
+    notes: dict[str, Any] = {study.name: read_note(folder / study.name, NOTE) or {} for study in cohort}
+    made_by = {name: note["identity"] for name, note in notes.items() if isinstance(note.get("identity"), dict)}
+    others = [name for name, identity in made_by.items() if identity.get("model") != work.digest]
+    if others:
+        warnings.warn(
+            f"{folder} holds {len(others)} studies that another model segmented ({few(others)}): they are segmented "
+            "anew, and its results replaced; stop now and name another --out to keep both",
+            stacklevel=3,
+        )
 
 
 def _results(work: _Work, studies: Sequence[Study], folder: Path) -> Iterator[StudyResult]:
@@ -245,8 +258,10 @@ def _identity(study: Study, names: Sequence[str], work: _Work) -> dict[str, Any]
     """All that decides what is written for a study, its scores among it."""
     files = {name: study.images[name] for name in names}
     masks = {f"brain_mask_{name}": mask for name in names if (mask := study.brain_mask_of(name)) is not None}
-    truth = {} if study.seg is None else {"seg": study.seg}
-    prints = {role: fingerprint(file) for role, file in {**files, **masks, **truth}.items()}
+    prints: dict[str, object] = {role: fingerprint(file) for role, file in {**files, **masks}.items()}
+    if study.seg is not None:
+        with contextlib.suppress(ImageError):  # gone: `read_truth` says so, and the study is segmented all the same
+            prints["seg"] = fingerprint(study.seg)
     options = asdict(replace(work.options, metrics=False))
     content = {
         "model": work.digest,

@@ -56,3 +56,10 @@ def test_categories_that_differ_in_case_or_blanks_only_are_told() -> None:
 def test_a_column_of_one_value_has_a_deviation_of_one() -> None:
     assert fit_clinical("dose", [46.1] * 7).encode(50.0)[0] == pytest.approx(3.9)  # numpy's deviation is 7e-15
     assert fit_vector(("a", "b"), [{"a": 0.1, "b": 46.1}] * 7).deviation == (1.0, 1.0)
+
+
+def test_infinite_numbers_are_refused() -> None:
+    with pytest.raises(CohortError, match="column 'age' holds 'inf': expected a number"):
+        fit_clinical("age", [50.0, 60.0]).encode(float("inf"))
+    with pytest.raises(CohortError, match="column 'r1' holds '-inf': expected a number"):
+        VectorInput(("r1",), (0.0,), (1.0,)).encode({"r1": float("-inf")})

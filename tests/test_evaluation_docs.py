@@ -32,7 +32,7 @@ def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         values = {"grade": ("low", "high")[number % 2], "age": 50.0 + number, "sex": "fm"[number // 2 % 2]}
         studies.append(Study(f"p{number}", files, values=values))
     Cohort(tuple(studies)).write(tmp_path / "cohort.csv")
-    names: dict[str, Any] = {"np": np, "Path": Path, "brain": np.ones((8, 8, 8), bool)}
+    names: dict[str, Any] = {}
     exec(BLOCKS[0].replace("draws=100", "draws=5"), names)
     classes, survival = read_predictions(tmp_path / "out_of_fold.csv")
     assert survival is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 sys.path.append(str(Path(__file__).parent / "evaluation"))
 
@@ -17,6 +19,7 @@ from prediction_tables import SUBSETS, classes, survival
 from bmmae.errors import CohortError, OutputError
 from bmmae.notice import NOTICE
 from bmmae.patient_report import patient_page, write_patient_report
+from bmmae.patient_report.plots import draw_roc
 from bmmae.patient_report.sections import fullest, survival_pictures
 from bmmae.patient_tables import write_tables
 
@@ -75,6 +78,16 @@ def test_one_class_alone_is_drawn_as_not_defined() -> None:
     table = classes({"image": 2.0})
     found = patient_page(replace(table, label=np.ones(len(table.label), int)), None, title="One class", draws=2)
     assert "not defined in 3 folds" in found
+    first = table.take(np.array([row for row, key in enumerate(table.keys) if key.fold == 0]))
+    alone = patient_page(replace(first, label=np.ones(len(first.label), int)), None, title="One test set", draws=2)
+    assert "not defined<br><small>n " in alone
+    assert "not defined in" not in alone
+
+
+def test_titles_of_many_panels_are_not_cut() -> None:
+    picture = imread(io.BytesIO(draw_roc(classes({"image": 2.0}, names=("a", "b", "c", "d", "e")))))
+    rim = np.concatenate([picture[[0, -1], :, :3].ravel(), picture[:, [0, -1], :3].ravel()])
+    assert (rim == 1).all()
 
 
 def test_a_group_without_patients_is_drawn_as_not_defined() -> None:

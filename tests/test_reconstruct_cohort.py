@@ -142,6 +142,7 @@ def test_figures_of_training_studies_say_that_they_are(mae: MAE, cohort: Cohort,
     told = "the model was trained on this study"
     assert any(remark.startswith(told) for remark in first.remarks)
     assert told in (out / "a" / "report.html").read_text()
+    assert "the patient's right (sagittal: the front) is on the left" in (out / "a" / "report.html").read_text()
     assert told not in (out / "b" / "report.html").read_text()
 
 

@@ -91,6 +91,27 @@ def test_finished_studies_are_kept_until_something_changes(model: SegmentationMo
     assert [result.status for result in third] == ["made", "made"]
 
 
+def test_maps_of_regions_that_no_file_may_be_named_like_are_written(tmp_path: Path) -> None:
+    small = tiny_segmentation(SIZE)
+    config = replace(small.config, regions=("rim/oedema", "core"), coding="own", classes={"core": 1, "rim": 2})
+    config = replace(config, united={"rim/oedema": (1, 2), "core": (1,)})
+    studies = Cohort((write_study(tmp_path / "p", ("t1",), labelled=False),))
+    segment_cohort(SegmentationModel(config).eval(), studies, tmp_path / "out", CohortOptions(probabilities=True))
+    assert (tmp_path / "out" / "p" / "probability_rim-oedema.nii.gz").exists()
+
+
+def test_replacing_what_another_model_made_is_said(model: SegmentationModel, tmp_path: Path) -> None:
+    studies, out = cohort(tmp_path / "in"), tmp_path / "out"
+    segment_cohort(model, studies, out)
+    other = relying(model, TC={"t1+t2": "t2"})
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.warns(UserWarning, match=r"2 studies that another model segmented \('a', 'b'\): .* name another --out"):
+        results = segment_cohort(other, studies, out)
+    assert [result.status for result in results] == ["made", "made"]
+    assert {result.status for result in segment_cohort(other, studies, out)} == {"kept"}  # without a warning
+
+
 def test_a_broken_study_stops_no_other(model: SegmentationModel, tmp_path: Path) -> None:
     a, b = cohort(tmp_path / "in").studies
     b.images["t1ce"].write_bytes(b"no image")
@@ -109,12 +130,15 @@ def one(folder: Path, **changes: object) -> Study:
     [
         (lesion((20, 24, 15)), r"the segmentation truth\.nii\.gz \(20, 24, 15\) is not on the grid of t1\.nii\.gz"),
         (np.full(SHAPE, 3, np.int16), r"has label values \[3\]: coding 'brats2017' knows only 0 and \[1, 2, 4\]"),
+        (None, r"truth\.nii\.gz does not exist"),
     ],
 )
 def test_a_truth_that_does_not_fit_is_one_sentence(
-    model: SegmentationModel, tmp_path: Path, truth: np.ndarray, message: str
+    model: SegmentationModel, tmp_path: Path, truth: np.ndarray | None, message: str
 ) -> None:
-    study, out = one(tmp_path, seg=save(tmp_path / "truth.nii.gz", truth)), tmp_path / "out"
+    study, out = one(tmp_path, seg=tmp_path / "truth.nii.gz"), tmp_path / "out"
+    if truth is not None:
+        save(tmp_path / "truth.nii.gz", truth)
     for options, statuses in ((CohortOptions(), ("made", "kept")), (CohortOptions(metrics=True), ("failed", "failed"))):
         for status in statuses:
             (result,) = segment_cohort(model, Cohort((study,)), out, options)
@@ -306,7 +330,7 @@ def test_a_model_is_saved_with_what_it_has_chosen_to_rely_on(
     command = ["segment", "--cohort", str(tmp_path / "cohort.csv"), "--out", str(tmp_path / "out")]
     asked = [*command, "--subsets", "--rely", str(tmp_path / "made")]
     assert main([*asked, "--model", str(tmp_path / "model")]) == 0
-    assert "chosen on 1 studies" in capsys.readouterr().out
+    assert "chosen on 1 studies; from fewer than 20 patients" in capsys.readouterr().out
     made = load_model(tmp_path / "made")
     assert isinstance(made, SegmentationModel)
     given = {used for table in made.config.relied_on.values() for used in table}

@@ -16,12 +16,16 @@ from typing import Final
 import numpy as np
 
 from bmmae.arrays import Array, Float
+from bmmae.clinical import COMMA
 from bmmae.data.tables import is_blank, read_rows
 from bmmae.errors import CohortError, ModalityError
 from bmmae.modalities import canonical, find, in_table_order
 
 SHAPE: Final = "shape"
 """The modality that columns of no sequence are given to, when asked: volumes, distances, places, growth models."""
+
+PARTED: Final = re.compile(r"(?<![^_])(t1w?_(gd|ce|post|km)|(ce|gd)_t1w?|t2w?_flair)(?![^_])", re.IGNORECASE)
+"""Names of one sequence that hold an underscore themselves; not `T1_Contrast`, which is a texture of T1."""
 
 Blocks = Mapping[str, tuple[int, ...]]
 """Positions of columns by modality, in table order."""
@@ -139,7 +143,8 @@ def modality_of(column: str) -> str | None:
     Returns:
         None if its name holds no modality, or more than one: such a column is not of one sequence.
     """
-    found = {name for name in map(find, column.split("_")) if name is not None}
+    words = PARTED.sub(lambda name: name[0].replace("_", ""), column).split("_")
+    found = {name for name in map(find, words) if name is not None}
     return found.pop() if len(found) == 1 else None
 
 
@@ -187,7 +192,8 @@ def _number(cell: str, column: str) -> tuple[float, bool]:
     try:
         value = float(cell)
     except ValueError as error:
-        raise CohortError(f"column '{column}' holds '{cell}': expected numbers; name it in `ignore`") from error
+        hint = "write decimals with a point" if COMMA.fullmatch(cell) else "name it in `ignore`"
+        raise CohortError(f"column '{column}' holds '{cell}': expected numbers; {hint}") from error
     return (value, False) if np.isfinite(value) else (float("nan"), True)
 
 

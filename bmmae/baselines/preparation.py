@@ -32,20 +32,23 @@ class BlockPreparation(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Fill gaps with the median, map each column to a normal distribution, and keep the best columns of each modality.
 
     Columns are ranked within their modality by the F statistic between the classes, so that what is kept of one
-    modality does not depend on which others are present. Each modality keeps the same number of columns in each fold.
+    modality does not depend on which others are present. Each modality keeps the same number of columns in each fold;
+    where too few vary among the training rows, the rest are 0 for everybody: nothing could be learned of them.
 
     Args:
         blocks: Positions of columns by modality.
         keep: Columns kept of each modality, at most.
+        whole: Refuse patients who lack a modality that all training patients had, for models that know no absence.
 
     Attributes:
         kept_: By modality, the positions kept, best first.
         widths_: By modality, how many; the columns of the result are those of the first modality, then the second ...
     """
 
-    def __init__(self, blocks: Blocks, keep: int = 16) -> None:
+    def __init__(self, blocks: Blocks, keep: int = 16, whole: bool = False) -> None:
         self.blocks = blocks
         self.keep = keep
+        self.whole = whole
 
     def fit(self, X: Float[Array, "patients columns"], y: Array) -> BlockPreparation:
         """Fit to training rows; a modality's own columns are fitted to the patients who have it.
@@ -59,24 +62,37 @@ class BlockPreparation(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.keep < 1:
             raise ConfigError(f"keep must be 1 or more, got {self.keep}")
         self.n_features_in_ = X.shape[1]
+        self._needed = ~absent(X, self.blocks).any(axis=0) & self.whole
         self._fitted = {name: self._fit_block(name, X, y) for name in self.blocks}
         self.kept_ = {name: tuple(self.blocks[name][best] for best in fit[2]) for name, fit in self._fitted.items()}
         self.widths_ = {name: len(kept) for name, kept in self.kept_.items()}
         return self
 
     def transform(self, X: Float[Array, "patients columns"]) -> Array:
-        """Return the kept columns, filled and scaled; NaN where a patient lacks the modality."""
+        """Return the kept columns, filled and scaled; NaN where a patient lacks the modality.
+
+        Raises:
+            ModalityError: If that is refused (`whole`).
+        """
+        lacking = np.flatnonzero((absent(X, self.blocks) & self._needed).any(axis=0))
+        if len(lacking):
+            names = [list(self.blocks)[place] for place in lacking]
+            raise ModalityError(
+                f"a patient lacks {', '.join(names)}, which all training patients had: predict those who have all of "
+                f"{', '.join(self.blocks)}, or make a model of fewer"
+            )
         parts = []
-        for name, (imputer, scaler, best) in self._fitted.items():
+        for name, (imputer, scaler, best, varies) in self._fitted.items():
             part = X[:, list(self.blocks[name])]
             prepared = np.full((len(part), len(best)), np.nan)
             present = ~np.isnan(part).all(axis=1)
             if present.any():
-                prepared[present] = scaler.transform(imputer.transform(part[present]))[:, best]
+                prepared[present] = (scaler.transform(imputer.transform(part[present])) * varies)[:, best]
             parts.append(prepared)
         return np.concatenate(parts, axis=1)
 
-    def _fit_block(self, name: str, X: Array, y: Array) -> tuple[SimpleImputer, QuantileTransformer, Array]:
+    def _fit_block(self, name: str, X: Array, y: Array) -> tuple[SimpleImputer, QuantileTransformer, Array, Array]:
+        """Fitted steps, the columns kept, and which columns vary."""
         part = X[:, list(self.blocks[name])]
         present = ~np.isnan(part).all(axis=1)
         if not present.any():
@@ -87,7 +103,7 @@ class BlockPreparation(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         scaler = QuantileTransformer(n_quantiles=int(min(present.sum(), 1000)), output_distribution="normal")
         scaled = scaler.fit_transform(imputer.fit_transform(part[present]))
         order = np.argsort(-_f_statistic(scaled, y[present]), kind="stable")
-        return imputer, scaler, order[: self.keep]
+        return imputer, scaler, order[: self.keep], np.ptp(scaled, axis=0) > 0
 
 
 class MissingFlags(TransformerMixin, BaseEstimator):  # type: ignore[misc]

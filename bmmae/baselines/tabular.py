@@ -43,7 +43,8 @@ def table_classifier(
     """Return an untrained pipeline with `fit`, `predict` and `predict_proba`.
 
     Tables given to `predict` may hold the columns of absent modalities as NaN (`hide`); those given to `fit` of the
-    Missing Modality Transformer hold them.
+    Missing Modality Transformer hold them. Plain models and networks refuse to predict patients without the modalities
+    that they were made for, where all training patients had them.
 
     Args:
         method: One of `METHODS`. `missing_flags` is a logistic regression on which cells are empty: what it reaches, no
@@ -70,7 +71,10 @@ def table_classifier(
         return Pipeline([("prepare", MissingFlags(visible)), ("model", model)])
     used = dict(blocks) if method == "missing_modality_transformer" else visible
     final = _model(method, prepared_blocks(used, keep), (names,), dict(weights or {}), random_state)
-    steps: list[tuple[str, BaseEstimator]] = [("prepare", BlockPreparation(used, keep)), ("model", final)]
+    steps: list[tuple[str, BaseEstimator]] = [
+        ("prepare", BlockPreparation(used, keep, whole=method in PLAIN)),
+        ("model", final),
+    ]
     if not oversample:
         return Pipeline(steps, memory=memory)
     steps.insert(1, ("oversample", BorderlineOversampling(random_state)))

@@ -71,6 +71,9 @@ def add_segment(commands: Commands) -> None:
     command.add_argument("--tolerance", type=amount, help="of the surface Dice, in mm (default: 1)")
 
 
+ENOUGH = 20
+"""Patients to choose on, see docs/segmentation.md."""
+
 OF_COHORTS = ("metrics", "subsets", "rely", "labels", "splits", "fold", "part", "tolerance")
 
 
@@ -203,7 +206,9 @@ def _rely(model: SegmentationModel, cohort: Cohort, results: list[StudyResult], 
     chosen = choose_subsets(scores)
     model.config = replace(model.config, relied_on=chosen)
     model.save_pretrained(folder)
-    print(f"{folder}: chosen on {len(judged)} studies")
+    few = len({score.group or score.subject for score in scores}) < ENOUGH
+    doubt = f"; from fewer than {ENOUGH} patients, by chance as much as by merit: better on more" if few else ""
+    print(f"{folder}: chosen on {len(judged)} studies{doubt}")
     for region, table in chosen.items():
         for given, used in table.items():
             print(f"  {region} from {used} alone where {given} are given")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -15,9 +15,10 @@ from bmmae import modalities as table
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import scanned_voxels
 from bmmae.data.check_table import table_findings
+from bmmae.data.coding import SEG_CODING, stated_coding
 from bmmae.data.cohort import SYNTHETIC, Cohort, Study
 from bmmae.data.findings import WHOLE, CheckReport, Finding, Severity
-from bmmae.data.labels import Coding, check_values, editions_of, fitting, propose_coding, values_of
+from bmmae.data.labels import OWN, Coding, check_values, editions_of, fitting, propose_coding, values_of
 from bmmae.data.location import File
 from bmmae.data.reading import read_chances, read_labels
 from bmmae.data.scans import Grid, Scan, on_one_grid, read_scan
@@ -213,10 +214,9 @@ def _check_grids(look: _Look) -> None:
     first = next(iter(look.scans.values()), None)
     for scan in look.scans.values():
         if first is not None and not scan.grid.same(first.grid):
-            hint = "" if scan.grid.shape != first.grid.shape else " (another place or orientation)"
             message = (
                 f"{scan.path.name} is on another grid than {first.path.name}: expected {first.grid}, got {scan.grid}"
-                f"{hint}; run `bmmae preprocess` to register and resample the study"
+                f"{scan.grid.difference(first.grid)}; run `bmmae preprocess` to register and resample the study"
             )
             look.add("error", "grid", scan.path, message)
 
@@ -233,7 +233,11 @@ def _read_masks(look: _Look) -> None:
             look.add("error", "file", path, str(error))
             continue
         if not Grid(values.shape, affine).same(scan.grid):
-            message = f"brain mask {path.name} is on another grid than {scan.path.name}; resample it to that grid"
+            grid = Grid(values.shape, affine)
+            message = (
+                f"brain mask {path.name} is on another grid than {scan.path.name}: expected {scan.grid}, got {grid}"
+                f"{grid.difference(scan.grid)}; resample it to that grid by nearest neighbour"
+            )
             look.add("error", "grid", path, message)
         elif not values.any():
             look.add("error", "empty", path, f"brain mask {path.name} is empty; draw it again or leave its cell blank")
@@ -284,8 +288,8 @@ def _check_lesion_map(look: _Look, path: File) -> None:
     grid, scans = Grid(chances.array.shape, chances.affine), list(look.scans.values())
     if scans and not any(grid.same(scan.grid) for scan in scans):
         message = (
-            f"lesion map {path.name} is on another grid than the images: expected {scans[0].grid}, got {grid}; "
-            "write it anew with `bmmae segment --probabilities`"
+            f"lesion map {path.name} is on another grid than the images: expected {scans[0].grid}, got {grid}"
+            f"{grid.difference(scans[0].grid)}; write it anew with `bmmae segment --probabilities`"
         )
         look.add("error", "grid", path, message)
 
@@ -301,19 +305,26 @@ def _check_segmentation(look: _Look, path: File, coding: Coding | None) -> None:
     if scans and not any(look.label_grid.same(scan.grid) for scan in scans):
         message = (
             f"segmentation {path.name} is on another grid than the images: expected {scans[0].grid}, got "
-            f"{look.label_grid}; resample it by nearest neighbour"
+            f"{look.label_grid}{look.label_grid.difference(scans[0].grid)}; resample it by nearest neighbour"
         )
         look.add("error", "grid", path, message)
     values = values_of(labels)
     if not any(values):
         look.add("warning", "empty", path, f"segmentation {path.name} is empty: is there no lesion?")
         return
+    _check_values(look, path, values, coding)
+
+
+def _check_values(look: _Look, path: File, values: Sequence[int], coding: Coding | None) -> None:
+    """Compare values with the coding that was given, that the table states, or that the file's name tells."""
+    stated = look.study.values.get(SEG_CODING) if coding is None else None
     try:
-        if coding is None:
+        known = coding or stated_coding([look.study])
+        if known is None:
             propose_coding([str(path)], values)
         else:
-            check_values(values, coding, where=path.name)
+            check_values(values, known, where=path.name)
     except LabelError as error:
-        # Names that are silent only leave the coding open, as long as one of them fits.
-        is_open = coding is None and fitting(values) and not editions_of(str(path))
-        look.add("warning" if is_open else "error", "labels", path, str(error))
+        # Names that are silent only leave the coding open, as long as one of them fits; so does a user's own.
+        is_silent = coding is None and stated is None and fitting(values) and not editions_of(str(path))
+        look.add("warning" if is_silent or stated == OWN else "error", "labels", path, str(error))

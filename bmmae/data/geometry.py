@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import nibabel as nib
 import numpy as np
@@ -57,6 +58,20 @@ def same_grid(
 ) -> bool:
     """Tell whether two images have their voxels in the same places, but for what headers lose by rounding."""
     return tuple(shape) == tuple(other_shape) and bool(np.allclose(affine, other_affine, atol=GRID_TOLERANCE))
+
+
+def grid_difference(
+    shape: Sequence[int], affine: Float[Array, "4 4"], other_shape: Sequence[int], other_affine: Float[Array, "4 4"]
+) -> str:
+    """Say in brackets what two grids differ in beside the number of voxels; nothing if it is that alone."""
+    axes, others = ("".join(map(str, nib.orientations.aff2axcodes(each))) for each in (affine, other_affine))
+    if axes != others:
+        return f" (axes point to {axes} here and {others} there)"
+    if tuple(shape) != tuple(other_shape):
+        return ""
+    corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))])
+    apart = np.linalg.norm(corners @ (affine - other_affine).T, axis=1).max()
+    return f" (by the headers, up to {apart:.3g} mm lie between the same voxels)"
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,11 @@ def locate(text: str | File, folder: Path | None = None) -> File:
     return RemoteFile(plain)
 
 
+def file_name(name: str) -> str:
+    """Return a name as a part of a file's, with hyphens for what no file may hold: `1p/19q` is no folder."""
+    return re.sub(r'[\\/:*?"<>|]', "-", name)
+
+
 def fingerprint(file: File) -> tuple[str, int | None, int | str]:
     """Return what changes when a file does: its place, size, and modification time or version.
 

@@ -15,7 +15,7 @@ from scipy import ndimage
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.data.brain import Brain, Source, box_of, find_brain
 from bmmae.data.cohort import Study
-from bmmae.data.geometry import Geometry, same_grid
+from bmmae.data.geometry import Geometry, grid_difference, same_grid
 from bmmae.data.location import File, locate
 from bmmae.data.reading import Image, array_hash, read_chances, read_image, read_labels
 from bmmae.errors import ConfigError, GeometryError, ImageError
@@ -284,8 +284,9 @@ def check_same_grid(images: list[Image]) -> None:
     for other in images[1:]:
         if not same_grid(other.shape, other.affine, first.shape, first.affine):
             raise GeometryError(
-                f"{first.path.name} {first.array.shape} and {other.path.name} {other.array.shape} are on different "
-                "grids: co-register the study's modalities first (see `bmmae check`)"
+                f"{first.path.name} {first.shape} and {other.path.name} {other.shape} are on different grids"
+                f"{grid_difference(first.shape, first.affine, other.shape, other.affine)}: register and resample the "
+                "study with `bmmae preprocess` first"
             )
 
 
@@ -310,7 +311,11 @@ def read_on_grid(path: str | File, like: Image, subject: str = "") -> Int[np.nda
 
 def _require_grid(name: str, array: Array, affine: Array, like: Image) -> None:
     if not same_grid(array.shape, affine, like.shape, like.affine):
-        raise GeometryError(f"{name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}")
+        difference = grid_difference(array.shape, affine, like.shape, like.affine)
+        raise GeometryError(
+            f"{name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}{difference}: resample it "
+            "to that grid, whole numbers by nearest neighbour"
+        )
 
 
 def bounding_box(mask: Bool[np.ndarray, "H W D"]) -> tuple[Triple, Triple]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import is_stripped
-from bmmae.data.geometry import same_grid
+from bmmae.data.geometry import grid_difference, same_grid
 from bmmae.data.location import File
 from bmmae.data.reading import array_hash, read_image
 
@@ -51,6 +51,10 @@ class Grid:
     def same(self, other: Grid) -> bool:
         """Tell whether two files have their voxels in the same places."""
         return same_grid(self.shape, self.affine, other.shape, other.affine)
+
+    def difference(self, other: Grid) -> str:
+        """Say in brackets what is different beside the number of voxels."""
+        return grid_difference(self.shape, self.affine, other.shape, other.affine)
 
     def __str__(self) -> str:
         return f"{'x'.join(map(str, self.shape))} voxels of {'x'.join(f'{size:.3g}' for size in self.spacing)} mm"

@@ -28,7 +28,7 @@ from bmmae.data.measures import modality_of
 from bmmae.data.twins import content_of, refuse_parted_twins
 from bmmae.errors import CohortError
 from bmmae.evaluation.predictions import UNKNOWN, ClassPredictions, PredictionKey, SurvivalPredictions
-from bmmae.modalities import subset_label
+from bmmae.modalities import find, subset_label
 from bmmae.targets import as_label, survival_classes
 
 
@@ -153,9 +153,13 @@ def cross_validate(
         Out-of-fold predictions of classes and of survival, as far as the models make any.
 
     Raises:
-        CohortError: If a patient or an image is in two parts of a fold, a fold names a study that the cohort lacks, or
-            no test study has any of the subsets.
+        CohortError: If a patient or an image is in two parts of a fold, a fold names a study that the cohort lacks, no
+            test study has any of the subsets, no study has a cell of the label, or a model does not answer with one
+            row a study.
     """
+    if truth.label and all(_is_blank(study, truth.label) for study in cohort):
+        raise CohortError(f"no study has anything in column '{truth.label}': name the cohort's column of labels")
+    subsets = [tuple(_name_in(cohort, name) for name in subset) for subset in subsets]
     refuse_leaks(cohort, folds, cache, compare_content=compare_content)
     by_key = {study.key: study for study in cohort}
     found: list[_Part] = []
@@ -169,12 +173,13 @@ def cross_validate(
                 studies = [study for study in test if set(subset) <= set(study.images)]
                 if studies:
                     answer = predict([truth.blind(study, subset) for study in studies], subset)
+                    _refuse_other_rows(answer, model, len(studies))
                     keys = [_key(study, model, subset, number) for study in studies]
                     labels = [truth.classify(study, edges) if truth.label else None for study in studies]
                     found.append(_Part(keys, studies, labels, answer))
     if not found:
         raise CohortError(
-            f"no test study has all modalities of one of the subsets {[subset_label(s) for s in subsets]}"
+            f"no test study has all modalities of one of the subsets {['+'.join(subset) for subset in subsets]}"
         )
     classes = _classes([part for part in found if part.answer.probabilities is not None], truth.classes)
     return classes, _survival([part for part in found if part.answer.risk is not None])
@@ -240,6 +245,24 @@ def select_inside(
         return list(candidates.values())[best](train, validation)
 
     return fit
+
+
+def _is_blank(study: Study, label: str) -> bool:
+    return (study.time if label == "time" else study.values.get(label)) is None
+
+
+def _name_in(cohort: Cohort, name: str) -> str:
+    """A modality as the cohort calls it, from an alias."""
+    return name if name in cohort.modalities else find(name) or name
+
+
+def _refuse_other_rows(answer: Answer, model: str, count: int) -> None:
+    """One row for all would be taken for everybody's."""
+    found = [np.shape(values) for values in (answer.probabilities, answer.risk) if values is not None]
+    wanted: list[tuple[int, ...]] = [(count, len(answer.classes))] if answer.probabilities is not None else []
+    wanted += [(count,)] if answer.risk is not None else []
+    if found != wanted:
+        raise CohortError(f"'{model}' answered for {count} studies with arrays of shape {found}: expected {wanted}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 
 from bmmae.arrays import Array, Bool, Float, Tensor
 from bmmae.data.labels import labels_from_regions
+from bmmae.data.location import file_name
 from bmmae.data.preprocess import PreparedStudy
 from bmmae.errors import ConfigError, ImageError, ModalityError
 from bmmae.inference.decision import Cut, parse_cut, regions_of
@@ -88,8 +89,8 @@ class Segmentation:
 
 
 def probability_names(regions: Sequence[str]) -> tuple[str, ...]:
-    """Return what the probability maps are called: one a region, and that of any region."""
-    return (*(f"probability_{name}" for name in regions), "lesion_probability")
+    """Return what the probability maps are called, as files may be: one a region, and that of any region."""
+    return (*("probability_" + file_name(name) for name in regions), "lesion_probability")
 
 
 def segment(

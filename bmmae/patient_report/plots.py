@@ -28,7 +28,7 @@ MOST_PANELS = 10
 
 
 def draw_roc(predictions: ClassPredictions) -> bytes:
-    """Draw the receiver operating characteristic of one model and subset: thin a fold, a panel a class.
+    """Draw the receiver operating characteristic of one model and subset: thin a fold of several, a panel a class.
 
     Of two classes, only the second is drawn. Folds without both kinds of patients are left out.
     """
@@ -43,11 +43,13 @@ def draw_roc(predictions: ClassPredictions) -> bytes:
 def _draw_class(axis: Axes, predictions: ClassPredictions, index: int) -> None:
     axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     grid, curves, areas = np.linspace(0, 1, 101), [], []
-    for fold in sorted({key.fold for key in predictions.keys}):
+    folds = sorted({key.fold for key in predictions.keys})
+    alpha, width = (0.35, 1.0) if len(folds) > 1 else (1.0, 2.2)
+    for fold in folds:
         rows = np.array([row for row, key in enumerate(predictions.keys) if key.fold == fold])
         wrong, found, area = roc_curve(predictions.take(rows), index)
         if not math.isnan(area):
-            axis.plot(wrong, found, color=LOW, alpha=0.35, linewidth=1)
+            axis.plot(wrong, found, color=LOW, alpha=alpha, linewidth=width)
             curves.append(np.interp(grid, wrong, found))
             areas.append(area)
     if len(curves) > 1:
@@ -125,5 +127,5 @@ def _figure(count: int) -> tuple[Figure, list[Axes]]:
 
 def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, dpi=80, format="png")
+    figure.savefig(stream, dpi=80, format="png", bbox_inches="tight")  # else titles of many panels are cut
     return stream.getvalue()

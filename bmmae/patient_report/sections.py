@@ -139,8 +139,9 @@ def _cell(score: Score) -> str:
     notes = [*filter(None, [interval]), f"n {score.value.n}"]
     if score.deviation is not None:
         notes.append(f"SD of folds {score.deviation:.3f}")
-    if score.undefined and score.fold is None:
-        notes.append(f"not defined in {score.undefined} folds")
+    one_test_set = score.undefined == 1 and math.isnan(score.value.value)
+    if score.undefined and score.fold is None and not one_test_set:
+        notes.append(f"not defined in {score.undefined} {'fold' if score.undefined == 1 else 'folds'}")
     return f"{value}<br><small>{', '.join(notes)}</small>"
 
 

@@ -56,6 +56,12 @@ def test_columns_of_no_sequence_can_be_a_modality(tmp_path: Path) -> None:
         ("TGM_T_1", None),
         ("VOLUME_ET", None),
         ("Ratio_T1_T2", None),
+        ("Mean_ET_T1_Gd", "t1ce"),
+        ("original_firstorder_Mean_ET_t1_ce", "t1ce"),
+        ("CE_T1w_Mean", "t1ce"),
+        ("Gd_T1_Mean", None),
+        ("Mean_T2_FLAIR", "flair"),
+        ("TEXTURE_GLCM_ET_T1_Contrast", "t1"),
     ],
 )
 def test_a_column_is_of_the_one_modality_it_names(column: str, expected: str | None) -> None:
@@ -101,6 +107,8 @@ def test_broken_tables_are_refused(tmp_path: Path) -> None:
         tables(tmp_path, row, row)
     with pytest.raises(CohortError, match="column 'Mean_ED_T1' holds 'high': expected numbers"):
         tables(tmp_path, row, "c,1,1,2,high,4,5\n")
+    with pytest.raises(CohortError, match="column 'Mean_ED_T1' holds '0,5': expected numbers; write decimals with a p"):
+        tables(tmp_path, row, 'c,1,1,2,"0,5",4,5\n')
     with pytest.raises(CohortError, match="the table of 'LGG' has other columns"):
         read_feature_tables(paths(tmp_path, row, "c,1,1,2,3,4,5\n", HEADER.replace("T1Gd", "T2")))
     with pytest.raises(CohortError, match="has no column 'subject'"):

@@ -114,6 +114,25 @@ def test_gaps_are_filled_and_absent_modalities_are_not() -> None:
     assert np.isnan(prepared[:, 3:]).all()
 
 
+@pytest.mark.parametrize("train", [np.nan, 3.0])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "missing_flags"])
+def test_a_column_that_tells_training_nothing_moves_no_test_patient(method: str, train: float) -> None:
+    X, y = small()
+    X[:, 1] = train
+    model = table_classifier(method, SMALL, SMALL).fit(X, y)
+    strange = X[:4].copy()
+    strange[:, 1] = 1e6
+    np.testing.assert_array_equal(model.predict_proba(strange), model.predict_proba(X[:4]))
+
+
+@pytest.mark.parametrize("method", ["logistic_regression", "random_forest", "gradient_boosting"])
+def test_plain_models_refuse_patients_without_their_modalities(method: str) -> None:
+    X, y = small()
+    model = table_classifier(method, SMALL, SMALL).fit(X, y)
+    with pytest.raises(ModalityError, match="a patient lacks t1, which all training patients had"):
+        model.predict_proba(hide(X, SMALL, ["flair"]))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_predicts_from_the_modalities_present(method: str) -> None:
     X, y = small()

@@ -9,6 +9,7 @@ import pytest
 import tiny_studies
 
 from bmmae.data.check import SYNTHETIC, check_cohort, check_study
+from bmmae.data.coding import SEG_CODING
 from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.findings import WHOLE, CheckReport, Finding, format_table
 from bmmae.data.index import index_folder
@@ -80,7 +81,7 @@ def test_truncated_four_dimensional_empty_and_not_finite_files_are_told_apart(tm
         assert str(tmp_path) not in finding.message
 
 
-@pytest.mark.parametrize(("shape", "shift", "word"), [((10, 10, 9), 0, "10x10x9"), (SHAPE, 0.01, "orientation")])
+@pytest.mark.parametrize(("shape", "shift", "word"), [((10, 10, 9), 0, "10x10x9"), (SHAPE, 0.01, "up to 0.01 mm")])
 def test_grids_that_differ_are_errors_that_name_the_way_out(
     tmp_path: Path, shape: tuple[int, ...], shift: float, word: str
 ) -> None:
@@ -169,6 +170,24 @@ def test_segmentation_values(tmp_path: Path, name: str, value: float, expected: 
 def test_a_named_coding_settles_what_values_leave_open(tmp_path: Path) -> None:
     case = study(tmp_path / "p", seg=save(tmp_path / "p" / "seg.nii", (brain() > 500) * np.int16(4)))
     assert codes(check_study(case)) == [("warning", "labels")]
+    assert check_study(case, BRATS2017) == []
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ("brats2017", []),
+        ("brats2023", [("error", "labels")]),
+        ("brats1999", [("error", "labels")]),
+        ("own", [("warning", "labels")]),
+    ],
+)
+def test_a_coding_that_the_table_states_settles_it_too(
+    tmp_path: Path, stated: str, expected: list[tuple[str, str]]
+) -> None:
+    seg = save(tmp_path / "p" / "seg.nii", (brain() > 500) * np.int16(4))
+    case = study(tmp_path / "p", seg=seg, values={SEG_CODING: stated})
+    assert codes(check_study(case)) == expected
     assert check_study(case, BRATS2017) == []
 
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 from tiny_studies import picture, turn_to
 
 from bmmae.arrays import Array
-from bmmae.data.geometry import Geometry, interpolation_matrix, resample
+from bmmae.data.geometry import Geometry, grid_difference, interpolation_matrix, resample
 from bmmae.errors import ImageError
 from bmmae.patches import Triple
 
@@ -113,3 +113,15 @@ def test_a_crop_returns_to_its_place() -> None:
 def test_an_affine_without_a_direction_is_refused(affine: Array) -> None:
     with pytest.raises(ImageError, match=r"cannot be inverted: repair the image's header"):
         Geometry.of((4, 4, 4), affine, (1.0, 1.0, 1.0))
+
+
+def test_what_two_grids_differ_in_is_said() -> None:
+    shape, ras, las, turned = (20, 24, 16), np.eye(4), np.diag([-1.0, 1, 1, 1]), np.eye(4)
+    las[0, 3] = 19
+    turned[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    assert grid_difference(shape, ras, shape, las) == " (axes point to RAS here and LAS there)"
+    assert grid_difference(shape, ras, shape, np.diag([1, 1, 1.1, 1])) == (
+        " (by the headers, up to 1.5 mm lie between the same voxels)"
+    )
+    assert "up to 18.9 mm" in grid_difference(shape, turned, shape, ras)
+    assert grid_difference(shape, ras, (20, 24, 15), ras) == ""

@@ -148,6 +148,33 @@ def test_classes_that_are_not_wanted_are_not_labelled(cohort: Cohort) -> None:
     assert Truth("grade").classify(cohort[0], ()) == "high"
 
 
+def constant(rows: int | None = None) -> Fit:
+    """A model that says the same of everybody, in as many rows as there are studies or another number."""
+    return lambda _, __: lambda studies, _: Answer(("high", "low"), np.full((rows or len(studies), 2), 0.5))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_answers_of_another_number_of_rows_are_refused(cohort: Cohort, rows: int) -> None:
+    with pytest.raises(CohortError, match=rf"'m' answered for 20 studies with arrays of shape \[\({rows}, 2\)\]"):
+        run(cohort, {"m": constant(rows)}, Truth("grade"))
+    plain: Fit = lambda _, __: lambda studies, _: Answer(risk=np.zeros(rows))  # noqa: E731
+    with pytest.raises(CohortError, match=r"expected \[\(20,\)\]"):
+        run(cohort, {"m": plain}, Truth())
+
+
+def test_a_column_that_the_cohort_lacks_is_named_before_anything_is_fitted(cohort: Cohort) -> None:
+    with pytest.raises(CohortError, match="no study has anything in column 'graed'"):
+        run(cohort, {"m": constant()}, Truth("graed"))
+
+
+def test_subsets_may_be_named_by_aliases(cohort: Cohort) -> None:
+    table, _ = run(cohort, {"m": constant()}, Truth("grade"), [("FLAIR", "T1w")])
+    assert table is not None
+    assert {key.subset for key in table.keys} == {"t1+flair"}
+    with pytest.raises(CohortError, match=r"one of the subsets \['PET\+t1'\]"):
+        run(cohort, {"m": constant()}, Truth("grade"), [("PET", "t1")])
+
+
 def test_folds_of_another_cohort_are_refused(cohort: Cohort) -> None:
     with pytest.raises(CohortError, match="'s99', which the cohort lacks"):
         refuse_leaks(cohort, [Fold((("s99", ""),), (), ())], compare_content=False)
