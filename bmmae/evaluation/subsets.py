@@ -252,7 +252,7 @@ def save_subset_plot(scores: Sequence[RegionScore], path: Path, metric: str = "d
         above.errorbar(places, [m.value for m in means], yerr=(low, high), fmt="o", markersize=4, label=region)
     above.set_ylabel(metric + (f" ({UNITS[metric]})" if metric in UNITS else ""))
     above.grid(axis="y", alpha=0.3)
-    above.legend(ncols=max(1, len(regions)))
+    above.legend(ncols=max(1, len(regions)), loc="lower center", bbox_to_anchor=(0.5, 1.0))  # beside the points
     given = [(x, y) for x, subset in enumerate(subsets) for y, name in enumerate(names) if name in subset]
     below.scatter(*zip(*given, strict=True), color="black", s=30)
     below.set_yticks(range(len(names)), [title(name) for name in names])
