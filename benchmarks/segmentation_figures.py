@@ -49,9 +49,10 @@ def headline_figures(runs: Runs, patients: int) -> dict[str, Figure]:
 
     if set(ours) & set(dedicated):
         found["any_vs_dedicated"] = against(dedicated, 0.0)
-    full = scored.get(DEDICATED + DEDICATED_TO[0], {})
-    if set(ours) & set(full):
-        found["any_vs_dedicated_full_set"] = against(full, -1.0)
+    for name, subset, asked in (("full_set", DEDICATED_TO[0], -1.0), (T1CE, T1CE, None)):
+        theirs = scored.get(DEDICATED + subset, {})
+        if set(ours) & set(theirs):
+            found[f"any_vs_dedicated_{name}"] = against(theirs, asked)
     if set(ours) & set(scored.get("scratch", {})):
         found["pretrained_vs_scratch"] = against(scored["scratch"], 5.0)
     masked = scored.get(MASKED, {})
