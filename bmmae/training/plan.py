@@ -87,7 +87,7 @@ class TrainConfig:
         if hours is not None and not 0 < hours < HOURS_A_YEAR:
             raise ConfigError(
                 f"train.time_limit_hours must be a number of hours above 0 and below {HOURS_A_YEAR} (a year), got "
-                f"{hours}; 24:00:00 is 24, and YAML would read it as 86400."
+                f"{hours}; null is no limit, and 24:00:00 is 24, where YAML reads 86400."
             )
         if self.workers < 0:
             raise ConfigError(f"train.workers must be 0 or more, got {self.workers}.")

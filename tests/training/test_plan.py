@@ -17,8 +17,8 @@ from bmmae.training.plan import make_plan
         ({"steps": 0}, "train.steps"),
         ({"steps": 1, "workers": -1}, "train.workers"),
         ({"steps": 1, "seed": -1}, "train.seed"),
-        ({"steps": 1, "time_limit_hours": 0.0}, "train.time_limit_hours .* above 0"),
-        ({"steps": 1, "time_limit_hours": 86400.0}, "24:00:00 is 24, and YAML would read it as 86400"),
+        ({"steps": 1, "time_limit_hours": 0.0}, "train.time_limit_hours .* above 0 .* null is no limit"),
+        ({"steps": 1, "time_limit_hours": 86400.0}, "24:00:00 is 24, where YAML reads 86400"),
     ],
 )
 def test_a_wrong_setting_is_named(wrong: dict[str, float], key: str) -> None:
