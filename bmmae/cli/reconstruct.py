@@ -64,6 +64,7 @@ def _run(given: argparse.Namespace) -> int:
 
 def _run_study(given: argparse.Namespace, options: ReconstructOptions, page: Page | None) -> int:
     from bmmae.inference import reconstruct_to_folder
+    from bmmae.inference.reconstruction import DEVIATION
     from bmmae.inference.reconstruction_folder import agreement_in
 
     images = required_images(given)
@@ -72,7 +73,8 @@ def _run_study(given: argparse.Namespace, options: ReconstructOptions, page: Pag
         load(given.model), images, given.out, brain_mask=given.brain_mask, options=options, page=page
     )
     for name, path in paths.items():
-        print(f"{title(name):>6}  {path}")
+        of = "deviation of " if name.endswith(DEVIATION) else ""
+        print(f"{of + title(name.removesuffix(DEVIATION)):>6}  {path}")
     for name, figures in agreement_in(given.out).items():
         print(f"{title(name):>6}  {_close(figures)}, compared with the real one")
     if page:
