@@ -126,13 +126,14 @@ def counter_intuitive_rate(scores: Iterable[Scores]) -> CounterIntuitive:
 def region_scores(scores: Iterable[Scores]) -> list[RegionScore]:
     """Return the scores as the library's functions take them."""
     return [
-        RegionScore(patient, tuple(subset.split("+")), region, _only_dice(value))
+        RegionScore(patient, tuple(subset.split("+")), region, metrics_of({"dice": value}))
         for table in scores
         for subset, region, patient, value in flat(table)
     ]
 
 
-def _only_dice(value: float) -> RegionMetrics:
+def metrics_of(known: Mapping[str, float]) -> RegionMetrics:
+    """Return some metrics as the library's functions take them; the others are not defined."""
     counts = {"false_lesions": 0, "lesions": 0}
     others = {field.name: math.nan for field in fields(RegionMetrics)}
-    return RegionMetrics(**(others | counts | {"dice": value}))  # type: ignore[arg-type]
+    return RegionMetrics(**{**others, **counts, **known})  # type: ignore[arg-type]

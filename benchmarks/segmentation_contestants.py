@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +152,17 @@ def fit_network(
 def kept_weights(source: Source, fold: int, seed: int = 0) -> Path:
     """Return where the model that `ours` became in a fold is kept, for further figures and pictures (git-ignored)."""
     return WORK / "segmentation" / f"{source.name}-fold{fold}-seed{seed}"
+
+
+def kept_model(source: Source, fold: int, seed: int = 0) -> SegmentationModel:
+    """Return the model that `ours` became in a fold; stops with a message where it is not kept."""
+    folder = kept_weights(source, fold, seed)
+    if not folder.is_dir():
+        sys.exit(f"error: no weights of fold {fold}, seed {seed}: python benchmarks/segmentation.py --only ours first")
+    model = load_model(folder)
+    if not isinstance(model, SegmentationModel):
+        sys.exit(f"error: {folder} holds no segmentation model")
+    return model
 
 
 def keep(model: nn.Module, source: Source, folder: Path) -> None:

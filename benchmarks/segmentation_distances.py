@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from cells import CellStore
-from full_volumes import predicted_volumes
+from full_volumes import metrics_of, predicted_volumes
 from harness import Figure, arguments, parse, write_result
 from learning_data import Source, quick_source, real_source
 from paired import figure_by_patient
-from segmentation_contestants import digest, kept_weights
+from segmentation_contestants import digest, kept_model, kept_weights
 
-from bmmae.checkpoint import load_model
 from bmmae.evaluation.subsets import RegionScore, all_subsets, summarise_subsets
 from bmmae.inference.postprocess import PostprocessConfig, clean_regions
-from bmmae.metrics.regions import RegionMetrics, region_metrics
+from bmmae.metrics.regions import region_metrics
 from bmmae.modalities import STANDARD, subset_label
 from bmmae.model.segmentation import SegmentationModel
 
@@ -63,22 +61,15 @@ def main() -> None:
 
 def fold_scores(source: Source, fold: int, seed: int, store: CellStore) -> list[dict[str, Any]]:
     """Return what `score` yields of a fold's test patients."""
-    folder = kept_weights(source, fold, seed)
-    if not folder.is_dir():
-        sys.exit(f"error: no weights of fold {fold}, seed {seed}: python benchmarks/segmentation.py --only ours first")
-    model = load_model(folder)
-    if not isinstance(model, SegmentationModel):
-        sys.exit(f"error: {folder} holds no segmentation model")
-    cell = {"data": source.name, "fold": fold, "seed": seed, "weights": digest(folder), "cleanings": CLEANINGS}
+    model, weights = kept_model(source, fold, seed), digest(kept_weights(source, fold, seed))
+    cell = {"data": source.name, "fold": fold, "seed": seed, "weights": weights, "cleanings": CLEANINGS}
     rows: list[dict[str, Any]] = store.run(cell, lambda: {"scores": list(score(model, source, fold))})["scores"]
     print(f"fold {fold}: {len(rows)} scores")
     return rows
 
 
 def _as_score(row: Mapping[str, Any]) -> RegionScore:
-    others = dict.fromkeys((field.name for field in fields(RegionMetrics)), math.nan)
-    metrics = RegionMetrics(**{**others, "false_lesions": 0, "lesions": 0, **row["metrics"]})  # type: ignore[arg-type]
-    return RegionScore(row["patient"], tuple(row["subset"].split("+")), row["region"], metrics)
+    return RegionScore(row["patient"], tuple(row["subset"].split("+")), row["region"], metrics_of(row["metrics"]))
 
 
 def score(model: SegmentationModel, source: Source, fold: int) -> Iterator[dict[str, Any]]:

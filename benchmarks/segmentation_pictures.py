@@ -9,7 +9,6 @@ fold left: a row a patient, the true regions, then what the model finds from all
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,10 +17,9 @@ import torch
 from full_volumes import predict_volume, whole_study
 from harness import RESULTS
 from learning_data import Source, real_source
-from segmentation_contestants import kept_weights
+from segmentation_contestants import kept_model
 
 from bmmae.arrays import Array
-from bmmae.checkpoint import load_model
 from bmmae.data.cohort import Study
 from bmmae.data.loaders import Sample
 from bmmae.metrics import dice
@@ -62,12 +60,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     source = real_source()
-    folder = kept_weights(source, given.fold)
-    if not folder.is_dir():
-        sys.exit(f"error: no weights of fold {given.fold}: python benchmarks/segmentation.py --only ours first")
-    model = load_model(folder)
-    if not isinstance(model, SegmentationModel):
-        sys.exit(f"error: {folder} holds no segmentation model")
+    model = kept_model(source, given.fold)
     studies = sorted(source.parts[given.fold].test, key=lambda study: study.subject)
     draw([predict(model, source, study) for study in studies], model.config.regions)
     print(PICTURE)

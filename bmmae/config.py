@@ -18,7 +18,10 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 import yaml
 
 from bmmae.data.augment import AugmentConfig
+from bmmae.data.cache import StudyCache
+from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.preprocess import PreprocessChoice, PreprocessConfig
+from bmmae.data.splits import train_and_validation
 from bmmae.errors import BmmaeError, ConfigError
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
@@ -77,6 +80,24 @@ class DataConfig:
             raise ConfigError(
                 f"data.labels ('{self.labels}') is about segmentation, and no label value is read here: leave it out"
             )
+
+    def read(self, columns: Sequence[str]) -> Cohort:
+        """Read the cohort, with these columns as its images; raises as `read_cohort`.
+
+        Folds are those of the whole table: studies without any of these modalities leave the others where they were.
+        """
+        return read_cohort(self.cohort, columns, set_bare_apart=self.splits is not None)
+
+    def divide(self, cohort: Cohort, seed: int, cache: StudyCache) -> tuple[list[Study], list[Study]]:
+        """Return the studies to train and to validate on; raises and warns as `train_and_validation`."""
+        return train_and_validation(
+            cohort,
+            validation_share=self.validation_share,
+            seed=seed,
+            splits=self.splits,
+            fold=self.fold,
+            cache=cache,
+        )
 
 
 @dataclass(frozen=True)

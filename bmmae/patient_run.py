@@ -22,14 +22,14 @@ from bmmae.checkpoint import describe, load_encoder, load_model, preprocessing_f
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
-from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.cohort import Cohort, Study
 from bmmae.data.dataset import View
 from bmmae.data.fold_file import read_fold
 from bmmae.data.loaders import collate
 from bmmae.data.origin import training_provenance
 from bmmae.data.patient_columns import fit_columns, format_targets, is_labelled
 from bmmae.data.patients import Columns, PatientDataset, Shares, whole_brain
-from bmmae.data.splits import train_and_validation, warn_of_absent
+from bmmae.data.splits import warn_of_absent
 from bmmae.data.subset_shares import subset_shares
 from bmmae.errors import CohortError, ConfigError, TrainingError
 from bmmae.evaluation.clinical import NAME as CLINICAL
@@ -142,21 +142,12 @@ def _shape(config: PatientConfig, shape: ModelConfig) -> ModelConfig:
 def find_parts(config: PatientConfig, columns: Sequence[str], shape: ModelConfig, cache: StudyCache) -> Parts:
     """Read the cohort and divide it; studies without any of the model's modalities are left out.
 
-    Folds are those of the whole table: a model of fewer modalities is trained in the same ones.
-
     Raises:
         CohortError: If a part is empty, or a study is broken and not to be skipped.
     """
     data = config.data
-    cohort = read_cohort(data.cohort, columns, set_bare_apart=data.splits is not None)
-    train, validation = train_and_validation(
-        cohort,
-        validation_share=data.validation_share,
-        seed=config.train.seed,
-        splits=data.splits,
-        fold=data.fold,
-        cache=cache,
-    )
+    cohort = data.read(columns)
+    train, validation = data.divide(cohort, config.train.seed, cache)
     if data.splits is not None:
         test = read_fold(data.splits, cohort, data.fold, cache)["test"]
     else:

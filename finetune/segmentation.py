@@ -16,13 +16,12 @@ from bmmae.config import SegmentConfig, parse, script
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
 from bmmae.data.coding import SEG_ORIGIN, coding_of, is_predicted
-from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.cohort import Cohort, Study
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.labels import CODINGS, Coding, labels_from_regions, own_coding
 from bmmae.data.origin import training_provenance
 from bmmae.data.reading import read_labels
 from bmmae.data.small_lesions import warn_of_lost_lesions
-from bmmae.data.splits import train_and_validation
 from bmmae.errors import ConfigError, LabelError
 from bmmae.evaluation.overlap import warn_of_overlap
 from bmmae.masking import MaskingConfig
@@ -47,8 +46,7 @@ def main() -> int:
     preprocess = preprocessing_for(pretrained, config.preprocess)
     cache = StudyCache(config.data.cache, preprocess, shape.modalities, config.data.memory_mb)
 
-    # Folds are those of the whole table: studies without any of these modalities leave the others where they were.
-    cohort = read_cohort(config.data.cohort, shape.modalities, set_bare_apart=config.data.splits is not None)
+    cohort = config.data.read(shape.modalities)
     train, validation = labelled_parts(config, cohort, cache)
     coding = coding_for(config, cohort, [*train, *validation])
     view = View.of(shape)
@@ -78,16 +76,8 @@ def main() -> int:
 
 def labelled_parts(config: SegmentConfig, cohort: Cohort, cache: StudyCache) -> tuple[list[Study], list[Study]]:
     """Return the studies to train and to validate on; refuses a part without any labelled voxel."""
-    data = config.data
-    parts = train_and_validation(
-        cohort,
-        validation_share=data.validation_share,
-        seed=config.train.seed,
-        splits=data.splits,
-        fold=data.fold,
-        cache=cache,
-    )
-    train, validation = (sound_studies(part, cache, skip_broken=data.skip_broken) for part in parts)
+    parts = config.data.divide(cohort, config.train.seed, cache)
+    train, validation = (sound_studies(part, cache, skip_broken=config.data.skip_broken) for part in parts)
     for name, part in (("training", train), ("validation", validation)):
         labelled = [study.seg for study in part if study.seg is not None]
         if not any(read_labels(seg)[0].any() for seg in labelled):

@@ -12,10 +12,9 @@ from bmmae.checkpoint import describe
 from bmmae.config import PretrainConfig, parse, script
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
-from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.origin import training_provenance
-from bmmae.data.splits import train_and_validation, warn_of_absent
+from bmmae.data.splits import warn_of_absent
 from bmmae.model.mae import MAE
 from bmmae.report import save_progress
 from bmmae.tasks.reconstruction import ReconstructionTask, fit_synthesis
@@ -27,15 +26,10 @@ def main() -> int:
     config = parse(PretrainConfig)
     seed = config.train.seed
 
-    # Folds are those of the whole table: studies without any of these modalities leave the others where they were.
-    cohort = read_cohort(config.data.cohort, config.model.modalities, set_bare_apart=config.data.splits is not None)
+    cohort = config.data.read(config.model.modalities)
     cache = StudyCache(config.data.cache, config.preprocess, config.model.modalities, config.data.memory_mb)
-    data = config.data
-    train, validation = train_and_validation(
-        cohort, validation_share=data.validation_share, seed=seed, splits=data.splits, fold=data.fold, cache=cache
-    )
-    skip = config.data.skip_broken
-    train, validation = (sound_studies(part, cache, skip_broken=skip) for part in (train, validation))
+    parts = config.data.divide(cohort, seed, cache)
+    train, validation = (sound_studies(part, cache, skip_broken=config.data.skip_broken) for part in parts)
     warn_of_absent(train, config.model.modalities)
     view = View.of(config.model)
     training_data = StudyDataset(train, view, cache, seed=seed, masking=config.masking, augment=config.augment)

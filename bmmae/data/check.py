@@ -232,8 +232,8 @@ def _read_masks(look: _Look) -> None:
         except BmmaeError as error:
             look.add("error", "file", path, str(error))
             continue
-        if not Grid(values.shape, affine).same(scan.grid):
-            grid = Grid(values.shape, affine)
+        grid = Grid(values.shape, affine)
+        if not grid.same(scan.grid):
             message = (
                 f"brain mask {path.name} is on another grid than {scan.path.name}: expected {scan.grid}, got {grid}"
                 f"{grid.difference(scan.grid)}; resample it to that grid by nearest neighbour"

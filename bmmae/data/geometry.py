@@ -60,11 +60,16 @@ def same_grid(
     return tuple(shape) == tuple(other_shape) and bool(np.allclose(affine, other_affine, atol=GRID_TOLERANCE))
 
 
+def axes_of(affine: Float[Array, "4 4"]) -> str:
+    """Return where each axis points, such as `LPS`."""
+    return "".join(map(str, nib.orientations.aff2axcodes(affine)))
+
+
 def grid_difference(
     shape: Sequence[int], affine: Float[Array, "4 4"], other_shape: Sequence[int], other_affine: Float[Array, "4 4"]
 ) -> str:
     """Say in brackets what two grids differ in beside the number of voxels; nothing if it is that alone."""
-    axes, others = ("".join(map(str, nib.orientations.aff2axcodes(each))) for each in (affine, other_affine))
+    axes, others = axes_of(affine), axes_of(other_affine)
     if axes != others:
         return f" (axes point to {axes} here and {others} there)"
     if tuple(shape) != tuple(other_shape):

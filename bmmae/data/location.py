@@ -188,15 +188,23 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OutputError: If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        replace_whole(path, content)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose another place with --out") from error
+
+
+def replace_whole(path: Path, content: bytes) -> None:
+    """Write a file in a folder that is there, in one step; where that fails, with an `OSError`, nothing has changed."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
         partial.write_bytes(content)
         os.replace(partial, path)
-    except OSError as error:
+    except OSError:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another place with --out") from error
+        raise
 
 
 @lru_cache(maxsize=2**14)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import nibabel as nib
 import numpy as np
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import is_stripped
-from bmmae.data.geometry import grid_difference, same_grid
+from bmmae.data.geometry import axes_of, grid_difference, same_grid
 from bmmae.data.location import File
+from bmmae.data.millimetres import spacing_of
 from bmmae.data.reading import array_hash, read_image
 
 KEPT_VOXELS = 96
@@ -35,12 +35,12 @@ class Grid:
     @property
     def spacing(self) -> tuple[float, ...]:
         """Voxel size along each axis, mm."""
-        return tuple(float(size) for size in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return spacing_of(self.affine)
 
     @property
     def orientation(self) -> str:
         """Where each axis points, such as `LPS`."""
-        return "".join(str(code) for code in nib.orientations.aff2axcodes(self.affine))
+        return axes_of(self.affine)
 
     @property
     def thinned(self) -> Slices:

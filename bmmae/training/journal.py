@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bmmae.data.location import replace_whole
 from bmmae.errors import OutputError
 
 NAME = "metrics.jsonl"
@@ -40,14 +40,11 @@ class Journal:
 
     def __init__(self, path: Path, step: int) -> None:
         rows = [row for row in read_journal(path) if row.get("step", 0) <= step]
-        temporary = path.with_suffix(".tmp")
         self._path = path
         try:
-            temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-            os.replace(temporary, path)
+            replace_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
             self._file = path.open("a")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise self._unwritable(error) from error
 
     def write(self, row: Mapping[str, float | int]) -> None:

@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import nn
 
+from bmmae.data.location import replace_whole
 from bmmae.errors import CheckpointError, OutputError, TrainingError
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
@@ -210,9 +211,7 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
             warnings.warn(f"The configuration has changed since {run_dir} was started: {told}.", stacklevel=2)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")  # a full disk leaves the old one as it was
-        draft.write_text(yaml.safe_dump(plain, sort_keys=False))
-        draft.replace(path)
+        replace_whole(path, yaml.safe_dump(plain, sort_keys=False).encode())
     except OSError as error:
         raise OutputError(f"The run folder {run_dir} cannot be written: {error}. Choose another one.") from error
 
