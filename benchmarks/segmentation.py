@@ -47,7 +47,7 @@ from segmentation_contestants import (
     kept_weights,
     methods,
 )
-from segmentation_figures import DEDICATED_TO, T1CE, headline_figures, table_rows
+from segmentation_figures import DEDICATED_TO, T1CE, comparisons, headline_figures, longer_figures, subset_rows
 from subset_plot import plot_subsets
 
 from bmmae.baselines.budget import Budget
@@ -57,6 +57,8 @@ from bmmae.data.synthetic.cohort import SyntheticConfig
 from bmmae.evaluation.subsets import all_subsets, choose_subsets
 
 QUICK_METHODS = ("ours", "scratch", DEDICATED + T1CE, "unet")
+LONGER = 600.0
+"""Seconds of the longer runs, one seed, whose figures stand beside those of the command line's budget."""
 TRAIN, TEST = 400, 100
 """Synthetic subjects."""
 CHOSEN_ON = SyntheticConfig(24, seed=101)
@@ -239,20 +241,40 @@ def _same_steps(cell: Mapping[str, Any]) -> Budget:
 
 
 def report(given: argparse.Namespace, source: Source, store: CellStore) -> None:
-    """Write figures, rows and plot of the cells that this command line is about."""
-    asked = argparse.Namespace(**{**vars(given), "only": None, "folds": None})
-    keys = list(cells(asked, source, store))
-    rows = [row for row in map(store.find, keys) if row is not None]
-    runs = {method: [row for row in rows if row["cell"]["method"] == method] for method in _known()}
+    """Write figures, rows and plot of the cells that this command line is about, and what more training changes."""
+    runs, missing = _finished(given, source, store)
+    longer, _ = _finished(given, source, store, seconds=LONGER, seeds=1)
     patients = len({study.group for parts in source.parts for study in parts.test})
     headline = headline_figures(runs, patients)
     extra: list[Mapping[str, Any]] = [{"part": "contestants", **row} for row in describe_contestants()]
-    if len(rows) < len(keys):
-        print(f"{len(rows)} of {len(keys)} cells are finished; figures are about the patients that both sides scored")
+    if given.seconds < LONGER and longer["ours"]:
+        headline |= longer_figures(longer, patients, LONGER)
+        extra += comparisons(longer, part="longer")
+    done = sum(map(len, runs.values()))
+    if missing:
+        print(f"{done} of {done + missing} cells are finished; figures are about the patients that both sides scored")
     name = "segmentation" if source.name == "real" or given.quick else "segmentation_synthetic"
-    table = [*table_rows(runs), *extra]
-    write_result(name, quick=given.quick, runs=len(rows), headline=headline, rows=table)
+    table = [*comparisons(runs), *subset_rows(runs), *extra]
+    write_result(name, quick=given.quick, runs=done, headline=headline, rows=table)
     plot_subsets(runs, (RESULTS / "quick" if given.quick else RESULTS) / f"{name}.png", source.name)
+
+
+def _finished(
+    given: argparse.Namespace, source: Source, store: CellStore, **other: Any
+) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """Return the finished cells of all methods and folds by method, and how many are missing.
+
+    Args:
+        given: The command line.
+        source: The data.
+        store: The finished cells.
+        **other: What is otherwise than on the command line.
+    """
+    asked = argparse.Namespace(**{**vars(given), "only": None, "folds": None, **other})
+    keys = list(cells(asked, source, store))
+    rows = [row for row in map(store.find, keys) if row is not None]
+    runs = {method: [row for row in rows if row["cell"]["method"] == method] for method in _known()}
+    return runs, len(keys) - len(rows)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from bmmae.modalities import STANDARD, subset_label
 
 T1, T1CE, T2, FLAIR = STANDARD
 DEDICATED_TO = tuple(map(subset_label, (STANDARD, (T1CE,), (FLAIR,), (T1, T2))))
+RATE = "counter_intuitive_rate"
 Runs = Mapping[str, list[dict[str, Any]]]
 """Finished cells by method."""
 
@@ -65,14 +66,14 @@ def headline_figures(runs: Runs, patients: int) -> dict[str, Figure]:
         unit = f"{gaps[best].unit}, over {best}, the best of {len(rivals)}"
         found["best_comparator_gap"] = replace(gaps[best], unit=unit)
     if scored.get(RELYING):
-        found["counter_intuitive_rate_relying"] = counter_intuitive_by_patient([row["scores"] for row in runs[RELYING]])
+        found[f"{RATE}_relying"] = counter_intuitive_by_patient([row["scores"] for row in runs[RELYING]])
     return found | _alone(runs["ours"], patients)
 
 
 def _dedicated(scored: Mapping[str, ByPlace]) -> ByPlace:
-    """Return the dedicated models as one contestant, on the patients that each of them has scored."""
-    those = [scores for method, scores in scored.items() if method.startswith(DEDICATED)]
-    shared = set.intersection(*map(set, those)) if those else set()
+    """Return the dedicated models as one contestant, on the patients that all of them have scored."""
+    those = [scored.get(DEDICATED + subset, {}) for subset in DEDICATED_TO]
+    shared = set.intersection(*map(set, those))
     return {patient: {place: v for scores in those for place, v in scores[patient].items()} for patient in shared}
 
 
@@ -87,7 +88,7 @@ def _alone(rows: list[dict[str, Any]], patients: int) -> dict[str, Figure]:
     for name, counts in places.items():
         values = means(by_patient(rows, counts))
         found[name] = _of(patients, figure_by_patient(values), values)
-    found["counter_intuitive_rate"] = counter_intuitive_by_patient([row["scores"] for row in rows])
+    found[RATE] = counter_intuitive_by_patient([row["scores"] for row in rows])
     return found
 
 
@@ -97,12 +98,20 @@ def _of(patients: int, figure: Figure, scored: Iterable[str]) -> Figure:
     return figure if count == patients else replace(figure, unit=f"{figure.unit}, {count} of {patients} patients")
 
 
-def table_rows(runs: Runs) -> list[dict[str, Any]]:
-    """Return how each method compares with ours, then mean Dice by method, subset and region with what it cost."""
-    return [*_comparisons(runs), *_by_subset(runs)]
+def longer_figures(runs: Runs, patients: int, seconds: float) -> dict[str, Figure]:
+    """Return what more training changes: ours against the dedicated models, and the weaknesses.
+
+    Args:
+        runs: Finished cells of the longer budget by method.
+        patients: Of the whole benchmark.
+        seconds: That budget.
+    """
+    found = headline_figures(runs, patients)
+    told = (name for name in found if name.startswith("any_vs_dedicated") or name in ("mean_dice", RATE))
+    return {f"{name}_{seconds:g}s": found[name] for name in told}
 
 
-def _comparisons(runs: Runs) -> list[dict[str, Any]]:
+def comparisons(runs: Runs, *, part: str = "comparison") -> list[dict[str, Any]]:
     """Return a row for each method: its mean Dice over its subsets, and ours minus theirs on the same patients."""
     ours, table = by_patient(runs["ours"]), []
     for method, rows in runs.items():
@@ -113,7 +122,7 @@ def _comparisons(runs: Runs) -> list[dict[str, Any]]:
         value = figure_by_patient(gap)
         table.append(
             {
-                "part": "comparison",
+                "part": part,
                 "method": method,
                 "patients": len(gap),
                 "steps": round(statistics.fmean(row["steps"] for row in rows)),
@@ -127,7 +136,8 @@ def _comparisons(runs: Runs) -> list[dict[str, Any]]:
     return table
 
 
-def _by_subset(runs: Runs) -> list[dict[str, Any]]:
+def subset_rows(runs: Runs) -> list[dict[str, Any]]:
+    """Return mean Dice by method, subset and region."""
     table = []
     for method, rows in runs.items():
         gathered: dict[tuple[str, str], list[float]] = {}

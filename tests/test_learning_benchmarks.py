@@ -117,9 +117,12 @@ def test_dedicated_models_are_compared_on_their_own_subsets() -> None:
     found = segmentation_figures.headline_figures(runs, len(PEOPLE))
     assert found["any_vs_dedicated"].value == pytest.approx(-15)
     assert found["any_vs_dedicated_full_set"].value == pytest.approx(0)
-    rows = [one for one in segmentation_figures.table_rows(runs) if one["part"] == "comparison"]
+    rows = segmentation_figures.comparisons(runs)
     assert [one["method"] for one in rows] == ["ours", *(DEDICATED + label for label in DEDICATED_TO)]
     assert rows[-1]["ours_minus_it_in_points"] == pytest.approx(-30)
+    longer = segmentation_figures.longer_figures(runs, len(PEOPLE), 600.0)
+    assert longer["any_vs_dedicated_600s"] == found["any_vs_dedicated"]
+    assert "et_without_t1ce_600s" not in longer
 
 
 def test_the_counter_intuitive_rate_counts_falls_of_more_than_half_a_point() -> None:
@@ -317,7 +320,7 @@ def ended(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subproces
 @pytest.mark.parametrize(
     ("name", "figures"),
     [
-        ("segmentation", {"any_vs_dedicated", "pretrained_vs_scratch", "best_comparator_gap", "et_without_t1ce"}),
+        ("segmentation", {"any_vs_dedicated_t1ce", "pretrained_vs_scratch", "best_comparator_gap", "et_without_t1ce"}),
         ("recipe", {"probe_gain", "probe_gain_t1", "probe_gain_t1_unseen", "error_over_published"}),
         ("small_lesions", {"lesion_f1", "false_lesions", "f1_gain_over_windows_anywhere", "f1_gain_over_unet"}),
         ("transfer", {"counter_intuitive_rate_synthetic", "neighbours_subtype_ours"}),
