@@ -14,64 +14,103 @@ from typing import Literal
 
 Contrast = Literal["with", "without", "open", "silent"]
 
+# What a word means, as one letter: a text becomes a string of letters, in which patterns are looked for.
+AGENT = "A"  # contrast, an agent, an injection
+LETTER_C = "C"  # `c`: contrast beside `with` or `and` alone
+NOT = "N"  # a negation
+WITHOUT = "n"  # likewise, and also where it stands alone
+BEFORE = "V"
+PRE = "v"  # likewise, and also where it stands alone
+PLAIN = "P"  # without contrast, by itself
+NO_BEHIND = "e"  # behind a contrast word: without it
+ENHANCED = "W"  # with contrast, by itself
+WITH = "M"
+AFTER = "L"
+LETTER_S = "s"  # with in Czech (`s kontrastem`), without in Portuguese (`s contraste`)
+AND = "J"
+UNANSWERED = "U"  # in a field for the agent: no answer, no amount
+FILLER = "F"  # what may stand between
+TREATMENT = "T"  # operations and the like, which have a before and an after of their own
+BOTH = "B"  # +/-
+MINUS = "b"  # before a word
+ZERO = "Z"
+NUMBER = "D"
+END = "S"  # of one of several texts
+OTHER = "x"
+
 CONTRAST_WORDS = {
-    # contrast, agents, injection
-    "A": "ce gd km mkm mdc mdk pdc civ dota dotarem dotagraf dotagita dotaspin clariscan artirem magnevist magnegita "
+    AGENT: "ce gd km mkm mdc mdk pdc civ dota dotarem dotagraf dotagita dotaspin clariscan artirem magnevist magnegita "
     "magnograf prohance omniscan multihance primovist eovist vasovist ablavar optimark elucirem vueway cyclolux "
     "unihance enh ку 造影剤 造影 增强 增強 増強",
-    "C": "c",
-    # a negation; small letter: also where it stands alone
-    "N": "no non not none nil minus s/ sans sin sem senza zonder geen utan uden uten ingen bez brez kein keine keinem "
+    LETTER_C: "c",
+    NOT: "no non not none nil minus s/ sans sin sem senza zonder geen utan uden uten ingen bez brez kein keine keinem "
     "keinen nein nicht o nao ne nei nej nie nem nelkul ilman fara niet без не 非 未 无 無 不",
-    "n": "without wo w/o w/out ohne",
-    # before; likewise
-    "V": "before avant ante antes prima vor voor v fore før foer innan inden pred przed до",
-    "v": "pre",
-    # without, by itself
-    "P": "native nativ nativo nativa natif plain noncon nonc precon prec okm 平扫 単純",
-    # behind a contrast word: without
-    "e": "oncesi 前 なし 無し",
-    # with, by itself; beside a contrast word; after
-    "W": "post postc postcon 後 后",
-    "M": "w w/ with mit m avec con com c/ met med cu",
-    "L": "nach after apres dopo despues depois efter",
-    # with in Czech (`s kontrastem`), without in Portuguese (`s contraste`)
-    "s": "s",
-    # and
-    "J": "and und et y e ed en och og i + / &",
-    # in a field for the agent: no answer, no amount
-    "U": "na n a k unknown unk unbekannt inconnu desconocido ml mg cc saline nacl",
-    # what may stand between
-    "F": "iv any the of in an agent agents medium media medio mezzo meio produit produto mittel iodinated de di da do "
-    "du des d del della administration giving given gegeben used podania",
+    WITHOUT: "without wo w/o w/out ohne",
+    BEFORE: "before avant ante antes prima vor voor v fore før foer innan inden pred przed до",
+    PRE: "pre",
+    PLAIN: "native nativ nativo nativa natif plain noncon nonc precon prec okm 平扫 単純",
+    NO_BEHIND: "oncesi 前 なし 無し",
+    ENHANCED: "post postc postcon 後 后",
+    WITH: "w w/ with mit m avec con com c/ met med cu",
+    AFTER: "nach after apres dopo despues depois efter",
+    LETTER_S: "s",
+    AND: "and und et y e ed en och og i + / &",
+    UNANSWERED: "na n a k unknown unk unbekannt inconnu desconocido ml mg cc saline nacl",
+    FILLER: "iv any the of in an agent agents medium media medio mezzo meio produit produto mittel iodinated de di da "
+    "do du des d del della administration giving given gegeben used podania",
 }
-"""A letter for each meaning. A text becomes a string of these letters, in which patterns are looked for."""
-AGENT = re.compile(
-    r"[ck]ontr(?:as\w*)?|gad\w*|inj(?:e[ck]\w*)?|iniez\w*|inyec\w*|iniek\w*|enhanc\w*|tehoste\w*|контраст\w*"
-)
-AGENTLESS = re.compile(r"[ck]ontrast\w*(?:los|frei|less|fri|siz)|unenhanced")
-TREATMENT = re.compile(
-    r"op|ops|oper\w*|surg\w*|c?rt|treat\w*|therap\w*|tx|radio\w*|radiation|chemo\w*|bestrahl\w*|biops\w*|chir\w*|resec\w*"
-)
-CJK = r"[\u2e80-\u9fff]"
+"""The words of each meaning, in a dozen languages."""
+PATTERNS = {
+    PLAIN: re.compile(r"[ck]ontrast\w*(?:los|frei|less|fri|siz)|unenhanced"),
+    AGENT: re.compile(
+        r"[ck]ontr(?:as\w*)?|gad\w*|inj(?:e[ck]\w*)?|iniez\w*|inyec\w*|iniek\w*|enhanc\w*|tehoste\w*|контраст\w*"
+    ),
+    TREATMENT: re.compile(
+        r"ops?|oper\w*|surg\w*|c?rt|treat\w*|therap\w*|tx|radio\w*|radiation|chemo\w*|bestrahl\w*|biops\w*|chir\w*"
+        r"|resec\w*"
+    ),
+}
+"""Words of a meaning by what they look like; the first that fits."""
 
-_CODES = {word: code for code, words in CONTRAST_WORDS.items() for word in words.split()}
-_PREFIXES = tuple(word for word, code in _CODES.items() if code in "NnVvWML" and len(word) > 1)
-_PHRASES = "|".join(sorted((word for word in _CODES if re.match(CJK, word)), key=len, reverse=True))
-# Named groups are letters themselves: B both, b and e a minus before and behind a word, Z zero, S the end of a text.
+_MEANINGS = {word: meaning for meaning, words in CONTRAST_WORDS.items() for word in words.split()}
+_HEADS = NOT + WITHOUT + BEFORE + PRE + ENHANCED + WITH + AFTER
+_PREFIXES = tuple(word for word, meaning in _MEANINGS.items() if meaning in _HEADS and len(word) > 1)
+_CJK = r"[\u2e80-\u9fff]"
+_PHRASES = "|".join(sorted((word for word in _MEANINGS if re.match(_CJK, word)), key=len, reverse=True))
+_WORD_ENDS = r"(?![^\W\d_])"
 _TOKEN = re.compile(
-    r"(?P<B>\+\s?/\s?-|\+-|-\s?/\s?\+|-\+|±)|(?P<x>t[12]w?(?![^\W\d_]))|w/o(?:ut)?(?![^\W\d_])|[wsc]/|i\.?v(?![^\W\d_])"
-    r"|(?P<b>(?<![^\s_(|])-(?=[^\W\d_]))|(?P<e>(?<=[^\W\d_])-(?![^\W_]))"
-    r"|(?P<Z>(?<![^\W_])0(?:[.,]0+)?(?![\d.,]))|(?P<D>\d+(?:[.,]\d+)?)"
-    rf"|{_PHRASES}|{CJK}|[^\W\d_\u2e80-\u9fff]+|[+&/]|(?P<S>\|)"
+    rf"""(?P<{BOTH}>\+\s?/\s?-|\+-|-\s?/\s?\+|-\+|±)
+    |(?P<{OTHER}>t[12]w?{_WORD_ENDS})
+    |w/o(?:ut)?{_WORD_ENDS}|[wsc]/|i\.?v{_WORD_ENDS}
+    |(?P<{MINUS}>(?<![^\s_(|])-(?=[^\W\d_]))
+    |(?P<{NO_BEHIND}>(?<=[^\W\d_])-(?![^\W_]))
+    |(?P<{ZERO}>(?<![^\W_])0(?:[.,]0+)?(?![\d.,]))|(?P<{NUMBER}>\d+(?:[.,]\d+)?)
+    |{_PHRASES}|{_CJK}|[^\W\d_\u2e80-\u9fff]+|[+&/]|(?P<{END}>\|)""",
+    re.VERBOSE,
 )
-_OF_TREATMENT = re.compile("[NnVvWML]F*T")
-_BOTH = re.compile("(?:[MWL]J+[NnVvP]|MJ*n|[NnVvP]J+[MWL]|B)F*[AC]?")
-_DENIED = "(?:[NnVv]|(?<![DZ])Z|b)F*[AC](?:F*A)*|A*[AC]e|A[AF]*[Nn]F*(?=S|$)"
-_WITHOUT = {False: re.compile(_DENIED), True: re.compile(f"{_DENIED}|[nvP]")}
-_WITH = re.compile(r"A|W|CJ|JC|MC")
-_NO_AGENT = re.compile("(?:F*[NnZUe][NnZUeFJS]*)?")
-_PLAIN = str.maketrans({"–": "-", "—": "-", "−": "-", "ı": "i", "ł": "l"})
+"""Pieces of a text: words, and signs whose group is what they mean."""
+
+_DENIAL = f"[{NOT}{WITHOUT}{BEFORE}{PRE}]"
+_CONSENT = f"[{WITH}{ENHANCED}{AFTER}]"
+_NAMED = f"[{AGENT}{LETTER_C}]"
+_OF_TREATMENT = re.compile(f"[{_HEADS}]{FILLER}*{TREATMENT}")
+_SAID_BOTH = re.compile(
+    f"(?:{_CONSENT}{AND}+[{NOT}{WITHOUT}{BEFORE}{PRE}{PLAIN}]|{WITH}{AND}*{WITHOUT}"
+    f"|[{NOT}{WITHOUT}{BEFORE}{PRE}{PLAIN}]{AND}+{_CONSENT}|{BOTH}){FILLER}*{_NAMED}?"
+)
+_DENIED = (
+    f"(?:{_DENIAL}|(?<![{NUMBER}{ZERO}]){ZERO}|{MINUS}){FILLER}*{_NAMED}(?:{FILLER}*{AGENT})*"
+    f"|{AGENT}*{_NAMED}{NO_BEHIND}"
+    f"|{AGENT}[{AGENT}{FILLER}]*[{NOT}{WITHOUT}]{FILLER}*(?={END}|$)"
+)
+_DENIED_OR_LONE = re.compile(f"{_DENIED}|[{WITHOUT}{PRE}{PLAIN}]")
+_DENIED_BESIDE = re.compile(_DENIED)
+_GIVEN = re.compile(f"{AGENT}|{ENHANCED}|{LETTER_C}{AND}|{AND}{LETTER_C}|{WITH}{LETTER_C}")
+_S_AGENT = re.compile(f"{LETTER_S}{_NAMED}")
+_NO_ANSWER = f"{NOT}{WITHOUT}{ZERO}{UNANSWERED}{NO_BEHIND}"
+_NO_AGENT = re.compile(f"(?:{FILLER}*[{_NO_ANSWER}][{_NO_ANSWER}{FILLER}{AND}{END}]*)?")
+_STRAY_SIGN = re.compile(f"(?<!{_NAMED}){NO_BEHIND}|{MINUS}(?!{_NAMED})")
+_PLAIN_SIGNS = str.maketrans({"–": "-", "—": "-", "−": "-", "ı": "i", "ł": "l"})
 _UNREADABLE = re.compile(r"[?\ufffd]|\xc3[\x80-\xbf]")
 """Signs that stand for a letter which a text has lost: `PR? GADO` may be before or after."""
 
@@ -84,11 +123,11 @@ def contrast_of(text: str, lone: bool = True) -> Contrast:
         text: A name or a description; `|` parts texts that were written apart.
         lone: Whether a word such as `pre` or `native` denies contrast where no contrast word follows.
     """
-    rest, said_both = _BOTH.subn("x", _OF_TREATMENT.sub("x", _codes(text)))
-    either = re.search("s[AC]", rest)
-    rest, without = _WITHOUT[lone].subn("x", rest)
-    told = _WITH.search(rest)
-    after = lone and not told and "L" in rest
+    rest, said_both = _SAID_BOTH.subn(OTHER, _OF_TREATMENT.sub(OTHER, _meanings(text)))
+    either = _S_AGENT.search(rest)
+    rest, without = (_DENIED_OR_LONE if lone else _DENIED_BESIDE).subn(OTHER, rest)
+    told = _GIVEN.search(rest)
+    after = lone and not told and AFTER in rest
     if either or after or (said_both and not told and not without) or (told and (without or _UNREADABLE.search(text))):
         return "open"
     return "with" if told else "without" if without else "silent"
@@ -96,22 +135,28 @@ def contrast_of(text: str, lone: bool = True) -> Contrast:
 
 def names_agent(text: str) -> bool:
     """Tell whether a field for the contrast agent names one, rather than say that there was none."""
-    return contrast_of(text) != "without" and not _NO_AGENT.fullmatch(_codes(text))
+    return contrast_of(text) != "without" and not _NO_AGENT.fullmatch(_meanings(text))
 
 
-def _codes(text: str) -> str:
-    letters = unicodedata.normalize("NFKD", text.lower().translate(_PLAIN))
+def of_treatment(word: str) -> bool:
+    """Tell whether a word is of an operation, radiation or drugs."""
+    return PATTERNS[TREATMENT].fullmatch(word) is not None
+
+
+def _meanings(text: str) -> str:
+    """Return the letters of a text's words, in their order."""
+    letters = unicodedata.normalize("NFKD", text.lower().translate(_PLAIN_SIGNS))
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    codes = "".join(match.lastgroup or _code(match[0].replace(".", "")) for match in _TOKEN.finditer(plain))
-    return re.sub("(?<![AC])e|b(?![AC])", "", codes)
+    found = "".join(match.lastgroup or _meaning(match[0].replace(".", "")) for match in _TOKEN.finditer(plain))
+    return _STRAY_SIGN.sub("", found)
 
 
 @lru_cache(maxsize=10_000)
-def _code(word: str) -> str:
+def _meaning(word: str) -> str:
     """Return the letter of a word, two of one such as `postgad`, `x` if it is none of the table's."""
-    patterns = {"P": AGENTLESS, "A": AGENT, "T": TREATMENT}
-    found = _CODES.get(word) or next((code for code, pattern in patterns.items() if pattern.fullmatch(word)), None)
+    found = _MEANINGS.get(word) or next((letter for letter, form in PATTERNS.items() if form.fullmatch(word)), None)
     if found is None:
         heads = (head for head in _PREFIXES if word.startswith(head))
-        found = next((_CODES[head] + code for head in heads if (code := _code(word.removeprefix(head))) in "AT"), "x")
+        beside = ((_MEANINGS[head], _meaning(word.removeprefix(head))) for head in heads)
+        found = next((head + rest for head, rest in beside if rest in (AGENT, TREATMENT)), OTHER)
     return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bmmae import modalities as table
-from bmmae.data.contrast import TREATMENT, contrast_of
+from bmmae.data.contrast import contrast_of, of_treatment
 
 Kind = Literal["image", "seg", "brain_mask"]
 
@@ -112,7 +112,7 @@ def _modality_runs(words: list[str], declared: Sequence[str]) -> list[_Run]:
     runs: list[_Run] = []
     for first, last in _spans(len(words)):
         name = find_modality(words[first:last], declared)
-        if words[last - 1] == "post" and any(map(TREATMENT.fullmatch, words[last : last + 1])):
+        if words[last - 1] == "post" and any(map(of_treatment, words[last : last + 1])):
             continue
         if name is not None and taken.isdisjoint(range(first, last)):
             taken |= set(range(first, last))
