@@ -145,11 +145,17 @@ def save_model(
         The folder.
 
     Raises:
+        ConfigError: If it is no model of this library.
         OutputError: If the folder holds other files, or cannot be written.
     """
+    if not isinstance(model, PretrainedModel):
+        raise ConfigError(
+            f"expected a model of this library, got {type(model).__name__}: save others with torch.save, or derive "
+            "their class from bmmae.model.pretrained.PretrainedModel"
+        )
     describe(model, preprocessing, provenance)
     model.save_pretrained(folder)
-    return Path(folder)
+    return Path(folder).expanduser()
 
 
 def describe(

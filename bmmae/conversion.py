@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from bmmae.arrays import Tensor
-from bmmae.errors import CheckpointError, ConfigError
+from bmmae.errors import CheckpointError, ConfigError, ModalityError, few
 from bmmae.keys import KeyReport, compare, require_complete, strip_prefixes
-from bmmae.modalities import in_table_order
+from bmmae.modalities import find, in_table_order
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
 from bmmae.model.embed import sincos_positions
 from bmmae.model.mae import MAE
@@ -30,6 +30,7 @@ _DEAD = re.compile(r"\.(norm_cross_attn|cross_attn)\.")
 
 _POSITIONS = "position_embeddings"
 _PATCHES = re.compile(r"tokenizers\.(\w+)\.patch_embedding\.patch_embeddings\.(weight|bias)")
+_OF_MODALITY = re.compile(r"^(tokenizers|decoder\.modality_embeddings)\.(\w+)")
 _DECODER_MODALITY = re.compile(r"decoder\.modality_embeddings\.(\w+)")
 _RENAMED = (
     (re.compile(r"^decoder\.mask_tokens$"), "decoder.mask_token"),
@@ -40,6 +41,7 @@ _RENAMED = (
     (re.compile(r"\.mlp\.linear(\d)\."), r".mlp.fc\1."),
 )
 _TOLERANCE = 1e-4
+"""Of position tables in float32; one of less precision may be as far off as its rounding."""
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -79,14 +81,19 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path} holds no state dict: expected tensors by name, got {type(content).__name__}")
+        held = f"a dict of {few(map(str, content))}" if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(
+            f"{path} holds no state dict: expected tensors by name, got {held}; they may stand under state_dict, "
+            "model_state_dict or model"
+        )
     return strip_prefixes({str(key): value for key, value in content.items()})
 
 
 def convert_state(state: Mapping[str, Tensor], source: str, *, partial: bool = False) -> MAE:
     """Build the model that a published state dict describes, with its values.
 
-    The published encoder has no modality embedding: ours is zero.
+    The published encoder has no modality embedding: ours is zero. Modalities spelt otherwise than in the table (`t1c`,
+    `FLAIR`) get its names.
 
     Args:
         state: By the authors' key names, prefixes removed.
@@ -100,7 +107,7 @@ def convert_state(state: Mapping[str, Tensor], source: str, *, partial: bool = F
         CheckpointError: If it is of another architecture, its position tables are not the fixed ones, or keys are
             missing, unexpected or misshapen.
     """
-    state = {key: value.float() for key, value in state.items()}
+    state = _with_table_names(state)
     config = infer_config(state, source)
     dead = [key for key in state if _DEAD.search(key)]
     kept = {key: value for key, value in state.items() if key not in dead}
@@ -120,6 +127,15 @@ def convert_state(state: Mapping[str, Tensor], source: str, *, partial: bool = F
         dropped=(*dead, *tables),
     )
     return model.eval()
+
+
+def _with_table_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Call modalities as the table does, unless two would then be one."""
+    names = {match[2] for key in state if (match := _OF_MODALITY.match(key))}
+    ours = {name: find(name) or name for name in names}
+    if len(set(ours.values())) < len(ours):
+        return dict(state)
+    return {_OF_MODALITY.sub(lambda match: f"{match[1]}.{ours[match[2]]}", key): state[key] for key in state}
 
 
 def infer_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
@@ -146,7 +162,7 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
             decoder=_decoder_config(state),
             tissue_only=False,
         )
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, ModalityError, ValueError) as error:
         raise CheckpointError(f"the shapes of {source} describe no BM-MAE: {error}") from error
 
 
@@ -179,12 +195,12 @@ def _grid_of(table: Tensor | None, source: str) -> Triple:
     """Find the grid whose position table this is; without a table, the published 8 x 8 x 8."""
     if table is None:
         return (8, 8, 8)
-    count, dim = int(table.shape[-2]), int(table.shape[-1])
+    count = int(table.shape[-2])
     sides = [n for n in range(1, count + 1) if count % n == 0]
     # From the most cubic on: that is the likely one, and each trial computes a table.
     grids = [(h, w, count // (h * w)) for h, w in itertools.product(sides, sides) if count % (h * w) == 0]
     for grid in sorted(grids, key=sum):
-        if torch.allclose(table[0], sincos_positions(grid, dim), atol=_TOLERANCE):
+        if _is_computed(table, grid):
             return grid
     raise CheckpointError(_other_tables(source, "tokenizers"))
 
@@ -193,9 +209,14 @@ def _check_tables(tables: Mapping[str, Tensor], config: ModelConfig, source: str
     """The tables are dropped, because positions are computed: they must be what is computed."""
     grid = patch_grid(config.size, config.patch)
     for key, table in tables.items():
-        expected = sincos_positions(grid, table.shape[-1])
-        if not torch.allclose(table[0], expected, atol=_TOLERANCE):
+        if not _is_computed(table, grid):
             raise CheckpointError(_other_tables(source, key))
+
+
+def _is_computed(table: Tensor, grid: Triple) -> bool:
+    """Whether a table is that of a grid, as precisely as its numbers can say."""
+    rounding = torch.finfo(table.dtype).eps if table.is_floating_point() else 0.0
+    return torch.allclose(table[0].float(), sincos_positions(grid, table.shape[-1]), atol=max(_TOLERANCE, rounding))
 
 
 def _other_tables(source: str, key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,16 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
             what is no hub repository.
         HubError: If it cannot be fetched.
     """
-    text = str(source)
+    text = str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
     name, tag = _tagged(text)
     if Path(text).exists():
         path = _in_folder(Path(text), filename, None)
     elif tag and Path(name).is_dir():
         path = _in_folder(Path(name), filename, tag)
-    elif Path(text).suffix in (*PICKLES, ".safetensors") or not _may_be_hub(name):
+    elif Path(text).suffix in (*PICKLES, ".safetensors"):
         raise CheckpointError(_nothing(text))
-    elif beside := _models_in(Path(name).parent):  # a slip: a run's name is not to be asked for in public
+    elif (beside := _models_in(Path(name).parent)) or not _may_be_hub(name):
+        # A slip: a run's name is not to be asked for in public.
         near = difflib.get_close_matches(Path(name).name, beside, n=1)
         raise CheckpointError(_nothing(text) + (f". Did you mean '{Path(name).parent / near[0]}'?" if near else ""))
     else:
@@ -87,7 +89,7 @@ def _may_be_hub(name: str) -> bool:
 
 def _models_in(folder: Path) -> list[str]:
     """Names of the models and runs that a folder holds."""
-    if not folder.is_dir():
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         return []
     return sorted(place.name for place in folder.iterdir() if (place / CONFIG).is_file() or (place / INDEX).is_file())
 

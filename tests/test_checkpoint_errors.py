@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from bmmae.checkpoint import (
 from bmmae.errors import CheckpointError, ConfigError, OutputError
 from bmmae.hub import sha256_of
 from bmmae.keys import KeyMismatchError, compare
+from bmmae.model.pretrained import PretrainedModel
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -134,6 +136,27 @@ def test_a_slip_beside_local_models_is_not_asked_of_a_hub(
     monkeypatch.setattr("bmmae.sources.fetch_model", lambda *_: pytest.fail("a hub was asked"))
     with pytest.raises(CheckpointError, match=r"there is no model 'runs/pretrain-tny'.*mean 'runs/pretrain-tiny'"):
         load_model("runs/pretrain-tny")
+
+
+def test_a_slip_in_a_whole_path_is_told_as_well(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "pretrain-tiny")
+    with pytest.raises(CheckpointError, match=r"Did you mean '.*/pretrain-tiny'\?"):
+        load_model(tmp_path / "pretrain-tny")
+
+
+def test_a_model_is_saved_to_and_loaded_from_the_home_folder(
+    model: PretrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert save_model(model, "~/mine") == tmp_path / "mine"
+    assert load_model("~/mine").config == model.config
+    assert not (tmp_path / "~").exists()
+
+
+def test_what_is_no_model_of_this_library_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected a model of this library, got Linear: save others with torch.save"):
+        inspect.unwrap(save_model)(torch.nn.Linear(1, 1), tmp_path / "model")
 
 
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "weights.pth", "a/b/c", "./here/it"])

@@ -215,6 +215,31 @@ def test_half_precision_files_are_read_in_full_precision(small) -> None:
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounded_position_tables_are_known_as_the_fixed_ones(small, dtype) -> None:
+    model = convert_state({key: value.to(dtype) for key, value in small.items()}, "half.pth")
+    assert model.config == SMALL
+    tables = "tokenizers.t1.patch_embedding.position_embeddings"
+    trained = {**small, tables: (small[tables] + 0.05).to(dtype)}
+    with pytest.raises(CheckpointError, match="it was trained with other positions"):
+        convert_state(trained, "trained.pth")
+
+
+def test_modalities_of_other_spellings_get_the_tables_names(small) -> None:
+    spelt = {"t1": "t1n", "t1ce": "T1c", "t2": "t2w", "flair": "FLAIR"}
+    parts = [key.split(".") for key in small]
+    other = {".".join(spelt.get(part, part) for part in key): small[".".join(key)] for key in parts}
+    model = convert_state(other, "other.pth")
+    assert model.config == SMALL
+    assert all(torch.equal(v, convert_state(small, "small.pth").state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_a_file_that_keeps_the_state_dict_elsewhere_says_what_it_holds(tmp_path, small) -> None:
+    torch.save({"ema": small, "epoch": 3}, tmp_path / "run.pth")
+    with pytest.raises(CheckpointError, match=r"got a dict of 'ema', 'epoch'; they may stand under state_dict"):
+        load_model(tmp_path / "run.pth")
+
+
 def test_an_encoder_alone_loads_on_request_with_the_published_decoder_new(small) -> None:
     encoder = {key: value for key, value in small.items() if not key.startswith("decoder.")}
     with pytest.raises(CheckpointError, match=r"missing: decoder\."):

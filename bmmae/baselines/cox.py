@@ -8,6 +8,7 @@ import numpy as np
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.errors import CohortError
+from bmmae.metrics.flags import require_flags, require_one_shape
 from bmmae.metrics.survival import Steps
 
 MOST_STEPS = 50
@@ -50,7 +51,10 @@ def fit_cox(
 
     Raises:
         CohortError: If nobody died.
+        ValueError: If `event` is no array of bools of the times' length.
     """
+    require_flags(event)
+    require_one_shape(time, event)
     if not event.any():
         raise CohortError(f"none of {len(time)} training patients died: a survival model has nothing to learn from")
     slopes, value = np.zeros(table.shape[1]), -np.inf

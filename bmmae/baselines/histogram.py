@@ -8,7 +8,7 @@ import numpy as np
 
 from bmmae.arrays import Array, Float
 from bmmae.data.preprocess import PreparedStudy, PreprocessConfig
-from bmmae.errors import TrainingError
+from bmmae.errors import ModalityError, TrainingError
 from bmmae.modalities import STANDARD
 
 LEVELS = np.linspace(0, 1, 257)
@@ -42,8 +42,11 @@ class HistogramMatching:
         """Return z-scores of a modality; see `Comparator`.
 
         Raises:
+            ModalityError: If the study has it: the mean would hold the truth.
             TrainingError: If no training study had it.
         """
+        if wanted in study.names:
+            raise ModalityError(f"cannot predict '{wanted}' from {', '.join(study.names)}")
         if wanted not in self.quantiles:
             raise TrainingError(f"no training study has {wanted}: its histogram is not known")
         total = np.zeros(study.shape, dtype=np.float32)

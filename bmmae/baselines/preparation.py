@@ -72,8 +72,9 @@ class BlockPreparation(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Return the kept columns, filled and scaled; NaN where a patient lacks the modality.
 
         Raises:
-            ModalityError: If that is refused (`whole`).
+            ModalityError: If that is refused (`whole`), or the table has another number of columns than in training.
         """
+        require_columns(X, self.n_features_in_)
         lacking = np.flatnonzero((absent(X, self.blocks) & self._needed).any(axis=0))
         if len(lacking):
             names = [list(self.blocks)[place] for place in lacking]
@@ -128,7 +129,12 @@ class MissingFlags(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: Float[Array, "patients columns"]) -> Array:
-        """Return 1 where a cell is empty and 0 where it is filled."""
+        """Return 1 where a cell is empty and 0 where it is filled.
+
+        Raises:
+            ModalityError: If the table has another number of columns than in training.
+        """
+        require_columns(X, self.n_features_in_)
         columns = [column for block in self.blocks.values() for column in block]
         return np.isnan(X[:, columns]).astype(float)
 
@@ -174,7 +180,10 @@ def check_training(X: Float[Array, "patients columns"], y: Array, blocks: Blocks
     Raises:
         LabelError: If there are fewer than two classes, or not one label a row.
         ModalityError: If a modality has no column, or a block lies outside the table.
+        ConfigError: If the table is no array.
     """
+    if not isinstance(X, np.ndarray):
+        raise ConfigError(f"expected the table as a NumPy array, got {type(X).__name__}: columns go by their place")
     if len(y) != len(X):
         raise LabelError(f"expected one label for each of {len(X)} patients, got {len(y)}")
     classes = np.unique(y)
@@ -187,6 +196,19 @@ def check_training(X: Float[Array, "patients columns"], y: Array, blocks: Blocks
             raise ModalityError(f"modality '{name}' has column {max(block)}, but the table has {X.shape[1]} columns")
     if not blocks:
         raise ModalityError("expected one modality or more, got no blocks")
+
+
+def require_columns(X: Float[Array, "patients columns"], count: int) -> None:
+    """Refuse a table whose columns stand elsewhere than in training.
+
+    Raises:
+        ModalityError: If it is no array of that many columns.
+    """
+    if not isinstance(X, np.ndarray) or X.shape[1:] != (count,):
+        raise ModalityError(
+            f"expected an array of {count} columns, as in training, got {type(X).__name__} {np.shape(X)}: hidden "
+            "modalities keep their columns, as NaN"
+        )
 
 
 def absent(X: Float[Array, "patients columns"], blocks: Blocks) -> Bool[Array, "patients modalities"]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from bmmae.arrays import Array, Bool, Float, Int, Tensor
 from bmmae.baselines.feature_table import Blocks, chosen
-from bmmae.baselines.preparation import absent, check_training
+from bmmae.baselines.preparation import absent, check_training, require_columns
 from bmmae.errors import ConfigError, ModalityError, TrainingError
 
 Subsets = tuple[tuple[str, ...], ...]
@@ -128,8 +128,10 @@ class TableNetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         """Return the probability of each class, from the modalities that each patient has.
 
         Raises:
-            ModalityError: If a patient has a subset that the network was not trained on.
+            ModalityError: If a patient has a subset that the network was not trained on, or the table has another
+                number of columns.
         """
+        require_columns(X, self.n_features_in_)
         available = torch.from_numpy(~absent(X, self.blocks))
         unknown = ~(available[:, None] == self._shown()[None]).all(dim=2).any(dim=1)
         if unknown.any():

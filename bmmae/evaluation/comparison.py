@@ -12,6 +12,8 @@ from scipy.stats import rankdata
 
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.evaluation.intervals import DRAWS, LEVEL, patient_draws, percentile_interval
+from bmmae.metrics.classification import require_numbers
+from bmmae.metrics.flags import require_flags, require_one_shape
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,14 @@ def delong(
         two: Those of the second.
         positive: The truth.
         level: Coverage of the interval.
+
+    Raises:
+        ValueError: If a score is NaN, `positive` is no array of bools, or lengths differ.
     """
+    for score in (one, two):
+        require_numbers(score)
+    require_flags(positive)
+    require_one_shape(one, two, positive)
     cases, controls = int(positive.sum()), int((~positive).sum())
     if cases < 2 or controls < 2:
         return Comparison(math.nan, None, None, math.nan, "DeLong", len(positive))

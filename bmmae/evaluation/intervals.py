@@ -26,12 +26,13 @@ def mean_with_interval(values: Sequence[float], unit: str = "", *, level: float 
         seed: Of the resampling.
 
     Returns:
-        The mean; without an interval if fewer than three patients are left or all agree; NaN if none is left.
+        The mean; without an interval if fewer than three patients are left, all agree, or one is infinite; NaN if none
+        is left.
     """
     defined = np.asarray([value for value in values if not np.isnan(value)])
     if not len(defined):
         return Metric(float("nan"), unit=unit, n=0)
-    if len(defined) < 3 or np.ptp(defined) == 0:
+    if len(defined) < 3 or not np.isfinite(defined).all() or np.ptp(defined) == 0:
         return Metric(float(defined.mean()), unit=unit, n=len(defined))
     found = stats.bootstrap(
         (defined,), np.mean, n_resamples=2000, confidence_level=level, rng=np.random.default_rng(seed)

@@ -28,6 +28,7 @@ from bmmae.metrics import (
 from bmmae.metrics.classification import defined_mean
 
 QUARTERS = (0.25, 0.5, 0.75)
+CONCORDANCES = ("harrell_c", "uno_c")
 FOLLOWED = 0.9
 """The integrated Brier score runs to this quantile of follow-up, past which few patients are left to judge."""
 
@@ -168,8 +169,10 @@ def compare_survival(
         more the corrected t-test.
 
     Raises:
-        CohortError: If nobody died, there is no such model, or a model shares no study with it.
+        CohortError: If nobody died, there is no such figure or model, or a model shares no study with it.
     """
+    if metric not in CONCORDANCES:
+        raise CohortError(f"no figure '{metric}' to compare: expected one of {', '.join(CONCORDANCES)}")
     known = _known(predictions)
     censoring = {fold: censoring_of(known, fold) for fold in {key.fold for key in known.keys}}
 

@@ -10,6 +10,8 @@ import numpy as np
 from bmmae.arrays import Array, Bool, Float, Int
 
 BINS = 10
+ROUNDING = 1e-6
+"""By which a probability may leave 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ def reliability(predicted: Float[Array, " N"], happened: Bool[Array, " N"], bins
         predicted: 0 to 1.
         happened: Whether the event came true.
         bins: How many bins between 0 and 1; a value on an edge belongs to the upper bin, 1 to the last.
+
+    Raises:
+        ValueError: If a value is not from 0 to 1.
     """
+    if not ((predicted >= -ROUNDING) & (predicted <= 1 + ROUNDING)).all():
+        raise ValueError(f"expected probabilities from 0 to 1, got {predicted.min():.3g} to {predicted.max():.3g}")
     index = np.minimum((predicted * bins).astype(int), bins - 1)
     count = np.bincount(index, minlength=bins)
     held = count > 0
@@ -61,6 +68,9 @@ def expected_calibration_error(predicted: Float[Array, " N"], happened: Bool[Arr
     """Return the mean distance of predicted from observed over bins, weighted by patients; lower is better, 0 to 1.
 
     It depends on the number of bins and is biased upwards in few patients. NaN without patients.
+
+    Raises:
+        ValueError: If a value is not from 0 to 1.
     """
     if not len(predicted):
         return math.nan

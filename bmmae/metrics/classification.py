@@ -17,6 +17,7 @@ import numpy as np
 
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.metrics.calibration import brier_score, calibration_outcome, expected_calibration_error
+from bmmae.metrics.flags import require_flags, require_one_shape
 
 Figure: TypeAlias = Callable[[Array, Array], float]
 """A number from predictions and truth, one row a patient each."""
@@ -38,9 +39,11 @@ def auc(score: Float[Array, " N"], positive: Bool[Array, " N"]) -> float:
     It is the probability that a positive scores higher than a negative; ties count half. NaN without both kinds.
 
     Raises:
-        ValueError: If a score is NaN.
+        ValueError: If a score is NaN, `positive` is no array of bools, or their lengths differ.
     """
     require_numbers(score)
+    require_flags(positive)
+    require_one_shape(score, positive)
     cases, controls = score[positive], np.sort(score[~positive])
     if not len(cases) or not len(controls):
         return math.nan
@@ -54,9 +57,11 @@ def average_precision(score: Float[Array, " N"], positive: Bool[Array, " N"]) ->
     NaN without positives or without negatives (then every score is perfect).
 
     Raises:
-        ValueError: If a score is NaN.
+        ValueError: If a score is NaN, `positive` is no array of bools, or their lengths differ.
     """
     require_numbers(score)
+    require_flags(positive)
+    require_one_shape(score, positive)
     positives = int(positive.sum())
     if not positives or positives == len(positive):
         return math.nan
@@ -79,7 +84,16 @@ def pair_auc(probabilities: Float[Array, "N C"], label: Int[Array, " N"], pair: 
 
 
 def confusion_matrix(predicted: Int[Array, " N"], label: Int[Array, " N"], classes: int) -> Int[Array, "C C"]:
-    """Return how many patients of each true class (row) were given each class (column)."""
+    """Return how many patients of each true class (row) were given each class (column).
+
+    Raises:
+        ValueError: If a number is none of a class: it would be counted elsewhere.
+    """
+    for numbers in (predicted, label):
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < classes:
+            raise ValueError(
+                f"expected numbers of {classes} classes, 0 to {classes - 1}, got {numbers.min()} to {numbers.max()}"
+            )
     return np.bincount(label * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
@@ -129,7 +143,11 @@ def top_k(probabilities: Float[Array, "N C"], label: Int[Array, " N"], k: int) -
     """Return the share of patients whose class is among the k likeliest; higher is better. NaN without patients.
 
     A class that ties with the k-th counts as below it: a constant prediction gains nothing.
+
+    Raises:
+        ValueError: If a probability is NaN.
     """
+    require_numbers(probabilities.max(axis=1))
     own = np.take_along_axis(probabilities, label[:, None], axis=1)
     return _share(float(((probabilities >= own).sum(axis=1) <= k).sum()), float(len(label)))
 

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from bmmae.arrays import Array, Bool, Float
+from bmmae.metrics.flags import require_flags, require_one_shape
 
 SIGMA = 1.5
 TRUNCATE = 3.5
@@ -61,7 +62,12 @@ def psnr(
         inside: Voxels that count.
         fit: Map the prediction onto the truth by `affine_fit` first.
         data_range: Another range: a lesion is judged by the range of the whole brain.
+
+    Raises:
+        ValueError: If `inside` is no mask, or shapes differ.
     """
+    require_flags(inside)
+    require_one_shape(predicted, truth, inside)
     x, y = predicted[inside].astype(np.float64), truth[inside].astype(np.float64)
     if not len(y):
         return math.nan
@@ -124,7 +130,12 @@ def ssim(
         truth: True intensities.
         inside: Voxels that count.
         data_range: Default: `intensity_range` of the truth inside the mask.
+
+    Raises:
+        ValueError: If `inside` is no mask, or shapes differ.
     """
+    require_flags(inside)
+    require_one_shape(predicted, truth, inside)
     span = intensity_range(truth[inside]) if data_range is None else data_range
     if not inside.any() or not span > 0:
         return math.nan

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from bmmae.arrays import Bool, Int
+from bmmae.metrics.flags import require_flags
 
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
 """Voxels that share a face, an edge or a corner are one lesion."""
@@ -68,6 +69,9 @@ def count_lesions(
         predicted: Predicted mask.
         truth: True mask.
         least_overlap: Share of a component's voxels that has to lie in the other mask, above 0 and at most 1.
+
+    Raises:
+        ValueError: If they are no masks of one shape.
     """
     _, found = match_lesions(truth, predicted, least_overlap)
     _, right = match_lesions(predicted, truth, least_overlap)
@@ -85,7 +89,11 @@ def match_lesions(
         mask: Whose components are asked about.
         other: Where they may lie.
         least_overlap: Share of a component's voxels that has to lie there, above 0 and at most 1; one voxel at least.
+
+    Raises:
+        ValueError: If they are no masks of one shape.
     """
+    require_flags(mask, other)
     components, count = ndimage.label(mask, structure=TOUCHING)
     sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
     inside = np.bincount(components[other], minlength=count + 1)[1:]

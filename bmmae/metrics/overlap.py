@@ -8,13 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from bmmae.arrays import Bool
+from bmmae.metrics.flags import require_flags
 
 
 def dice(predicted: Bool[np.ndarray, "*axes"], truth: Bool[np.ndarray, "*axes"]) -> float:
     """Return the Dice coefficient; higher is better, 0 to 1.
 
     Both empty: NaN (nothing to find, nothing found; such cases are left out of means and counted). One empty: 0.
+
+    Raises:
+        ValueError: If they are no masks of one shape.
     """
+    require_flags(predicted, truth)
     total = int(predicted.sum()) + int(truth.sum())
     if total == 0:
         return math.nan
@@ -30,7 +35,13 @@ def volume_error(
         predicted: Predicted mask.
         truth: True mask.
         spacing: Millimetres between voxels along each axis.
+
+    Raises:
+        ValueError: If they are no masks of one shape, or spacings are missing.
     """
+    require_flags(predicted, truth)
+    if len(spacing) != truth.ndim:
+        raise ValueError(f"expected {truth.ndim} spacings, one an axis, got {tuple(spacing)}")
     return (int(predicted.sum()) - int(truth.sum())) * math.prod(spacing) / 1000
 
 
@@ -38,6 +49,10 @@ def relative_volume_error(predicted: Bool[np.ndarray, "*axes"], truth: Bool[np.n
     """Return the predicted volume over the true one, minus 1; 0 is best, -1 where nothing is predicted.
 
     Empty truth: NaN, whatever is predicted; `volume_error` says how much that is.
+
+    Raises:
+        ValueError: If they are no masks of one shape.
     """
+    require_flags(predicted, truth)
     true = int(truth.sum())
     return math.nan if true == 0 else int(predicted.sum()) / true - 1

@@ -65,6 +65,9 @@ def region_metrics(
         truth: True mask on the same grid.
         spacing: Millimetres between voxels along each axis.
         tolerance: Of the surface Dice, in millimetres.
+
+    Raises:
+        ValueError: If they are no masks of one shape, or spacings are missing.
     """
     lesions = count_lesions(predicted, truth)
     nothing = np.zeros_like(truth)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from bmmae.arrays import Array, Bool, Float
+from bmmae.metrics.flags import require_flags
 
 
 def surface_distances(
@@ -45,7 +46,11 @@ def hd95(predicted: Bool[np.ndarray, "H W D"], truth: Bool[np.ndarray, "H W D"],
         predicted: Predicted mask.
         truth: True mask.
         spacing: Millimetres between voxels along each axis.
+
+    Raises:
+        ValueError: If they are no masks of one shape.
     """
+    require_flags(predicted, truth)
     some = (bool(predicted.any()), bool(truth.any()))
     if not any(some):
         return math.nan
@@ -69,7 +74,11 @@ def surface_dice(
         truth: True mask.
         spacing: Millimetres between voxels along each axis.
         tolerance: Millimetres that count as the same place.
+
+    Raises:
+        ValueError: If they are no masks of one shape.
     """
+    require_flags(predicted, truth)
     some = (bool(predicted.any()), bool(truth.any()))
     if not any(some):
         return math.nan

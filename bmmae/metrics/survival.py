@@ -3,7 +3,8 @@
 A risk is any number that is HIGHER for patients who die SOONER; a model that predicts survival times must hand over
 their negative. `time` is the follow-up in any unit, `event` is True where death was seen at `time` and False where the
 patient was censored. They equal scikit-survival's functions, whose conventions at tied times they keep. What is not
-defined (no event, no comparable pair, nobody left) is NaN.
+defined (no event, no comparable pair, nobody left) is NaN. All raise a `ValueError` where `event` is no array of bools,
+a time is NaN, a risk is not finite, or lengths differ.
 """
 
 from __future__ import annotations
@@ -16,9 +17,26 @@ from scipy import stats
 
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.metrics.classification import require_numbers
+from bmmae.metrics.flags import require_flags, require_one_shape
 
 TIED_RISK = 1e-8
 """Risks closer than this count as equal, as in scikit-survival."""
+
+
+def _require_followed(time: Array, event: object, *risk: Array) -> None:
+    """Refuse what would be compared and give a number all the same.
+
+    Raises:
+        ValueError: As this module says.
+    """
+    for each in risk:
+        require_numbers(each)
+        if np.isinf(each).any():  # differences of infinite risks are none, and would lose every comparison
+            raise ValueError(f"{int(np.isinf(each).sum())} of {len(each)} risks are infinite: expected finite ones")
+    require_flags(event)
+    require_one_shape(time, event, *risk)
+    if np.isnan(time).any():
+        raise ValueError(f"{int(np.isnan(time).sum())} of {len(time)} times are NaN: leave out who was not followed")
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class Steps:
 
 def kaplan_meier(time: Float[Array, " N"], event: Bool[Array, " N"]) -> Steps:
     """Return the product-limit estimate of the probability to live past each time. Without patients it stays at 1."""
+    _require_followed(time, event)
     times, died, left, at_risk = _counts(time, event)
     del left
     return Steps(times, np.cumprod(1 - died / at_risk))
@@ -50,6 +69,7 @@ def censoring_curve(time: Float[Array, " N"], event: Bool[Array, " N"]) -> Steps
 
     Of a death and a censoring at one time, the death comes first: the dead are no longer at risk of censoring.
     """
+    _require_followed(time, event)
     times, died, left, at_risk = _counts(time, event)
     staying = at_risk - died
     share = np.divide(left, staying, out=np.zeros(len(times)), where=staying > 0)
@@ -74,8 +94,9 @@ def harrell_c(risk: Float[Array, " N"], time: Float[Array, " N"], event: Bool[Ar
     censored (Uno's does not). Source: Harrell et al., JAMA 247 (1982).
 
     Raises:
-        ValueError: If a risk is NaN.
+        ValueError: As this module says.
     """
+    _require_followed(time, event, risk)
     return _concordance(risk, time, event, np.ones(len(time)))
 
 
@@ -99,8 +120,9 @@ def uno_c(
             had been censored: their weight would be infinite (scikit-survival raises an error there).
 
     Raises:
-        ValueError: If a risk is NaN.
+        ValueError: As this module says.
     """
+    _require_followed(time, event, risk)
     chance = censoring.at(time)
     counted = event & (time < until) & (chance > 0)
     weight = np.divide(1.0, chance**2, out=np.zeros(len(time)), where=counted)
@@ -111,7 +133,6 @@ def _concordance(
     risk: Float[Array, " N"], time: Float[Array, " N"], event: Bool[Array, " N"], weight: Float[Array, " N"]
 ) -> float:
     """Concordance over the pairs (row died before column, or as the column was censored), weighted by the row."""
-    require_numbers(risk)
     deaths = np.flatnonzero(event & (weight > 0))
     when = time[deaths, None]
     comparable = (time > when) | ((time == when) & ~event)
@@ -139,7 +160,11 @@ def dynamic_auc(
         event: True = died.
         censoring: `censoring_curve` of the training patients; deaths where it is 0 are not counted.
         at: The times.
+
+    Raises:
+        ValueError: As this module says.
     """
+    _require_followed(time, event, risk)
     chance = censoring.at(time)
     weight = np.divide(1.0, chance, out=np.zeros(len(time)), where=event & (chance > 0))
     return np.array([_auc_at(risk, time, weight, moment) for moment in at.tolist()])
@@ -172,7 +197,13 @@ def survival_brier(
         event: True = died.
         censoring: `censoring_curve` of the training patients; who cannot be weighted by it weighs nothing.
         at: The times, ascending.
+
+    Raises:
+        ValueError: As this module says, and if `survival` has not one row a patient and one column a time.
     """
+    _require_followed(time, event)
+    if survival.shape != (len(time), len(at)):
+        raise ValueError(f"expected survival at {len(at)} times of {len(time)} patients, got shape {survival.shape}")
     if not len(time):
         return np.full(len(at), np.nan)
     died = (time[:, None] <= at) & event[:, None]
@@ -197,6 +228,8 @@ def integrated_brier(
 
 def log_rank(time: Float[Array, " N"], event: Bool[Array, " N"], group: Int[Array, " N"]) -> float:
     """Return the log-rank test's p-value for equal survival of all groups; NaN without an event or a second group."""
+    _require_followed(time, event)
+    require_one_shape(time, group)
     groups = np.unique(group)
     times = np.unique(time[event])
     if len(groups) < 2 or not len(times):

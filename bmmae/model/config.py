@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from bmmae.errors import ConfigError
@@ -187,8 +187,11 @@ def recipe(name: str, **changes: object) -> ModelConfig:
     """Return a named recipe, with fields replaced.
 
     Raises:
-        ConfigError: If there is no such recipe.
+        ConfigError: If there is no such recipe or field.
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}': expected one of {', '.join(RECIPES)}")
+    known = [item.name for item in fields(ModelConfig)]
+    if unknown := [key for key in changes if key not in known]:
+        raise ConfigError(f"a recipe has no {', '.join(unknown)}: expected some of {', '.join(known)}")
     return replace(RECIPES[name], **changes)  # type: ignore[arg-type]

@@ -32,7 +32,8 @@ class Norm(nn.GroupNorm):
     def forward(self, x: Float[Tensor, "B C H W D"]) -> Float[Tensor, "B C H W D"]:
         """Return the features with mean 0 and variance 1 in each group, scaled and shifted."""
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float()).to(x.dtype)
+            weight, bias = self.weight.float(), self.bias.float()
+            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class Conv3d(nn.Conv3d):
@@ -178,7 +179,7 @@ class SubsetStem(nn.Module):
         there = available[:, :, None, None, None].expand_as(images)
         there = there if valid is None else there & valid
         packed = pack_voxels(torch.where(there, images, 0))
-        seen = torch.cat([packed, F.avg_pool3d(there.to(images.dtype), 2)], dim=1)
+        seen = torch.cat([packed, F.avg_pool3d(there.float(), 2).to(images.dtype)], dim=1)
         features = [seen.contiguous(memory_format=torch.channels_last_3d)]
         for block in self.down:
             features.append(block(features[-1]))

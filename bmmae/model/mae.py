@@ -54,7 +54,7 @@ class MAE(PretrainedModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = MAE.checked(config)
         count, dim = len(config.modalities), config.decoder.dim
         self.encoder = Encoder(count, config.patch, config.encoder)
         self.decoder = Decoder(count, config.encoder.dim, config.decoder)
@@ -89,11 +89,14 @@ class MAE(PretrainedModel):
     ) -> tuple[Float[Tensor, "B M H W D"], Bool[Tensor, "B M"]]:
         """Lay named volumes out in this model's modality order; the absent ones are zero and not available.
 
+        Floats of any precision are taken, and converted to that of the weights.
+
         Raises:
             ModalityError: If none is given, or one is not known to the model.
-            ConfigError: If shapes differ or do not divide into patches.
+            ConfigError: If these are no volumes by name, of one shape that divides into patches, or not finite floats.
         """
-        return stack_modalities(images, self.config)
+        volumes, available = stack_modalities(images, self.config)
+        return volumes.to(self.encoder.cls_token.dtype), available
 
     def encode(
         self,
@@ -111,6 +114,7 @@ class MAE(PretrainedModel):
 
         Raises:
             ModalityError: If none is given, or one is not known to the model.
+            ConfigError: As `stack`, and if `tissue` is no mask of the volumes.
         """
         volumes, available = self.stack(images)
         encoded: Tensor = self.encoder(volumes, TokenIndex.of(self.tokens(volumes, available, tissue)))
@@ -142,6 +146,7 @@ class MAE(PretrainedModel):
 
         Raises:
             ModalityError: If none is given, one is not known to the model, or none is absent.
+            ConfigError: As `stack`, and if `tissue` is no mask of the volumes.
         """
         volumes, available = self.stack(images)
         if bool(available.all()):
@@ -221,6 +226,7 @@ def stack_modalities(
     images: Mapping[str, Tensor], config: ModelConfig
 ) -> tuple[Float[Tensor, "B M H W D"], Bool[Tensor, "B M"]]:
     """Lay named volumes [B, 1, H, W, D] out in a model's modality order; see `MAE.stack`."""
+    _require_names(images, config)
     if not images:
         raise ModalityError(f"no modality given: expected at least one of {', '.join(config.modalities)}")
     named = {canonical(name, config.modalities): volume for name, volume in images.items()}
@@ -230,13 +236,24 @@ def stack_modalities(
         _require_volume(name, volume)
     shapes = {name: tuple(volume.shape) for name, volume in named.items()}
     first = next(iter(named.values()))
-    if len(set(shapes.values())) > 1 or first.ndim != 5 or first.shape[1] != 1:
-        raise ConfigError(f"expected volumes of one shape [B, 1, H, W, D], got {shapes}")
+    if len(set(shapes.values())) > 1 or first.ndim != 5 or first.shape[1] != 1 or not len(first):
+        raise ConfigError(f"expected volumes of one shape [B, 1, H, W, D], B at least 1, got {shapes}")
     patch_grid(first.shape[-3:], config.patch)
     absent = torch.zeros_like(first)
     volumes = torch.cat([named.get(name, absent) for name in config.modalities], dim=1)
     flags = torch.tensor([name in named for name in config.modalities], device=first.device)
     return volumes, flags.expand(len(first), -1)
+
+
+def _require_names(images: object, config: ModelConfig) -> None:
+    """Refuse volumes without names.
+
+    Raises:
+        ConfigError: If they are not given by name.
+    """
+    if not isinstance(images, Mapping):
+        like = f"{{'{config.modalities[0]}': volume}}"
+        raise ConfigError(f"expected volumes by modality name, such as {like}, got {type(images).__name__}")
 
 
 def _require_volume(name: str, volume: Tensor) -> None:

@@ -92,7 +92,7 @@ class PatientModel(PretrainedModel):
 
     def __init__(self, config: PatientModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = PatientModel.checked(config)
         model, targets = config.model, config.targets
         dim = model.encoder.dim
         self.encoder = Encoder(len(model.modalities), model.patch, model.encoder)

@@ -74,6 +74,18 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
         return kind
 
     @classmethod
+    def checked(cls, config: Any) -> Any:
+        """Return a config if it is this class's.
+
+        Raises:
+            ConfigError: If it is of another class: the models' configs hold one another.
+        """
+        wanted = cls.config_class()
+        if not isinstance(config, wanted):
+            raise ConfigError(f"{cls.__name__} takes a {wanted.__name__}, got {_said(config)}")
+        return config
+
+    @classmethod
     def from_config(cls: type[Model], config: Any) -> Model:
         """Build a model with new weights."""
         build: Callable[[Any], Model] = cls
@@ -218,6 +230,13 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
         model.key_report = load_state(model, read_weights(folder / WEIGHTS), str(folder), partial=partial)
         model.metadata = ModelMetadata(saved.preprocessing, saved.provenance)
         return model.eval()
+
+
+def _said(value: object) -> str:
+    """Name what came in place of a config; a text may be meant as a recipe's or a model's name."""
+    if isinstance(value, str | Path):
+        return f"'{value}': build a new model of bmmae.recipe(...), or load one with bmmae.load_model(...)"
+    return f"a {type(value).__name__}"
 
 
 def find_model_config(config: Any) -> ModelConfig:

@@ -137,7 +137,7 @@ class SegmentationModel(PretrainedModel):
 
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = SegmentationModel.checked(config)
         model, widths, steps = config.model, config.widths, config.steps
         self.encoder = Encoder(len(model.modalities), model.patch, model.encoder)
         self.stem = SubsetStem(len(model.modalities), widths[1:])
@@ -253,8 +253,11 @@ class SegmentationModel(PretrainedModel):
 
         Raises:
             ModalityError: If none is given, or one is not known to the model.
+            ConfigError: If these are no volumes by name, of one shape that divides into patches, or not finite floats,
+                or if `tissue` is no mask of them.
         """
         volumes, available = stack_modalities(images, self.config.model)
+        volumes = volumes.to(self.encoder.cls_token.dtype)
         probabilities: Tensor = self(volumes, available, tissue=tissue).sigmoid()
         return probabilities
 

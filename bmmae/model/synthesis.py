@@ -160,7 +160,7 @@ class VoxelSynthesis(nn.Module):
         made = inputs.new_zeros(len(inputs), len(wanted), 2)
         for code in set(codes.tolist()):
             rows = (codes == code).nonzero()[:, 0]
-            coefficients = self.coefficients[code, list(wanted)].flatten(0, 1).T
+            coefficients = self.coefficients[code, list(wanted)].flatten(0, 1).T.float()
             for part in rows.split(CHUNK):
                 made[part] = (self._terms(inputs[part], code) @ coefficients).view(len(part), -1, 2)
         out = inputs.new_zeros(2, len(wanted), *where.shape)
@@ -188,7 +188,7 @@ class VoxelSynthesis(nn.Module):
         flat, (first, second) = inputs.flatten(1), self.pairs
         # The sum over fewer inputs is as large as that over all.
         scale = (max(1, len(self._subset(code))) * self.looks) ** -0.5
-        units = F.relu((flat * scale) @ self.units + self.thresholds)
+        units = F.relu((flat * scale) @ self.units.float() + self.thresholds.float())
         return torch.cat([torch.ones_like(flat[:, :1]), flat, inputs[:, first, 0] * inputs[:, second, 0], units], 1)
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from bmmae.arrays import Bool, Float, Int, Tensor
+from bmmae.errors import ConfigError
 from bmmae.patches import Triple, any_in_patch, patch_grid
 
 
@@ -92,11 +93,29 @@ def existing_tokens(
         *within: Where there is tissue, where a modality was scanned; None for everywhere.
 
     Raises:
-        ConfigError: If the size is not a multiple of the patch.
+        ConfigError: If the size is not a multiple of the patch, or flags are no bools of the volumes.
     """
+    if available.dtype != torch.bool or available.ndim != 2:
+        raise ConfigError(f"available: expected bools [B, M], got {available.dtype} {tuple(available.shape)}")
     exists = available[:, :, None].expand(-1, -1, math.prod(patch_grid(size, patch)))
     given = [flags for flags in within if flags is not None]
+    for flags in given:
+        _require_flags(flags, available, size)
     return exists & any_in_patch(functools.reduce(torch.logical_and, given), patch) if given else exists
+
+
+def _require_flags(flags: Tensor, available: Tensor, size: Sequence[int]) -> None:
+    """Refuse what would be read otherwise than it was meant: chances, and masks without an axis of modalities.
+
+    Raises:
+        ConfigError: If they are no bools of the volumes.
+    """
+    fits = flags.shape in ((len(available), modalities, *size) for modalities in (1, available.shape[1]))
+    if flags.dtype != torch.bool or not fits:
+        raise ConfigError(
+            f"expected a mask of bools [B, 1, H, W, D] or [B, M, H, W, D] with B = {len(available)} and H W D = "
+            f"{tuple(size)}, got {flags.dtype} {tuple(flags.shape)}"
+        )
 
 
 def attention_mask(*keeps: Bool[Tensor, "B _"] | None) -> Bool[Tensor, "B 1 1 N"] | None:

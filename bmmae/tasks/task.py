@@ -69,9 +69,12 @@ def tensors(batch: Batch, *names: str) -> list[Tensor]:
     """Return entries of a batch that are tensors, in the order named.
 
     Raises:
-        KeyError: If the batch lacks one; the dataset and the task do not belong together.
+        KeyError: If the batch lacks one: it is still packed, or the dataset and the task do not belong together.
         TypeError: If one is a list.
     """
+    if missing := [name for name in names if name not in batch]:
+        advice = "unpack it first, with bmmae.data.packing.unpack" if "flags" in batch else "give the task its dataset"
+        raise KeyError(f"a batch without {', '.join(missing)}, of {', '.join(batch)}: {advice}")
     found = [batch[name] for name in names]
     if not all(isinstance(value, Tensor) for value in found):
         raise TypeError(f"expected tensors under {', '.join(names)}, got {[type(value).__name__ for value in found]}")

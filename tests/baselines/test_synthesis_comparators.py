@@ -51,6 +51,13 @@ def test_histogram_matching_averages_what_was_scanned() -> None:
     np.testing.assert_array_equal(comparator.predict(test, T2)[:10], alone[:10])
 
 
+def test_a_modality_that_is_given_is_not_predicted() -> None:
+    comparator = HistogramMatching()
+    comparator.fit([prepared(0)])
+    with pytest.raises(ModalityError, match="cannot predict 't2' from"):
+        comparator.predict(prepared(1), T2)
+
+
 def test_a_modality_without_a_histogram_is_refused() -> None:
     comparator = HistogramMatching()
     comparator.fit([prepared(0, (T1, T1CE))])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import jaxtyping
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.feature_selection import f_classif
@@ -142,6 +144,21 @@ def test_every_method_predicts_from_the_modalities_present(method: str) -> None:
     np.testing.assert_allclose(given.sum(axis=1), 1)
     assert roc_auc_score(y, given[:, 1]) > 0.8
     np.testing.assert_array_equal(clone(model).fit(X, y).predict_proba(hide(X, SMALL, ["t1"])), given)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_table_with_a_column_more_or_no_array_is_refused(method: str) -> None:
+    X, y = small()
+    model = table_classifier(method, SMALL, tuple(SMALL), oversample=False).fit(X, y)
+    jaxtyping.config.update("jaxtyping_disable", True)  # tests refuse other types by themselves
+    try:
+        for wrong in (np.concatenate([y[:, None], X], axis=1), pd.DataFrame(X)):
+            with pytest.raises(ModalityError, match="expected an array of 5 columns, as in training, got"):
+                model.predict(wrong)
+        with pytest.raises(ConfigError, match="expected the table as a NumPy array, got DataFrame"):
+            model.fit(pd.DataFrame(X), y)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_flags_know_nothing_but_gaps() -> None:

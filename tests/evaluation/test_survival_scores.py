@@ -53,6 +53,11 @@ def test_another_model_or_subset_beside_changes_no_figure() -> None:
     assert every == some == one
 
 
+def test_a_figure_that_is_not_compared_is_refused_and_not_taken_for_harrells() -> None:
+    with pytest.raises(CohortError, match="no figure 'auc_over_time' to compare: expected one of harrell_c, uno_c"):
+        compare_survival(survival(GAINS), "clinical", metric="auc_over_time", draws=0)
+
+
 def test_censoring_is_estimated_on_the_patients_of_other_folds() -> None:
     table = survival({"image": 1.0})
     others = [i for i, k in enumerate(table.keys) if k.fold != 1 and k.subset == SUBSETS[0]]

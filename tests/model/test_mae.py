@@ -14,6 +14,8 @@ from tiny_models import DECODERS, flags, tiny_mae, tiny_segmentation, volumes
 from bmmae.errors import ConfigError, ModalityError
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, recipe
 from bmmae.model.mae import MAE
+from bmmae.model.patient import PatientModel
+from bmmae.model.segmentation import SegmentationModel
 from bmmae.model.tokens import TokenIndex
 from bmmae.patches import Triple, patchify, unpatchify
 
@@ -227,6 +229,7 @@ def test_embeddings_named_as_free_of_weight_decay_exist() -> None:
         ({"ct": (16, 16, 16)}, ModalityError, "unknown modality 'ct': expected one of t1, t1ce, t2, flair"),
         ({"t1": (16, 16, 16), "T1w": (16, 16, 16)}, ModalityError, "given twice under two names: t1, T1w"),
         ({"t1": (16, 16, 16), "t2": (8, 16, 16)}, ConfigError, "expected volumes of one shape"),
+        ({"t1": (16, 16, 0)}, ConfigError, "do not divide into patches"),
         ({"t1": (16, 16, 12)}, ConfigError, "do not divide into patches"),
         (dict.fromkeys(("t1", "t1ce", "t2", "flair"), (16, 16, 16)), ModalityError, "there is none to reconstruct"),
     ],
@@ -250,12 +253,62 @@ def test_what_is_no_volume_is_refused_by_name() -> None:
     jaxtyping.config.update("jaxtyping_disable", True)  # tests refuse other types by themselves
     try:
         for run in (model.encode, model.reconstruct, tiny_segmentation().segment):
+            for value, message in ((volume, "got Tensor"), ([volume], "got list")):
+                with pytest.raises(
+                    ConfigError, match=r"expected volumes by modality name, such as \{'t1': volume\}, " + message
+                ):
+                    run(value)
             for value, message in cases:
                 told = re.escape(f"flair: expected a torch tensor of finite floats [B, 1, H, W, D], {message}")
                 with pytest.raises(ConfigError, match=told):
                     run({"flair": value})
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_what_is_no_config_of_a_model_is_refused() -> None:
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        for build, config, message in (
+            (MAE, "tiny", "MAE takes a ModelConfig, got 'tiny': build a new model of bmmae.recipe"),
+            (SegmentationModel, recipe("tiny"), "SegmentationModel takes a SegmentationConfig, got a ModelConfig"),
+            (PatientModel, recipe("tiny"), "PatientModel takes a PatientModelConfig, got a ModelConfig"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                build(config)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(ConfigError, match="a recipe has no modality: expected some of modalities, patch, size"):
+        recipe("tiny", modality=("t1",))
+
+
+def test_no_sample_at_all_is_refused_as_such() -> None:
+    for run in (tiny_mae().encode, tiny_mae().reconstruct, tiny_segmentation().segment):
+        with pytest.raises(ConfigError, match=r"B at least 1, got .*\(0, 1, 16, 16, 16\)"):
+            run({"t1": torch.zeros(0, 1, 16, 16, 16)})
+
+
+@pytest.mark.parametrize("mask", [flags(4, 16, 16, 16), flags(4, 1, 16, 16, 16).float(), flags(1, 1, 16, 16, 16)])
+def test_tissue_that_is_no_mask_of_the_volumes_is_refused(mask: torch.Tensor) -> None:
+    # Four samples of four modalities: without its axis a mask would be read as one a modality, and chances as zeros.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        for run in (tiny_mae().encode, tiny_mae().reconstruct, tiny_segmentation().segment):
+            with pytest.raises(ConfigError, match=r"expected a mask of bools \[B, 1, H, W, D\].* B = 4"):
+                run({"t1": volumes(4)[:, :1]}, mask)
+        with pytest.raises(ConfigError, match=r"available: expected bools \[B, M\], got torch.int64"):
+            tiny_segmentation()(volumes(2), torch.ones(2, 4, dtype=torch.int64))
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_volumes_of_any_precision_are_taken_in_that_of_the_weights(dtype: torch.dtype) -> None:
+    volume, mae, segmenter = volumes(1)[:, :1].to(dtype), tiny_mae(**DECODERS[2]), tiny_segmentation()
+    for run in (mae.encode, segmenter.segment, lambda images: mae.reconstruct(images)["t2"]):
+        assert torch.equal(run({"t1": volume}), run({"t1": volume.float()}))
+    assert mae.to(dtype).reconstruct({"t1": volume.float()})["t2"].dtype == dtype
+    assert segmenter.to(dtype).segment({"t1": volume.float()}).dtype == dtype
 
 
 def test_aliases_are_accepted() -> None:

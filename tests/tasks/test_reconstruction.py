@@ -118,6 +118,10 @@ def test_evaluation_is_the_same_as_a_step() -> None:
 def test_entries_that_are_missing_or_no_tensors_are_refused() -> None:
     with pytest.raises(KeyError, match="label"):
         tensors(batch(), "label")
+    with pytest.raises(
+        KeyError, match=r"without valid, of images, flags: unpack it first, with bmmae.data.packing.unpack"
+    ):
+        tensors({"images": torch.zeros(1), "flags": torch.zeros(1)}, "images", "valid")
     with pytest.raises(TypeError, match=r"expected tensors under subject, got \['list'\]"):
         tensors({"subject": ["a"]}, "subject")
 
