@@ -145,7 +145,11 @@ def transplant_encoder(model: PretrainedModel, donor: PretrainedModel) -> KeyRep
             f"the pretrained encoder does not know {', '.join(unknown)}, only {', '.join(theirs.modalities)}: add it "
             f"first, with add_modality(donor, '{unknown[0]}', like='{theirs.modalities[0]}')"
         )
-    _check_depth(ours.encoder.depth, theirs.encoder.depth)
+    if ours.encoder.depth > theirs.encoder.depth:
+        raise ConfigError(
+            f"the model's encoder has {ours.encoder.depth} blocks, the pretrained one {theirs.encoder.depth}: expected "
+            "no more; set encoder.depth to that"
+        )
     _check_meaning(ours, theirs)
     index = torch.tensor([theirs.modalities.index(name) for name in ours.modalities])
     state = {key: value for key, value in donor.state_dict().items() if key.startswith(_ENCODER)}

@@ -135,7 +135,18 @@ class StudyDataset:
         Returns:
             `images` Float[M, H, W, D], `available` Bool[M], `valid` Bool[M, H, W, D], `brain` Bool[H, W, D],
             `subject`; with masking `mask` and `decode` Bool[M, L]; with a coding `label` Bool[R, H, W, D].
+
+        Raises:
+            TypeError: If no epoch is given: a sample's randomness is a function of it.
+            IndexError: If there is no study at the index.
         """
+        if not isinstance(address, tuple):  # a plain DataLoader's
+            raise TypeError(
+                f"samples stand at (epoch, index), got {address!r}: take batches from "
+                "bmmae.data.loaders.training_batches, or give a DataLoader a sampler of such pairs"
+            )
+        if not 0 <= address[1] < len(self):
+            raise IndexError(f"no sample {address[1]} of {len(self)}")
         return unpack(self.packed(address))
 
     def packed(self, address: Address, place: Place = anywhere) -> Sample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ def test_no_two_addresses_draw_the_same(studies: list[Study]) -> None:
     twins = dataset([studies[0]] * 3)
     drawn = [twins[epoch, index] for epoch in range(3) for index in range(3)]
     assert not any(same(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+def test_a_sample_has_an_epoch_and_a_place(studies: list[Study]) -> None:
+    with pytest.raises(TypeError, match=r"samples stand at \(epoch, index\), got 0: .*training_batches"):
+        inspect.unwrap(StudyDataset.__getitem__)(dataset(studies), 0)
+    for index in (-1, len(studies)):
+        with pytest.raises(IndexError, match=f"no sample {index} of {len(studies)}"):
+            dataset(studies)[0, index]
 
 
 def test_seeds_draw_differently(studies: list[Study]) -> None:
