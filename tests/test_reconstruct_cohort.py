@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -128,6 +129,27 @@ def test_a_subset_hides_the_rest_and_is_judged_by_it(mae: MAE, cohort: Cohort, t
     shown = {name: str(cohort[0].images[name]) for name in ("t1", "t2")}
     assert np.array_equal(nib.load(out / "a" / "flair.nii.gz").dataobj, reconstruct(mae, shown)["flair"].dataobj)
     assert [study.subject for study in read_cohort(out / "cohort.csv")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("told_by", ["header", "table"])
+def test_nothing_is_judged_by_a_synthetic_image(mae: MAE, cohort: Cohort, tmp_path: Path, told_by: str) -> None:
+    reconstruct_cohort(mae, cohort, tmp_path / "once")
+    if told_by == "table":  # whatever has processed the images since has lost their headers' words
+        for path in (tmp_path / "once").glob("*/*.nii.gz"):
+            save(path, np.asarray(nib.load(path).dataobj))
+    completed = read_cohort(tmp_path / "once" / "cohort.csv")
+    made = reconstruct_cohort(mae, completed, tmp_path / "twice", ReconstructOptions(subset=("t1",)))
+    assert [tuple(outcome.agreement) for outcome in made] == [("t1ce", "t2", "flair"), ("t2",), ("flair",)]
+
+
+def test_what_an_earlier_run_has_synthesised_is_still_told(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    statuses(mae, cohort, tmp_path / "once", only=("t2",))
+    (found,) = (study for study in read_cohort(tmp_path / "once" / "cohort.csv") if study.subject == "c")
+    elsewhere = replace(found, values={"synthetic": "t2+dwi"})
+    (outcome,) = reconstruct_cohort(mae, Cohort((elsewhere,)), tmp_path / "twice")
+    assert outcome.remarks[0] == "T2 is synthetic by the header: a guess is made from guesses"
+    (again,) = read_cohort(tmp_path / "twice" / "cohort.csv")
+    assert again.synthesised == ("t2", "dwi", "t1", "t1ce")
 
 
 def test_figures_of_training_studies_say_that_they_are(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:

@@ -212,6 +212,20 @@ def test_a_study_like_those_of_the_training_raises_no_doubt(informed: MAE, tmp_p
     assert load_study(informed, dict(write_study(tmp_path, seed=1).images)).remarks == ()
 
 
+def test_a_training_study_is_like_the_training_on_a_finer_grid_too(tmp_path: Path) -> None:
+    noisy = write_study(tmp_path, ("t1",), shape=(40, 48, 32))
+    rng = np.random.default_rng(0)
+    voxels = picture(shape=(40, 48, 32)) + np.where(brain((40, 48, 32)), rng.normal(0, 30, (40, 48, 32)), 0)
+    save(Path(str(noisy.images["t1"])), voxels.astype(np.float32))
+    coarse = PreprocessConfig((4.0, 4.0, 4.0))
+    model = regressing()
+    population = describe_population([noisy], StudyCache(None, coarse, ("t1",)))
+    describe(model, coarse, Provenance(population=population))
+    study = load_study(model, dict(noisy.images))
+    assert study.prepared.geometry.spacing < coarse.spacing
+    assert study.remarks == ()
+
+
 def doubt(model: MAE, population: Population, **changes: Any) -> MAE:
     describe(model, PreprocessConfig(), Provenance(population=replace(population, **changes)))
     return model

@@ -199,9 +199,8 @@ def _check_pictures(look: _Look) -> None:
 
 def _check_acquired(look: _Look) -> None:
     """Warn of synthetic images that the table does not call so."""
-    told = str(look.study.values.get(SYNTHETIC)).split("+")
     for name, scan in look.scans.items():
-        if scan.synthetic and name not in told:
+        if scan.synthetic and name not in look.study.synthesised:
             message = (
                 f"{scan.path.name} was synthesised, as its header says, and stands in the table as if it had been "
                 f"acquired: leave its cell blank, or list {name} in a column '{SYNTHETIC}'"

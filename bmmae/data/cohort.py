@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bmmae import modalities as table
 from bmmae.data.location import File, as_seen_from, locate
-from bmmae.data.reading import content_hash
+from bmmae.data.reading import content_hash, is_nifti
 from bmmae.data.tables import Cell, is_blank, is_numeric, read_rows, write_rows
 from bmmae.errors import CohortError, few
 
@@ -83,6 +83,12 @@ class Study:
         """A file name for this study's outputs: subject and session, safe on every file system."""
         joined = f"{self.subject}_{self.session}" if self.session else self.subject
         return re.sub(r"[^\w.-]+", "-", joined).lstrip(".")
+
+    @property
+    def synthesised(self) -> tuple[str, ...]:
+        """The modalities that no scanner has taken, as the column `synthetic` says."""
+        cell = self.values.get(SYNTHETIC)
+        return tuple(name for name in re.split(r"[+\s]+", cell) if name) if isinstance(cell, str) else ()
 
     def brain_mask_of(self, modality: str) -> File | None:
         """Return the brain mask of one modality: its own, else the study's, else None."""
@@ -269,7 +275,7 @@ def _as_study(row: Row, modalities: tuple[str, ...], numeric: set[str], path: Pa
         time=_time(row.get("time", ""), where),
         event=_event(row.get("event", ""), where),
         values={
-            name: _absolute(cell, path.parent) if _is_image(name, cell) else _value(cell, name in numeric)
+            name: _absolute(cell, path.parent) if _is_image(name, cell, path.parent) else _value(cell, name in numeric)
             for name, cell in row.items()
             if name not in {*RESERVED, *paths}
         },
@@ -282,10 +288,16 @@ def _value(cell: str, numeric: bool) -> str | float | None:
     return float(cell) if numeric else cell
 
 
-def _is_image(column: str, cell: Cell) -> bool:
-    """Tell whether a column that was not asked for names an image, or the brain mask of one."""
+def _is_image(column: str, cell: Cell, folder: Path | None = None) -> bool:
+    """Tell whether a column that was not asked for names an image, or the brain mask of one.
+
+    Modalities may have names of the user's own, which only a file that is there tells from other words.
+    """
     stem = column.strip().lower().removeprefix(MASK_PREFIX)
-    return isinstance(cell, str) and bool(FILE_NAME.search(cell)) and table.find(stem) is not None
+    if not isinstance(cell, str) or not FILE_NAME.search(cell):
+        return False
+    file = locate(cell, folder)
+    return table.find(stem) is not None or (is_nifti(file) and isinstance(file, Path) and file.is_file())
 
 
 def _absolute(cell: str, folder: Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from bmmae import modalities as table
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.contrast import contrast_of, names_agent
-from bmmae.data.naming import Role, find_modality, role_of
+from bmmae.data.naming import NAMELESS, Role, find_modality, role_of
 from bmmae.data.reading import is_synthetic
 from bmmae.data.visits import is_visit, patient_of, without_series
 from bmmae.errors import CohortError
@@ -169,7 +169,8 @@ def _identify(path: Path, parts: tuple[str, ...], modalities: tuple[str, ...]) -
 
 def _with_role(path: Path, role: Role | str, place: tuple[str, ...], subject: str, session: str) -> _File | Problem:
     if isinstance(role, str):
-        return Problem(path, role, "rename it, or add it to the table by hand")
+        own = "name its sequence with --modalities, " if role == NAMELESS else ""
+        return Problem(path, role, f"{own}rename it, or add it to the table by hand")
     return _File(path, role, place, subject, session)
 
 

@@ -32,6 +32,7 @@ NEITHER = frozenset(("head", "skull", "tissue", "wm", "gm", "csf"))
 """A mask of these is neither a lesion's nor the brain's."""
 GRADIENT_ECHO = frozenset(("star", "gre", "ffe", "hemo"))
 """Beside T2: a T2*, which is another sequence."""
+STAR = re.compile(r"t2[-_ ]?\*", re.IGNORECASE)
 DARK_FLUID = frozenset(("dark", "darkfluid", "tirm"))
 """Beside T2: a FLAIR."""
 CHANCES = re.compile(
@@ -43,9 +44,12 @@ DERIVED = re.compile(
     r"subtraction|subtracted|(?<=_)sub(?!_?\d))(?![a-z])"
 )
 """What is computed from one of the four standard images; an ADC is a map by itself."""
+PROJECTION = re.compile(r"(?<![a-z])(mip|minip)(?![a-z])")
+"""Slabs of a known sequence that scanners add to it, SWI above all."""
 INITIALS = re.compile(r"^(?:ce|km)(?![a-z0-9])", re.IGNORECASE)
 """At the beginning of a name these may be the patient's."""
 LONGEST_RUN = 4
+NAMELESS = "its name says no modality"
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def role_of(stem: str, declared: Sequence[str] = (), folder_modality: str | None
     if isinstance(meant, str):
         return meant
     if kind == "image" and len(meant) != 1:
-        return f"its name says {' and '.join(sorted(meant)) or 'no modality'}"
+        return f"its name says {' and '.join(sorted(meant))}" if meant else NAMELESS
     if kind is None or (kind == "brain_mask" and len(meant) > 1):
         return "its name fits both an image and a mask, or a mask of the brain and of a lesion"
     if kind == "seg" and meant and not SEGMENTATION.intersection(words):
@@ -134,7 +138,7 @@ def _in_question(stem: str, matches: Sequence[re.Match[str]], runs: Sequence[_Ru
 
 def _qualified(found: set[str], words: Sequence[str], name: str) -> set[str] | str:
     """Return the modalities that a name means as a whole, or why that is open: `T1_axial_gd` is not T1."""
-    if T2 in found and GRADIENT_ECHO.intersection(words):
+    if T2 in found and (GRADIENT_ECHO.intersection(words) or STAR.search(name)):
         return "its name says T2*, another sequence"
     if found == {T2, FLAIR} and DARK_FLUID.intersection(words):
         return {FLAIR}
@@ -150,6 +154,8 @@ def _derived(words: Sequence[str], kind: Kind | None, found: Collection[str]) ->
     name = "_".join(words)
     of_standard = kind == "image" and not set(table.STANDARD).isdisjoint(found)
     match = CHANCES.search(name) or (DERIVED.search(name) if of_standard else None)
+    if match is None and any(map(table.find, found)):
+        match = PROJECTION.search(name)
     return f"its name says that it was computed from images ({match[1]})" if match else None
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.population import describe_population
-from bmmae.data.reading import content_hash
+from bmmae.data.reading import content_hash, is_synthetic
 from bmmae.errors import OutputError
 from bmmae.modalities import in_table_order
 from bmmae.provenance import Provenance, command_line
@@ -47,8 +48,12 @@ def training_provenance(
 
     Raises:
         ImageError: If an image cannot be read.
+
+    Warns:
+        UserWarning: If some of the images were synthesised by `bmmae reconstruct`; the limits tell it too.
     """
     generator = generator_of(cohort, train)
+    guesses = _synthesised_among(train)
     started_from = None if parent is None else public_name(parent)
     patients = {study.group for study in train}
     kind = "synthetic" if generator else "real"
@@ -59,11 +64,26 @@ def training_provenance(
         synthetic=generator is not None,
         generator=generator,
         command=command_line(sys.argv, keep=started_from),
-        limits=LIMITS,
+        limits=(*LIMITS, *guesses),
         parent=started_from,
         population=describe_population(train, cache) if cache else None,
     )
     return made.inherit(inherited) if inherited else made
+
+
+def _synthesised_among(studies: Sequence[Study]) -> tuple[str, ...]:
+    """Return a sentence, and warn, if images are guesses of a model: by the table, or by their headers."""
+    files = [(name in study.synthesised, file) for study in studies for name, file in study.images.items()]
+    count = sum(told or (isinstance(file, Path) and is_synthetic(file)) for told, file in files)
+    if not count:
+        return ()
+    said = f"{count} of its {len(files)} training images were not acquired but synthesised by a model."
+    warnings.warn(
+        f"{count} of {len(files)} training images were synthesised by a model: what is learned of them is that model's "
+        "guess; leave their cells blank to train on what was acquired",
+        stacklevel=3,
+    )
+    return (said,)
 
 
 def content_hashes(studies: Iterable[Study], cache: StudyCache | None = None) -> tuple[str, ...]:

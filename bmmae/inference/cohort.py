@@ -30,7 +30,7 @@ from bmmae.inference.reconstruction_folder import (
 )
 from bmmae.inference.study import StudyFiles
 from bmmae.inference.writing import read_note, refuse_foreign_table
-from bmmae.modalities import in_table_order, subset_label
+from bmmae.modalities import in_table_order
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel, digest
 
@@ -145,7 +145,7 @@ def _one(work: _Work, study: Study, folder: Path) -> Outcome:
     if not left:
         return Outcome(study, "complete", {})
     masks = {name: mask for name in images if (mask := study.brain_mask_of(name)) is not None}
-    plan = Plan.of(work.model, StudyFiles(images, masks), replace(options, only=left))
+    plan = Plan.of(work.model, StudyFiles(images, masks), replace(options, only=left), study.synthesised)
     identity = plan.identity(work.digest, report=work.page is not None)
     status: Status = "kept" if is_finished(folder, identity) else "made"
     if status == "made":
@@ -172,8 +172,13 @@ def _write_metrics(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 def _completed(outcome: Outcome, options: ReconstructOptions) -> Study:
-    """The study with synthetic images where it had none, or had to do without."""
+    """The study with synthetic images where it had none, or had to do without.
+
+    What an earlier run has synthesised, of whatever modalities, is still named as such.
+    """
     study, made = outcome.study, outcome.files
     shown = {name: path for name, path in study.images.items() if not options.subset or name in options.subset}
     images = {name: {**shown, **made}[name] for name in in_table_order({**shown, **made})}
-    return replace(study, images=images, values={**study.values, SYNTHETIC: subset_label(tuple(made))})
+    before = [name for name in study.synthesised if name not in made and (name in shown or name not in study.images)]
+    values = {**study.values, SYNTHETIC: "+".join([*before, *in_table_order(made)])}
+    return replace(study, images=images, values=values)

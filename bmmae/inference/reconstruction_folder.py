@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from bmmae.checkpoint import provenance_of
 from bmmae.data.geometry import same_grid
 from bmmae.data.location import File, refuse_overwriting
 from bmmae.data.preprocess import VERSION as PREPROCESSING
-from bmmae.data.reading import Image, read_image
+from bmmae.data.reading import Image, is_synthetic, read_image
 from bmmae.errors import GeometryError, ModalityError
 from bmmae.inference.agreement import agreement
 from bmmae.inference.reconstruction import (
@@ -59,8 +59,15 @@ class Plan:
     options: ReconstructOptions
 
     @classmethod
-    def of(cls, model: MAE, files: StudyFiles, options: ReconstructOptions) -> Plan:
+    def of(cls, model: MAE, files: StudyFiles, options: ReconstructOptions, synthesised: Collection[str] = ()) -> Plan:
         """Plan a study.
+
+        Args:
+            model: The masked autoencoder.
+            files: What the study has.
+            options: What is asked for.
+            synthesised: Modalities of which it has no real image, whatever their headers say: nothing is compared
+                with them.
 
         Raises:
             ModalityError: If it has none of the subset, or nothing is left to synthesise.
@@ -74,7 +81,8 @@ class Plan:
             )
         absent = wanted(model, shown, options)
         masks = {name: mask for name, mask in files.masks.items() if name in shown}
-        truth = {name: files.images[name] for name in absent if name in files.images}
+        hidden = {name: files.images[name] for name in absent if name in files.images and name not in synthesised}
+        truth = {name: path for name, path in hidden.items() if not is_synthetic(path)}
         return cls(StudyFiles(shown, masks), absent, truth, options)
 
     def identity(self, model: str, *, report: bool) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from bmmae.data.preprocess import (
 from bmmae.data.reading import Image, array_hash, content_hash, read_header, read_image, read_labels
 from bmmae.errors import ImageError, ModalityError
 from bmmae.inference.likeness import UnlikeTrainingWarning, unlike_training
-from bmmae.modalities import canonical
+from bmmae.modalities import canonical, title
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel
 
@@ -162,10 +162,21 @@ def load_files(model: PretrainedModel, files: StudyFiles, absent: Sequence[str] 
     first = read[names[0]]
     masks = [read_on_grid(files.masks[n], first, "the brain mask ") if n in files.masks else None for n in names]
     prepared = prepare_images(names, list(read.values()), grid_for(model, names, first, absent), masks=masks)
-    remarks = unlike_training(prepared, provenance_of(model).population, preprocessing_of(model).spacing)
+    unlike = unlike_training(prepared, provenance_of(model).population, preprocessing_of(model).spacing)
+    remarks = (*_not_acquired(read), *unlike)
     for remark in remarks:
         warnings.warn(remark, UnlikeTrainingWarning, stacklevel=3)
     return LoadedStudy(read, prepared, remarks)
+
+
+def _not_acquired(images: Mapping[str, Image]) -> tuple[str, ...]:
+    """Say so if an image was synthesised: a completed cohort is a table like any other."""
+    made = [title(name) for name, image in images.items() if image.synthetic]
+    if not made:
+        return ()
+    return (
+        f"{', '.join(made)} {'is' if len(made) == 1 else 'are'} synthetic by the header: a guess is made from guesses",
+    )
 
 
 def grid_for(

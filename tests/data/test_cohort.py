@@ -79,6 +79,15 @@ def test_images_that_were_not_asked_for_are_still_found_from_a_table_elsewhere(t
     assert cohort.write(tmp_path / "beside.csv").read_text() == text
 
 
+def test_so_are_images_of_modalities_with_names_of_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i" / "p.nii.gz").touch()
+    cohort = read_cohort(table(tmp_path, "subject,t1,t2star,report\na,a.nii,i/p.nii.gz,i/p.nii.txt\n"))
+    written = Cohort(cohort.studies).write(tmp_path / "tables" / "c.csv")
+    assert written.read_text().splitlines()[1] == "a,../a.nii,../i/p.nii.gz,i/p.nii.txt"
+    assert read_cohort(written, ("t2star",))[0].images["t2star"].is_file()
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_separators_and_byte_order_marks_of_spreadsheets_are_understood(tmp_path: Path, separator: str) -> None:
     path = table(tmp_path, "\ufeff" + FULL.replace(",", separator) + "\n")

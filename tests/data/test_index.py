@@ -80,9 +80,9 @@ def test_masks_are_told_from_images(name: str, kind: str, modality: str | None) 
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        ("t2_star t2_gre T2_FFE", "its name says T2*, another sequence"),
+        ("t2_star t2_gre T2_FFE T2* t2-*_axial", "its name says T2*, another sequence"),
         (
-            "T1_map t1_sub T1_bias_field T1_jacobian t1_warp t1_1Warp t1_aseg t1_pve_0 T1w_probseg T2_map",
+            "T1_map t1_sub T1_bias_field T1_jacobian t1_warp t1_1Warp t1_aseg t1_pve_0 T1w_probseg T2_map SWI_mIP",
             "its name says that it was computed from images",
         ),
         (
@@ -103,7 +103,8 @@ def test_names_of_something_else_or_of_open_contrast_are_left_out_with_the_reaso
 
 
 def test_a_map_may_be_an_image_by_itself() -> None:
-    for name, declared, modality in (("adc_map", (), "adc"), ("T1_map", ("t1map",), "t1map")):
+    declared_maps = (("T1_map", ("t1map",), "t1map"), ("swi_mip", ("swi_mip",), "swi_mip"))
+    for name, declared, modality in (("adc_map", (), "adc"), *declared_maps):
         role = role_of(name, declared)
         assert isinstance(role, Role)
         assert role.modality == modality
@@ -177,6 +178,7 @@ def test_bids_entities(tmp_path: Path) -> None:
     assert first.seg.name.endswith("lesion_mask.nii.gz")
     assert first.brain_mask is not None
     assert [problem.reason for problem in report.problems] == ["is a derivative", "its name says no modality"]
+    assert report.problems[1].advice.startswith("name its sequence with --modalities")
 
 
 def test_one_folder_a_patient_at_any_depth(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 from tiny_studies import write_study
 
@@ -46,6 +47,23 @@ def test_they_reach_grandchildren(studies: list[Study]) -> None:
     assert grandchild.parent_licences == ("MIT", "CC-BY-4.0")
     assert grandchild.parent_limits == ("Adults only.",)
     assert grandchild.parent_synthetic
+
+
+# ---- images that a model has synthesised
+
+
+def test_synthesised_training_images_are_told_by_header_or_table(studies: list[Study], tmp_path: Path) -> None:
+    header = nib.load(str(studies[0].images["t1"]))
+    header.header["descrip"] = b"bmmae SYNTHETIC T1, not acquired"
+    nib.save(header, tmp_path / "t1.nii.gz")
+    guessed = [
+        replace(studies[0], images={"t1": tmp_path / "t1.nii.gz"}),
+        replace(studies[1], values={"synthetic": "t1+dwi"}),
+    ]
+    for each in guessed:
+        with pytest.warns(UserWarning, match="1 of 2 training images were synthesised"):
+            assert "1 of its 2 training images" in made([each, studies[1 - guessed.index(each)]]).limits[-1]
+    assert made(studies).limits == LIMITS
 
 
 # ---- synthetic cohorts
