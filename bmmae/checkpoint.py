@@ -207,11 +207,20 @@ def preprocessing_for(pretrained: PretrainedModel | None, chosen: PreprocessChoi
     """
     if pretrained is None:
         return chosen.over(PreprocessConfig())
-    known = preprocessing_of(pretrained)
-    wanted = chosen.over(known)
-    if wanted != known:
-        warnings.warn(f"the weights know images of {known}, and go on with images of {wanted}", stacklevel=2)
+    wanted = chosen.over(preprocessing_of(pretrained))
+    warn_of_other_images(pretrained, wanted)
     return wanted
+
+
+def warn_of_other_images(pretrained: PretrainedModel, wanted: PreprocessConfig) -> None:
+    """Warn if weights go on with other images than they know.
+
+    Raises:
+        CheckpointError: If what the model carries is not about preprocessing.
+    """
+    known = preprocessing_of(pretrained)
+    if wanted != known:
+        warnings.warn(f"the weights know images of {known}, and go on with images of {wanted}", stacklevel=3)
 
 
 def provenance_of(model: PretrainedModel) -> Provenance:

@@ -107,6 +107,8 @@ class PretrainConfig:
     Attributes:
         data: Which studies.
         train: The loop.
+        start: Weights of an earlier pretraining to go on from: a folder, a hub id or a run folder; null for random
+            ones. `model` must be as theirs, but for its window, regression and targets.
         out: The run folder: checkpoints, metrics.jsonl, pictures.
         model: Shape of the masked autoencoder.
         preprocess: How images become model input.
@@ -117,6 +119,7 @@ class PretrainConfig:
 
     data: DataConfig
     train: TrainConfig
+    start: str | None = None
     out: Path = Path("runs/pretrain")
     model: ModelConfig = field(default_factory=ModelConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)

@@ -1,11 +1,11 @@
-"""Models made from models: with one modality more, with fewer layers, with another model's encoder."""
+"""Models made from models: with one modality more, with fewer layers, with the encoder or all weights of another."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TypeVar, cast
+from dataclasses import asdict, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from bmmae.errors import CheckpointError, ConfigError, ModalityError
 from bmmae.keys import KeyReport, load_state
 from bmmae.modalities import canonical, in_table_order
 from bmmae.model.config import ModelConfig
+from bmmae.model.mae import MAE
 from bmmae.model.pretrained import ModelMetadata, PretrainedModel, with_model_config
 from bmmae.provenance import Provenance
 
@@ -23,6 +24,8 @@ _ENCODER, _SYNTHESIS = "encoder.", "synthesis."
 _BLOCK = re.compile(r"^encoder\.blocks\.(\d+)\.")
 _MEANING = ("dim", "heads", "rotary")
 """Settings of an encoder that its weights mean nothing without; heads and rotary positions leave no trace in shapes."""
+_OF_TRAINING = ("size", "synthesis", "tissue_only", "targets")
+"""What of a masked autoencoder's config another training may choose anew."""
 
 
 def add_modality(model: Model, name: str, like: str) -> Model:
@@ -163,3 +166,42 @@ def transplant_encoder(model: PretrainedModel, donor: PretrainedModel) -> KeyRep
     kept = {key: value for key, value in provenance.items() if value}
     model.metadata = ModelMetadata(donor.metadata.preprocessing, {**model.metadata.provenance, **kept})
     return report
+
+
+def continue_from(model: MAE, donor: PretrainedModel) -> KeyReport:
+    """Copy a masked autoencoder's weights into another one that goes on with its pretraining, in place.
+
+    The voxel-wise regression stays as it is: it is fitted to the training studies, not learned from step to step.
+
+    Args:
+        model: What goes on; its window, regression and targets may be its own.
+        donor: Where it goes on from.
+
+    Returns:
+        The keys.
+
+    Raises:
+        ConfigError: If the donor is no masked autoencoder, or its config differs otherwise.
+    """
+    if not isinstance(donor, MAE):
+        raise ConfigError(f"pretraining goes on from a masked autoencoder, got a {type(donor).__name__}")
+    ours, theirs = (_flat(asdict(config)) for config in (model.config, donor.config))
+    pairs = {f"model.{key}": (theirs[key], own) for key, own in ours.items() if own != theirs[key]}
+    if pairs:
+        said = ", ".join(f"{key} {its} where this run has {own}" for key, (its, own) in pairs.items())
+        raise ConfigError(
+            f"the weights to start from have {said}: set the run's as theirs (modalities are added to weights with "
+            "bmmae.checkpoint.add_modality and save_model)"
+        )
+    state = {key: value for key, value in donor.state_dict().items() if not key.startswith(_SYNTHESIS)}
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(_SYNTHESIS)}
+    return load_state(model, {**state, **own}, "the weights to start from")
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Return settings by their whole names, without those that a training chooses."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in _OF_TRAINING:
+            flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -8,13 +8,15 @@ from functools import partial
 
 import torch
 
-from bmmae.checkpoint import describe
+from bmmae.checkpoint import describe, load_model, provenance_of, warn_of_other_images
 from bmmae.config import PretrainConfig, parse, script
 from bmmae.data.cache import StudyCache
 from bmmae.data.caching import sound_studies
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.origin import training_provenance
 from bmmae.data.splits import warn_of_absent
+from bmmae.evaluation.overlap import warn_of_overlap
+from bmmae.growth import continue_from
 from bmmae.model.mae import MAE
 from bmmae.report import save_progress
 from bmmae.tasks.reconstruction import ReconstructionTask, fit_synthesis
@@ -25,6 +27,14 @@ def main() -> int:
     """Run; returns the exit code of `bmmae.training.fit`."""
     config = parse(PretrainConfig)
     seed = config.train.seed
+    torch.manual_seed(seed)
+    model = MAE(config.model)
+    inherited = None
+    if config.start is not None:
+        pretrained = load_model(config.start)
+        continue_from(model, pretrained)
+        warn_of_other_images(pretrained, config.preprocess)
+        inherited = provenance_of(pretrained)
 
     cohort = config.data.read(config.model.modalities)
     cache = StudyCache(config.data.cache, config.preprocess, config.model.modalities, config.data.memory_mb)
@@ -35,10 +45,11 @@ def main() -> int:
     training_data = StudyDataset(train, view, cache, seed=seed, masking=config.masking, augment=config.augment)
     validation_data = StudyDataset(validation, view, cache, seed=seed, masking=config.masking)
 
-    torch.manual_seed(seed)
-    model = MAE(config.model)
     fit_synthesis(model, training_data.studies, config.preprocess)
-    describe(model, config.preprocess, training_provenance(cohort, training_data.studies, cache=cache))
+    origin = training_provenance(cohort, training_data.studies, config.start, cache, inherited)
+    describe(model, config.preprocess, origin)
+    if inherited is not None:
+        warn_of_overlap(model, validation_data.studies, cache)
 
     result = fit(
         model,

@@ -21,6 +21,7 @@ from bmmae.checkpoint import (
 )
 from bmmae.conversion import convert_state
 from bmmae.errors import CheckpointError, ConfigError, ModalityError
+from bmmae.growth import continue_from
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, SynthesisConfig
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
@@ -218,3 +219,24 @@ def test_an_encoder_of_the_same_shapes_and_another_meaning_is_refused(ours, chan
     assert shapes == {key: value.shape for key, value in head.encoder.state_dict().items()}
     with pytest.raises(CheckpointError, match=f"the pretrained encoder {message}.*settings"):
         load_encoder(head, ours)
+
+
+def test_pretraining_goes_on_from_all_weights_but_the_regression(ours) -> None:
+    wider = replace(OURS, size=(32, 32, 32), synthesis=SynthesisConfig(units=4, scales=(2.0,)), targets="patches")
+    going_on = MAE(wider)
+    regression = going_on.synthesis.state_dict()["units"].clone()
+    continue_from(going_on, ours)
+    assert torch.equal(going_on.synthesis.units, regression)
+    learned, before = dict(going_on.named_parameters()), dict(ours.named_parameters())
+    assert learned.keys() == before.keys()
+    assert all(torch.equal(learned[name], before[name]) for name in before)
+
+
+def test_pretraining_goes_on_from_a_model_of_its_own_shape_alone(ours) -> None:
+    more = MAE(replace(OURS, modalities=("t1", "t2", "flair"), encoder=replace(OURS.encoder, depth=3)))
+    with pytest.raises(
+        ConfigError, match=r"model.modalities .*model.encoder.depth 2 where this run has 3: set the run's"
+    ):
+        continue_from(more, ours)
+    with pytest.raises(ConfigError, match="from a masked autoencoder, got a SegmentationModel"):
+        continue_from(ours, SegmentationModel(SegmentationConfig(OURS)))
