@@ -171,9 +171,10 @@ def _inner_folds(rows: Rows) -> list[tuple[Rows, Rows]]:
     """Divide rows by patient."""
     groups = [study.group for study in rows.studies]
     names = sorted(set(groups))
-    place = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % FOLDS, strict=True))
+    count = min(FOLDS, len(names))  # none of them empty
+    place = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % count, strict=True))
     folds = np.array([place[group] for group in groups])
-    return [(rows.taken(folds != fold), rows.taken(folds == fold)) for fold in range(FOLDS)]
+    return [(rows.taken(folds != fold), rows.taken(folds == fold)) for fold in range(count)]
 
 
 @dataclass(frozen=True)
@@ -240,12 +241,14 @@ class _Search:
         return bool(np.isfinite(self.loss(rows, _Fit(np.zeros((outputs, width)), np.zeros(outputs)))))
 
     def loss(self, rows: Rows, fit: _Fit) -> float:
-        """Return the loss on rows."""
+        """Return the mean loss on rows, of a Cox target over the deaths of all strata; infinite if none is known."""
         cox = self.target.kind == "cox"
         parts = [rows.taken(chosen) for chosen in rows.strata()] if cox else [rows]
-        return sum(self._loss(part, fit) for part in parts) / len(parts)
+        # A rare subset may have no death: the others judge all the same.
+        total, count = np.sum([self._loss(part, fit) for part in parts], axis=0)
+        return float(total / count) if count and np.isfinite(total) else float("inf")
 
-    def _loss(self, rows: Rows, fit: _Fit) -> float:
+    def _loss(self, rows: Rows, fit: _Fit) -> tuple[float, float]:
         logits = _inputs(rows, images=self.images) @ fit.slopes.T + fit.intercepts
         return _loss(self.task, self.target, logits, self._outcome(rows))
 
@@ -273,13 +276,12 @@ def _outcome(truths: Sequence[dict[str, Any]], task: PatientTask, target: Target
     return _Outcome(batch, label[:, own], time.astype(float), event)
 
 
-def _loss(task: PatientTask, target: Target, logits: Array, truth: _Outcome) -> float:
-    """Mean loss of one target; infinite if it cannot be known (no label among the rows)."""
+def _loss(task: PatientTask, target: Target, logits: Array, truth: _Outcome) -> tuple[float, float]:
+    """One target's loss, and of how many labels (or deaths) it is the sum."""
     others = {t.name: torch.zeros(len(logits), t.outputs) for t in task.config.targets}
     outputs = {**others, target.name: torch.from_numpy(logits).float()}
     total, count = task.judge(outputs, truth.batch, metrics=True).metrics[f"loss_{target.name}"]
-    value = float(total / count) if float(count) else float("inf")
-    return value if np.isfinite(value) else float("inf")
+    return float(total), float(count)
 
 
 def _set(model: PatientModel, index: int, slopes: Array, intercepts: Array, *, images: bool) -> None:

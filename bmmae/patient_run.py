@@ -301,7 +301,7 @@ def finish(config: PatientConfig, parts: Parts, cache: StudyCache, columns: Colu
     newest = checkpoint_step(list_checkpoints(config.out)[0])
     remove_old_checkpoints(config.out, newest, step, config.train.keep)
     models = {"": model}
-    if model.config.vector or any(variable.modality is None for variable in model.config.clinical):
+    if any(variable.modality is None for variable in model.config.clinical):
         models["clinical-only"] = _clinical_only(model, parts, cache, columns)
         models["clinical-only"].save_pretrained(config.out / "clinical-only")
     for name, each in models.items():
@@ -329,11 +329,11 @@ def _calibrate(model: PatientModel, train: Sequence[Study], cache: StudyCache) -
 
 
 def _clinical_only(model: PatientModel, parts: Parts, cache: StudyCache, columns: Columns) -> PatientModel:
-    """Return a model of the same targets that sees the clinical variables alone."""
+    """Return a model of the same targets that sees the clinical variables alone: a vector may come from the images."""
     known = tuple(variable for variable in model.config.clinical if variable.modality is None)
     config, columns = (
-        replace(model.config, clinical=known, fusion=False, lesion="none"),
-        replace(columns, clinical=known),
+        replace(model.config, clinical=known, vector=None, fusion=False, lesion="none"),
+        replace(columns, clinical=known, vector=None),
     )
     plain = PatientModel(config).eval().to(_device())
     plain.metadata = model.metadata

@@ -82,3 +82,10 @@ def test_a_model_of_fewer_modalities_is_pretrained_in_the_folds_of_all(tmp_path:
     ended = train("pretrain/train.py", *config, *short, *small, *fewer)
     assert ended.returncode == 0, ended.stderr
     assert load_model(run, kind="mae").metadata.provenance["subjects"] == 1
+    more = (*config[:-1], tmp_path / "more", "--start", run, *short, *small)
+    ended = train("pretrain/train.py", *more)
+    assert ended.returncode == 2
+    assert "model.modalities ('t1',) where this run has ('t1', 't1ce', 't2', 'flair')" in ended.stderr
+    ended = train("pretrain/train.py", *more, *fewer)
+    assert ended.returncode == 0, ended.stderr
+    assert load_model(tmp_path / "more", kind="mae").metadata.provenance["parent"] == "run"

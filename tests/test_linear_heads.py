@@ -227,3 +227,27 @@ def test_a_penalty_that_nothing_can_choose_is_said(recwarn: pytest.WarningsRecor
     validation = replace(rows, studies=alive)
     fit_linear_heads(model, replace(rows, studies=first), validation, Columns((COX,), (AGE,)))
     assert any("its penalty is chosen by" in str(each.message) for each in recwarn)
+
+
+def test_a_subset_without_a_death_leaves_the_others_to_judge(recwarn: pytest.WarningsRecorder) -> None:
+    def chosen(rare: bool) -> dict[str, str]:
+        parts = []
+        for rows in (patients(120, 0), patients(40, 1)):
+            alive = next(place for place, study in enumerate(rows.studies) if not study.event)
+            order = [*range(len(rows.studies)), *([alive] if rare else [])]
+            subsets = [("t1",)] * len(rows.studies) + [("t2",)] * rare
+            parts.append(collect([rows.studies[i] for i in order], subsets, rows.features[order], rows.design[order]))
+        model = PatientModel(PatientModelConfig(tiny_config(), (COX,), (AGE,), fusion=False)).eval()
+        return fit_linear_heads(model, *parts, Columns((COX,), (AGE,)))
+
+    assert chosen(rare=True) == chosen(rare=False)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("target", [SUBTYPE, HAZARD, COX], ids=lambda t: t.kind)
+def test_fewer_patients_than_inner_folds_leave_no_fold_empty(target: Target) -> None:
+    rows = patients(4, 3)
+    parts = linear_heads._inner_folds(rows)
+    assert [len(held.studies) for _, held in parts] == [1, 1, 1, 1]
+    model = PatientModel(PatientModelConfig(tiny_config(), (target,), (AGE,), fusion=False)).eval()
+    assert fit_linear_heads(model, rows, None, Columns((target,), (AGE,)))

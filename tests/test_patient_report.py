@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from scipy.stats import binomtest
 
 sys.path.append(str(Path(__file__).parent / "evaluation"))
 
@@ -19,7 +20,7 @@ from prediction_tables import SUBSETS, classes, survival
 from bmmae.errors import CohortError, OutputError
 from bmmae.notice import NOTICE
 from bmmae.patient_report import patient_page, write_patient_report
-from bmmae.patient_report.plots import draw_roc
+from bmmae.patient_report.plots import draw_roc, wilson_reach
 from bmmae.patient_report.sections import fullest, survival_pictures
 from bmmae.patient_tables import write_tables
 
@@ -111,3 +112,16 @@ def test_nothing_to_judge_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         write_patient_report(tmp_path / "file" / "report.html", None, survival({"image": 1.0}), title="x", draws=2)
+
+
+def test_it_says_which_class_is_positive_and_how_a_class_is_given(page: str) -> None:
+    assert "Classes: low, high (positive: high)" in page
+    assert "a threshold of 0.5" in page
+
+
+def test_one_patient_in_a_bin_is_not_drawn_as_certain() -> None:
+    down, up = wilson_reach(np.array([0.0, 1.0, 0.5]), np.array([1.0, 1.0, 100.0]))
+    assert (down[0], up[1]) == (pytest.approx(0), pytest.approx(0))
+    expected = binomtest(50, 100).proportion_ci(method="wilson")
+    assert (0.5 - down[2], 0.5 + up[2]) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert up[0] == pytest.approx(binomtest(0, 1).proportion_ci(method="wilson").high)

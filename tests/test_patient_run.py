@@ -390,3 +390,18 @@ def test_a_class_that_validation_alone_has_is_told(world: Path, tmp_path: Path) 
     given = ("--targets.labels", "[subtype]", "--data.cohort", str(world / "validation.csv"), "--mode", "features")
     with pytest.warns(UserWarning, match=r"1 held-out studies count as not labelled: .* they have 'nsclc' \(1\)"):
         assert fine_tune(configured(world, tmp_path / "run", "classification", *given)) == 0
+
+
+@pytest.mark.slow
+def test_the_clinical_only_model_sees_no_vector(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv")
+    table.assign(r1=range(len(table)), r2=1.5).to_csv(world / "vector.csv", index=False)
+    more = ("--data.cohort", str(world / "vector.csv"), "--mode", "features", "--beside.vector", "[r1, r2]")
+    labels = ("--targets.labels", "[site]")
+    assert fine_tune(configured(world, tmp_path / "both", "classification", *labels, *more, *CLINICAL)) == 0
+    plain = load_model(tmp_path / "both" / "clinical-only", kind="patient")
+    assert isinstance(plain, PatientModel)
+    assert plain.config.vector is None
+    assert [variable.name for variable in plain.config.clinical] == ["age", "sex"]
+    assert fine_tune(configured(world, tmp_path / "vector", "classification", *labels, *more)) == 0
+    assert not (tmp_path / "vector" / "clinical-only").exists()

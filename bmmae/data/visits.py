@@ -25,6 +25,7 @@ MOMENTS = re.compile(rf"{MOMENT}([-_. ]{MOMENT})*", re.I)
 PATIENTS = (
     re.compile(rf"(?P<patient>.*?\d.*?)[-_. ]{MOMENTS.pattern}", re.I),
     re.compile(r"(?P<patient>UPENN-GBM-\d{5})_\d\d", re.I),
+    re.compile(r"(?P<patient>BraTS-[A-Z]{2,4}-\d{5})-\d{3}", re.I),
     re.compile(r"(?P<patient>.*?\d.*?)[-_. ]v\d", re.I),
 )
 """Names of a patient's visit. Only a number makes a name a patient's: `scan_baseline` may be anyone's, as may

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.stats import rankdata
 
 from bmmae.arrays import Array, Bool, Float, Int
-from bmmae.evaluation.intervals import DRAWS, LEVEL, patient_draws, percentile_interval
+from bmmae.evaluation.intervals import DRAWS, LEVEL, ROUNDING, is_point, patient_draws, percentile_interval
 from bmmae.metrics.classification import require_numbers
 from bmmae.metrics.flags import require_flags, require_one_shape
 
@@ -118,6 +118,7 @@ def paired_bootstrap(
     """Test any difference by drawing patients anew, the same for both models (say, of two C-indices).
 
     The p-value is twice the share of draws on the other side of 0, both counted from 1: never below 2 / (draws + 1).
+    Where all draws agree there is no interval, and no p-value but that of 1 for no difference.
 
     Args:
         difference: First minus second model on some rows; NaN where not defined.
@@ -132,6 +133,8 @@ def paired_bootstrap(
     interval, patients = percentile_interval(drawn, level), len(set(groups))
     if interval is None or math.isnan(value):
         return Comparison(value, None, None, math.nan, "paired bootstrap", patients)
+    if is_point(interval):
+        return Comparison(value, None, None, 1.0 if abs(value) < ROUNDING else math.nan, "paired bootstrap", patients)
     defined = drawn[~np.isnan(drawn)]
     beyond = 1 + min(int((defined <= 0).sum()), int((defined >= 0).sum()))
     return Comparison(value, *interval, min(1.0, 2 * beyond / (len(defined) + 1)), "paired bootstrap", patients)

@@ -14,6 +14,7 @@ DRAWS = 1000
 LEVEL = 0.95
 FEW_DEFINED = 0.5
 """An interval needs its figure to be defined in more than this share of the draws."""
+ROUNDING = 1e-12
 
 
 def mean_with_interval(values: Sequence[float], unit: str = "", *, level: float = 0.95, seed: int = 0) -> Metric:
@@ -76,3 +77,8 @@ def percentile_interval(values: Float[Array, " D"], level: float = LEVEL) -> tup
         return None
     low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
+
+
+def is_point(interval: tuple[float, float]) -> bool:
+    """Tell whether draws agree, as of a perfect figure in a few patients: they tell nothing of its uncertainty."""
+    return interval[1] - interval[0] < ROUNDING

@@ -241,10 +241,16 @@ def _read_survival(rows: Sequence[Mapping[str, str]]) -> SurvivalPredictions | N
     columns = sorted((float(name.removeprefix("s_")), name) for name in kept[0] if name.startswith("s_"))
     curve = [[_number(row[name]) for _, name in columns] for row in kept]
     _refuse_gaps(kept, [name for _, name in columns])
+    event = np.array([_number(row.get("event", "")) for row in kept])
+    if not np.isin(event[~np.isnan(event)], (0, 1)).all():
+        raise CohortError("column 'event' holds more than 1 (died), 0 (censored) and blank cells")
+    time = np.array([_number(row.get("time", "")) for row in kept])
+    if (time < 0).any() or np.isinf(time).any():
+        raise CohortError("column 'time' holds a negative or infinite number: expected follow-up of zero or more")
     return SurvivalPredictions(
         tuple(map(_key, kept)),
-        np.array([_number(row.get("time", "")) for row in kept]),
-        np.array([_number(row.get("event", "")) == 1 for row in kept]),
+        np.where(np.isnan(event), np.nan, time),  # who may have died was not followed, and is not taken for alive
+        event == 1,
         np.array([float(row["risk"]) for row in kept]),
         np.array(curve).reshape(len(kept), len(columns)),
         np.array([at for at, _ in columns]),

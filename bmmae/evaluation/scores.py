@@ -14,13 +14,15 @@ from functools import partial
 import numpy as np
 
 from bmmae.arrays import Array, Float, Int
-from bmmae.evaluation.intervals import DRAWS, patient_draws, percentile_interval
+from bmmae.evaluation.intervals import DRAWS, is_point, patient_draws, percentile_interval
 from bmmae.evaluation.predictions import PredictionKey
 from bmmae.provenance import Metric
 
 Statistic = Callable[[Int[Array, " R"]], Mapping[str, float]]
 """Figures by name from some rows of one model, subset and fold."""
 LOWER_IS_BETTER = ("brier", "ece", "integrated_brier")
+WITHOUT_INTERVAL = ("ece",)
+"""Draws hold patients twice, which looks like miscalibration: the intervals would hardly ever cover the truth."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Score:
         metric: The figure's name.
         fold: The fold; None for the mean over folds.
         value: The estimate, its interval by patient bootstrap, and how many patients it rests on. The interval tells
-            how much other patients would change it; not how much other training patients would.
+            how much other patients would change it; not how much other training patients would. There is none where
+            all draws agree, and none of `WITHOUT_INTERVAL`.
         deviation: Standard deviation over folds, of the mean over two folds or more.
         undefined: Folds in which it is not defined and which the mean leaves out (0 or 1 for a fold's own score).
     """
@@ -112,7 +115,10 @@ def _mean(values: Float[Array, "D F"]) -> Float[Array, " D"]:
 
 
 def _metric(name: str, value: float, drawn: Float[Array, " D"], patients: int) -> Metric:
-    interval = percentile_interval(drawn) if len(drawn) and not math.isnan(value) else None
+    known = len(drawn) > 0 and not math.isnan(value) and name not in WITHOUT_INTERVAL
+    interval = percentile_interval(drawn) if known else None
+    if interval is not None and is_point(interval):
+        interval = None  # 16 of 16 patients are no proof of perfection
     low, high = interval or (None, None)
     return Metric(value, low, high, unit_of(name), patients)
 

@@ -41,7 +41,12 @@ READING = """
 their models' risks and probabilities have no common scale (the reliability and confusion pictures, which need all
 patients, are the exception).</li>
 <li>Intervals (95 %) are percentiles over draws of patients with replacement. They tell how much other test patients
-would change the figure, not how much other training patients would: for that see the deviation over folds.</li>
+would change the figure, not how much other training patients would: for that see the deviation over folds. With few
+patients they are too narrow. There is none where all draws agree (a perfect figure in a few patients is no proof), and
+none of the calibration error, which draws inflate.</li>
+<li>Each patient is given the likeliest class: of two classes, that is a threshold of 0.5, whatever their frequency.
+Sensitivity, specificity and F1 depend on it; the AUC does not. Two classes: figures are those of the second, the
+positive one (macro F1 and balanced accuracy are of both). More classes: means over classes.</li>
 <li>The corrected t-test allows for the training patients that folds share; the paired bootstrap draws the same
 patients for both models; DeLong's test is for one test set. No p-value is corrected for the number of tests.</li>
 <li>A figure that is not defined (one class alone, no death) is left out of the mean, and counted.</li>
@@ -145,7 +150,9 @@ def _counts(keys: Sequence[PredictionKey]) -> str:
 
 
 def _class_section(predictions: ClassPredictions, scores: Sequence[Score], reference: str, draws: int) -> str:
-    parts = [f"<h2>Classes: {escape(', '.join(predictions.classes))}</h2>", score_tables(scores, FIRST)]
+    names = [escape(name) for name in predictions.classes]
+    positive = f" (positive: {names[1]})" if len(names) == 2 else ""
+    parts = [f"<h2>Classes: {', '.join(names)}{positive}</h2>", score_tables(scores, FIRST)]
     if _comparable(predictions.known.keys, reference):
         parts.append(comparison_table(compare_classes(predictions, reference, draws=draws), reference, "auc"))
     return "\n".join([*parts, class_pictures(predictions)])

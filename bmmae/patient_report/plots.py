@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import stats
 
-from bmmae.arrays import Array, Int
+from bmmae.arrays import Array, Float, Int
 from bmmae.evaluation.classification import roc_curve
 from bmmae.evaluation.predictions import ClassPredictions
 from bmmae.evaluation.survival import RiskGroups
@@ -64,13 +65,26 @@ def draw_reliability(predictions: ClassPredictions) -> bytes:
     predicted, happened = calibration_outcome(predictions.probabilities, predictions.label)
     bins = reliability(predicted, happened)
     axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    error = np.sqrt(bins.observed * (1 - bins.observed) / bins.count)
+    rows = len(predictions.keys)
+    patients = len({key.group for key in predictions.keys})  # visits and repeats of folds are no other patients
+    error = wilson_reach(bins.observed, bins.count * patients / max(rows, 1))
     axis.errorbar(bins.predicted, bins.observed, yerr=error, color=LOW, marker="o", capsize=2, linewidth=1.5)
     kind = f"probability of {predictions.classes[1]}" if len(predictions.classes) == 2 else "highest probability"
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"predicted {kind}", ylabel="came true", aspect="equal")
     below.hist(predicted, bins=np.linspace(0, 1, 21).tolist(), color=LOW)
     below.set(xlim=(0, 1), xlabel=f"predicted {kind}", ylabel="predictions")
     return _png(figure)
+
+
+def wilson_reach(share: Float[Array, " K"], count: Float[Array, " K"]) -> Float[Array, "2 K"]:
+    """Return how far the 95 % intervals of shares reach down and up: of none or all of a few, they still reach far.
+
+    Source: Wilson, JASA 22 (1927).
+    """
+    z = float(stats.norm.ppf(0.975))
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
+    return np.maximum([share - middle + half, middle + half - share], 0)
 
 
 def draw_confusion(matrix: Int[Array, "C C"], classes: Sequence[str]) -> bytes:

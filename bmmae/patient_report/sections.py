@@ -19,7 +19,7 @@ from bmmae.patient_report.plots import draw_confusion, draw_reliability, draw_ro
 
 FEW = 100
 """Patients with and without an event that judging a prognostic model takes (Collins et al., Stat. Med. 35, 2016)."""
-BARS = "bars of one standard error"
+BARS = "bars are 95 % intervals that count patients, not rows"
 FIRST = ("auc", "average_precision", "balanced_accuracy", "macro_f1", "sensitivity", "specificity", "ece", "brier")
 FIRST_SURVIVAL = ("harrell_c", "uno_c", "auc_over_time", "integrated_brier")
 

@@ -32,6 +32,7 @@ def test_dates_in_the_root_may_be_patients() -> None:
         ("p01_visit1_20190131", "p01"),
         ("W39_1998.09.19", "W39"),
         ("UPENN-GBM-00001_11", "UPENN-GBM-00001"),
+        ("BraTS-GLI-00005-101", "BraTS-GLI-00005"),
         ("p01_v1", "p01"),
         ("site1_v01", "site1_v01"),
         ("anna_v1", "anna_v1"),

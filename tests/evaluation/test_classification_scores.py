@@ -166,3 +166,21 @@ def test_figures_that_a_subset_lacks_are_not_defined_in_the_table() -> None:
     lacking = [s for s in scores if not (s.subset == "t1ce" and s.metric == "auc")]
     line = next(line for line in format_scores(lacking, ["auc"]).splitlines() if " t1ce " in line)
     assert line.endswith("not defined")
+
+
+def test_a_perfect_figure_in_a_few_patients_has_no_interval() -> None:
+    label = np.arange(16) % 2
+    table = ClassPredictions(
+        tuple(PredictionKey(f"p{i}", "", f"p{i}", "image", "t1", 0) for i in range(16)),
+        ("low", "high"),
+        label,
+        np.where(label[:, None] == [0, 1], 0.9, 0.1),
+    )
+    found = one(evaluate_classes(table, draws=50), "image", "t1", "auc").value
+    assert (found.value, found.low, found.high) == (1, None, None)
+
+
+def test_the_calibration_error_has_no_interval() -> None:
+    found = one(evaluate_classes(classes({"image": 1.0}), draws=50), "image", "t1ce", "ece").value
+    assert found.value > 0
+    assert (found.low, found.high) == (None, None)

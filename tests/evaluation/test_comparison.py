@@ -134,3 +134,9 @@ def test_the_order_of_the_models_changes_the_sign_alone() -> None:
     forward, backward = delong(left, right, positive), delong(right, left, positive)
     assert forward.difference == pytest.approx(-backward.difference)
     assert forward.p == pytest.approx(backward.p)
+
+
+def test_draws_that_all_agree_on_a_difference_prove_nothing() -> None:
+    found = paired_bootstrap(lambda rows: 0.5, ["a", "b", "c"], draws=50)
+    assert (found.difference, found.low, found.high) == (0.5, None, None)
+    assert math.isnan(found.p)

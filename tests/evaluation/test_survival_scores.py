@@ -133,3 +133,21 @@ def test_visits_are_counted_once_a_patient_and_not_tested_as_independent() -> No
         assert several.counts(high=high) == once.counts(high=high)
     assert not math.isnan(once.p)
     assert math.isnan(several.p)
+
+
+def test_who_may_have_died_is_not_taken_for_alive(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text("subject,time,event,risk\na,5,1,0.3\nb,9,,0.1\nc,7,0,0.2\n")
+    _, table = read_predictions(path)
+    assert table is not None
+    assert [key.subject for key in table.known.keys] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [("5,2", "'event'"), ("5,-1", "'event'"), ("-5,1", "'time'"), ("inf,0", "'time'")]
+)
+def test_follow_up_that_cannot_be_is_refused(tmp_path: Path, row: str, message: str) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text(f"subject,time,event,risk\na,{row},0.3\n")
+    with pytest.raises(CohortError, match=message):
+        read_predictions(path)
