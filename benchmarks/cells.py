@@ -30,16 +30,15 @@ class CellStore:
 
     def __init__(self, name: str, *, quick: bool = False, folder: Path = RESULTS) -> None:
         self.path = (folder / "quick" if quick else folder) / "cells" / f"{name}.jsonl"
+        self._read: tuple[tuple[int, int] | None, dict[str, dict[str, Any]]] = (None, {})
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All finished cells: `{"cell": {...}, "seconds": ..., "commit": ..., **outcome}`, the latest of each."""
-        latest = {key_of(row["cell"]): row for row in self._rows()}
-        return iter(latest.values())
+        return iter(self._latest().values())
 
     def find(self, cell: Cell) -> dict[str, Any] | None:
         """Return a finished cell, or None."""
-        key = key_of(cell)
-        return next((row for row in self if key_of(row["cell"]) == key), None)
+        return self._latest().get(key_of(cell))
 
     def run(self, cell: Cell, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the finished cell, after doing the work if it has not been done yet."""
@@ -58,6 +57,14 @@ class CellStore:
             stream.truncate(written.rfind(b"\n") + 1)  # the half of an interrupted write
             stream.write(line.encode() + b"\n")
         return json.loads(line)  # type: ignore[no-any-return]
+
+    def _latest(self) -> dict[str, dict[str, Any]]:
+        """Return the finished cells by key; the file is read again only when it has changed: a report asks often."""
+        state = self.path.stat() if self.path.exists() else None
+        stamp = (state.st_mtime_ns, state.st_size) if state else None
+        if stamp != self._read[0]:
+            self._read = (stamp, {key_of(row["cell"]): row for row in self._rows()})
+        return self._read[1] if stamp else {}
 
     def _rows(self) -> list[dict[str, Any]]:
         if not self.path.exists():

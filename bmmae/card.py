@@ -10,6 +10,7 @@ import yaml
 from bmmae.modalities import title
 from bmmae.model_folder import SavedConfig
 from bmmae.provenance import Metric, Provenance
+from bmmae.schema import flatten
 
 SYNTHETIC = (
     "These weights were trained on **synthetic images**. They demonstrate the software; what they say about a patient "
@@ -87,16 +88,9 @@ def _loading(saved: SavedConfig) -> str:
 
 
 def _recipe_rows(saved: SavedConfig, names: list[str], parameters: int) -> list[tuple[str, str]]:
-    settings = {**_flat(saved.model), **_flat(saved.preprocessing, "preprocessing.")}
+    settings = {**flatten(saved.model), **flatten(saved.preprocessing, "preprocessing.")}
     rows = [("modalities", ", ".join(names)), ("parameters", f"{parameters:,}")]
     return rows + [(key, str(value)) for key, value in settings.items() if not key.endswith("modalities")]
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _data(provenance: Provenance) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from bmmae.model.config import ModelConfig
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import ModelMetadata, PretrainedModel, with_model_config
 from bmmae.provenance import Provenance
+from bmmae.schema import flatten
 
 Model = TypeVar("Model", bound=PretrainedModel)
 _ENCODER, _SYNTHESIS = "encoder.", "synthesis."
@@ -185,8 +186,9 @@ def continue_from(model: MAE, donor: PretrainedModel) -> KeyReport:
     """
     if not isinstance(donor, MAE):
         raise ConfigError(f"pretraining goes on from a masked autoencoder, got a {type(donor).__name__}")
-    ours, theirs = (_flat(asdict(config)) for config in (model.config, donor.config))
-    pairs = {f"model.{key}": (theirs[key], own) for key, own in ours.items() if own != theirs[key]}
+    ours, theirs = (flatten(asdict(config), "model.") for config in (model.config, donor.config))
+    fixed = (key for key in ours if key.split(".")[1] not in _OF_TRAINING)
+    pairs = {key: (theirs[key], ours[key]) for key in fixed if ours[key] != theirs[key]}
     if pairs:
         said = ", ".join(f"{key} {its} where this run has {own}" for key, (its, own) in pairs.items())
         raise ConfigError(
@@ -196,12 +198,3 @@ def continue_from(model: MAE, donor: PretrainedModel) -> KeyReport:
     state = {key: value for key, value in donor.state_dict().items() if not key.startswith(_SYNTHESIS)}
     own = {key: value for key, value in model.state_dict().items() if key.startswith(_SYNTHESIS)}
     return load_state(model, {**state, **own}, "the weights to start from")
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Return settings by their whole names, without those that a training chooses."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if name not in _OF_TRAINING:
-            flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
-    return flat

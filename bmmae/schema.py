@@ -24,6 +24,14 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their whole keys: `{"optim.lr": 0.001}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def from_dict(kind: type[T], values: object, where: str = "config") -> T:
     """Build a dataclass, and those nested in it, from a dict: the inverse of `to_dict`.
 

@@ -296,8 +296,10 @@ def _is_image(column: str, cell: Cell, folder: Path | None = None) -> bool:
     stem = column.strip().lower().removeprefix(MASK_PREFIX)
     if not isinstance(cell, str) or not FILE_NAME.search(cell):
         return False
+    if table.find(stem) is not None:
+        return True
     file = locate(cell, folder)
-    return table.find(stem) is not None or (is_nifti(file) and isinstance(file, Path) and file.is_file())
+    return isinstance(file, Path) and is_nifti(file) and file.is_file()
 
 
 def _absolute(cell: str, folder: Path) -> str:

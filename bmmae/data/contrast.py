@@ -73,7 +73,8 @@ PATTERNS = {
 """Words of a meaning by what they look like; the first that fits."""
 
 _MEANINGS = {word: meaning for meaning, words in CONTRAST_WORDS.items() for word in words.split()}
-_HEADS = NOT + WITHOUT + BEFORE + PRE + ENHANCED + WITH + AFTER
+_DENYING, _CONSENTING = NOT + WITHOUT + BEFORE + PRE, WITH + ENHANCED + AFTER
+_HEADS = _DENYING + _CONSENTING
 _PREFIXES = tuple(word for word, meaning in _MEANINGS.items() if meaning in _HEADS and len(word) > 1)
 _CJK = r"[\u2e80-\u9fff]"
 _PHRASES = "|".join(sorted((word for word in _MEANINGS if re.match(_CJK, word)), key=len, reverse=True))
@@ -90,16 +91,14 @@ _TOKEN = re.compile(
 )
 """Pieces of a text: words, and signs whose group is what they mean."""
 
-_DENIAL = f"[{NOT}{WITHOUT}{BEFORE}{PRE}]"
-_CONSENT = f"[{WITH}{ENHANCED}{AFTER}]"
 _NAMED = f"[{AGENT}{LETTER_C}]"
 _OF_TREATMENT = re.compile(f"[{_HEADS}]{FILLER}*{TREATMENT}")
 _SAID_BOTH = re.compile(
-    f"(?:{_CONSENT}{AND}+[{NOT}{WITHOUT}{BEFORE}{PRE}{PLAIN}]|{WITH}{AND}*{WITHOUT}"
-    f"|[{NOT}{WITHOUT}{BEFORE}{PRE}{PLAIN}]{AND}+{_CONSENT}|{BOTH}){FILLER}*{_NAMED}?"
+    f"(?:[{_CONSENTING}]{AND}+[{_DENYING}{PLAIN}]|{WITH}{AND}*{WITHOUT}"
+    f"|[{_DENYING}{PLAIN}]{AND}+[{_CONSENTING}]|{BOTH}){FILLER}*{_NAMED}?"
 )
 _DENIED = (
-    f"(?:{_DENIAL}|(?<![{NUMBER}{ZERO}]){ZERO}|{MINUS}){FILLER}*{_NAMED}(?:{FILLER}*{AGENT})*"
+    f"(?:[{_DENYING}]|(?<![{NUMBER}{ZERO}]){ZERO}|{MINUS}){FILLER}*{_NAMED}(?:{FILLER}*{AGENT})*"
     f"|{AGENT}*{_NAMED}{NO_BEHIND}"
     f"|{AGENT}[{AGENT}{FILLER}]*[{NOT}{WITHOUT}]{FILLER}*(?={END}|$)"
 )

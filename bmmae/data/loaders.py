@@ -197,7 +197,7 @@ class _Addressed(TorchDataset[Sample]):
         for index, address in enumerate(addresses):
             try:
                 samples.append({**self._load(address, blocks.place(index)), "address": address})
-            except Exception as error:
+            except Exception as error:  # whatever it is, the main process raises it with the sample's name
                 place = "validation" if address[0] == EVALUATION_EPOCH else f"epoch {address[0]}"
                 message = f"Sample {address[1]} ({place}) cannot be loaded: {type(error).__name__}: {error}"
                 return _Failure(message, traceback.format_exc())

@@ -12,8 +12,7 @@ from scipy.stats import rankdata
 
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.evaluation.intervals import DRAWS, LEVEL, ROUNDING, is_point, patient_draws, percentile_interval
-from bmmae.metrics.classification import require_numbers
-from bmmae.metrics.flags import require_flags, require_one_shape
+from bmmae.metrics.classification import require_scored
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,7 @@ def delong(
     Raises:
         ValueError: If a score is NaN, `positive` is no array of bools, or lengths differ.
     """
-    for score in (one, two):
-        require_numbers(score)
-    require_flags(positive)
-    require_one_shape(one, two, positive)
+    require_scored(positive, one, two)
     cases, controls = int(positive.sum()), int((~positive).sum())
     if cases < 2 or controls < 2:
         return Comparison(math.nan, None, None, math.nan, "DeLong", len(positive))

@@ -33,6 +33,18 @@ def require_numbers(score: Float[Array, " N"]) -> None:
         raise ValueError(f"{int(np.isnan(score).sum())} of {len(score)} scores are NaN: nothing was predicted there")
 
 
+def require_scored(positive: object, *scores: Float[Array, " N"]) -> None:
+    """Refuse what cannot be ranked against a truth.
+
+    Raises:
+        ValueError: If a score is NaN, `positive` is no array of bools, or lengths differ.
+    """
+    for score in scores:
+        require_numbers(score)
+    require_flags(positive)
+    require_one_shape(*scores, positive)
+
+
 def auc(score: Float[Array, " N"], positive: Bool[Array, " N"]) -> float:
     """Return the area under the receiver operating characteristic; higher is better, 0.5 is chance.
 
@@ -41,9 +53,7 @@ def auc(score: Float[Array, " N"], positive: Bool[Array, " N"]) -> float:
     Raises:
         ValueError: If a score is NaN, `positive` is no array of bools, or their lengths differ.
     """
-    require_numbers(score)
-    require_flags(positive)
-    require_one_shape(score, positive)
+    require_scored(positive, score)
     cases, controls = score[positive], np.sort(score[~positive])
     if not len(cases) or not len(controls):
         return math.nan
@@ -59,9 +69,7 @@ def average_precision(score: Float[Array, " N"], positive: Bool[Array, " N"]) ->
     Raises:
         ValueError: If a score is NaN, `positive` is no array of bools, or their lengths differ.
     """
-    require_numbers(score)
-    require_flags(positive)
-    require_one_shape(score, positive)
+    require_scored(positive, score)
     positives = int(positive.sum())
     if not positives or positives == len(positive):
         return math.nan

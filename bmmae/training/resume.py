@@ -19,7 +19,7 @@ from bmmae.errors import CheckpointError, OutputError, TrainingError
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
 from bmmae.model.pretrained import PretrainedModel
-from bmmae.schema import to_dict
+from bmmae.schema import flatten, to_dict
 from bmmae.training.checkpointing import checkpoint_folder, find_checkpoint, list_checkpoints, read_state
 
 CONFIG = "config.yaml"
@@ -103,12 +103,12 @@ def settings_of(model: nn.Module, masking: MaskingConfig | None = None) -> dict[
     """
     tree: dict[str, Any] = {} if masking is None else {"masking": to_dict(masking)}
     if not isinstance(model, PretrainedModel):
-        return dict(_flatten(tree))
+        return flatten(tree)
     own = to_dict({"model": model.config} if isinstance(model.config, ModelConfig) else vars(model.config))
     listed = {key: own.pop(key) for key in list(own) if key != "model" and isinstance(own[key], list | dict)}
     tree |= {**own, "preprocess": model.metadata.preprocessing}
     chosen = (pair for key, value in listed.items() for pair in _chosen(key, value))
-    return {**dict(_flatten(tree)), **dict(chosen), "encoder at the start (--model)": _start_of(model)}
+    return {**flatten(tree), **dict(chosen), "encoder at the start (--model)": _start_of(model)}
 
 
 def _chosen(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -203,8 +203,8 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     path = run_dir / CONFIG
     plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))  # no tuples, paths or enums
     if path.exists():
-        before = dict(_flatten(yaml.safe_load(path.read_text()) or {}))
-        now = dict(_flatten(plain))
+        before = flatten(yaml.safe_load(path.read_text()) or {})
+        now = flatten(plain)
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in _FREE)
         if changed:
             told = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
@@ -214,11 +214,3 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
         replace_whole(path, yaml.safe_dump(plain, sort_keys=False).encode())
     except OSError as error:
         raise OutputError(f"The run folder {run_dir} cannot be written: {error}. Choose another one.") from error
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -85,7 +85,7 @@ def read_structures(series: Series) -> StructureSet:
         found = parse(dataset)
     except ImageError:
         raise
-    except Exception as error:
+    except Exception as error:  # a parser's own exceptions
         raise ImageError(
             f"{series.files[0]} cannot be read as {series.acquisition.kind}: {type(error).__name__}; export it again"
         ) from error
