@@ -1,6 +1,7 @@
 """What the recipe benchmark varies: one change of the library's recipe each, and the published recipe as a whole.
 
-Changes are made to `configs/pretrain/tiny.yaml`. The closed-form regression is left out of every one: it is not
+Changes are made to `configs/pretrain/tiny.yaml` at the batch of comparisons; the file itself has since taken `batch 2`,
+the change that gained most. The closed-form regression is left out of every one: it is not
 learned in steps, and the yardsticks judge the decoder's patches.
 """
 
@@ -104,8 +105,10 @@ CHANGES: dict[str, Change] = {
     "all patches": _model(tissue_only=False),
     "patch 16": _model(patch=(16, 16, 16)),
     "no augmentation": _augment(flip=0.0, scale=0.0, shift=0.0),
+    f"{PUBLISHED}, batch 2": _batch(2),
 }
-"""By name, in the order in which they are run: the most telling first."""
+"""By name, in the order in which they are run: the most telling first. Of the library's recipe, but where the name says
+otherwise."""
 STARTS: dict[str, dict[str, Any]] = {
     "warm-up 1 %": {"warmup": 0.01},
     "warm-up 20 %": {"warmup": 0.2},
@@ -121,7 +124,7 @@ def variant(name: str, window: Triple) -> Variant:
     Raises:
         KeyError: If there is none.
     """
-    recipe = configuration("published" if name == PUBLISHED else "ours", window)
+    recipe = configuration("published" if name.startswith(PUBLISHED) else "ours", window)
     plain = replace(recipe, model=replace(recipe.model, synthesis=replace(recipe.model.synthesis, units=0)))
     if name in STARTS:
         return Variant(plain, **STARTS[name])

@@ -1,6 +1,6 @@
 """Does the frozen encoder tell tumour from brain? A linear probe of every patch, five folds of the real cases.
 
-python benchmarks/tumour_probe.py [--seconds 1200] [--folds 0 1] [--ours PATH]
+python benchmarks/tumour_probe.py [--seconds 600] [--folds 0 1] [--ours PATH]
 
 Our recipe is pretrained on each fold's training patients alone, without a label; `--ours` names weights made elsewhere
 instead (`{fold}` in the path stands for the fold's number). `probe.py` says what is probed, and on whom it is fitted.
@@ -61,7 +61,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = arguments(__doc__)
     parser.set_defaults(threads=1)
-    parser.add_argument("--seconds", type=float, default=1200.0, help="of pretraining a fold")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of pretraining a fold")
     parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these")
     parser.add_argument("--ours", default=None, help="weights of our recipe, instead of pretraining here")
     given = parse(parser)
@@ -83,7 +83,7 @@ def _pretraining(given: argparse.Namespace, source: Source, fold: int) -> str:
     """Return what tells one pretraining from another."""
     if given.ours is not None:
         return digest(Path(given.ours.format(fold=fold)))
-    return f"{form_of(OURS, source)}, {given.seconds:g} s"
+    return f"{form_of(OURS, source, batch_size=None)}, {given.seconds:g} s"
 
 
 def run_cell(given: argparse.Namespace, cell: Mapping[str, Any], source: Source) -> dict[str, Any]:
@@ -107,7 +107,8 @@ def _features(
     if given.ours is not None:
         folder, told = Path(given.ours.format(fold=cell["fold"])), {}
     else:
-        folder, told = weights_of(OURS, source, studies, fold=str(cell["fold"]), seconds=given.seconds)
+        more = {"seconds": given.seconds, "batch_size": None}
+        folder, told = weights_of(OURS, source, studies, fold=str(cell["fold"]), **more)
     model = load_model(folder)
     if not isinstance(model, MAE):
         raise TypeError(f"{folder} holds a model of kind '{model.kind}', expected 'mae'")

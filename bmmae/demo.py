@@ -44,7 +44,7 @@ class Lengths:
     finetune: int
 
 
-FULL = Lengths(subjects=64, pretrain=400, finetune=100)
+FULL = Lengths(subjects=64, pretrain=1200, finetune=100)
 QUICK = Lengths(subjects=12, pretrain=4, finetune=4)
 SPACING = "3"
 """Millimetres: the synthetic cohort's own, so that one window holds a whole brain."""
