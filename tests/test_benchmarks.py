@@ -40,3 +40,17 @@ def test_one_study_is_timed_in_a_process_of_its_own() -> None:
     assert set(found["headline"]) == {"seconds_a_study", "memory_a_study"}
     assert [set(row) for row in found["rows"]] == [{"wall_seconds", "memory_gb"}]
     assert found["rows"][0]["memory_gb"] > 0.1
+
+
+@pytest.mark.slow
+def test_intervals_are_simulated() -> None:
+    path = ROOT / "benchmarks" / "results" / "quick" / "intervals.json"
+    path.unlink(missing_ok=True)
+    words = [sys.executable, str(ROOT / "benchmarks" / "intervals.py"), "--quick"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads(path.read_text())["rows"]
+    held = {(row["figure"], row["patients"], row["levels"]): row["held"] for row in rows}
+    assert {key[0] for key in held} == {"mean", "auc"}
+    assert all(0.5 <= share <= 1 for share in held.values())
+    assert all(held[*key[:2], "widened"] >= held[*key[:2], "plain"] for key in held)

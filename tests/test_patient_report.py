@@ -37,7 +37,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_it_needs_no_other_file(page: str) -> None:
     sources = re.findall(r'src="([^"]{0,30})', page)
-    assert len(sources) == 2 * 3 + 2  # each model: ROC, reliability, confusion; and survival
+    assert len(sources) == 2 * 4 + 2  # each model: ROC, reliability, decision curve, confusion; and survival
+    assert page.count("Decision curve of") == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in page
     assert "<script" not in page
@@ -59,6 +60,7 @@ def test_every_subset_and_the_difference_to_the_clinical_model_are_there(page: s
     assert "corrected t, 3 folds" in page
     assert "paired bootstrap, 60 patients" in page
     assert "log-rank p" in page
+    assert page.count("<td>calibration_slope</td>") == page.count("<td>auc</td>")
     assert re.search(r"\d\.\d{3}<br><small>\d\.\d{3} to \d\.\d{3}, n \d+", page)
 
 
@@ -66,6 +68,8 @@ def test_without_a_clinical_model_it_says_so() -> None:
     found = patient_page(classes({"image": 2.0}, names=("a", "b", "c")), None, title="Site", draws=2)
     assert "No model 'clinical' is beside" in found
     assert "auc_a_b" in found
+    assert "Decision curve of" not in found  # which class would be treated?
+    assert "calibration_slope" not in found
 
 
 def test_the_pictures_are_of_the_fullest_subset() -> None:

@@ -11,7 +11,15 @@ from scipy import stats
 from scipy.stats import rankdata
 
 from bmmae.arrays import Array, Bool, Float, Int
-from bmmae.evaluation.intervals import DRAWS, LEVEL, ROUNDING, is_point, patient_draws, percentile_interval
+from bmmae.evaluation.intervals import (
+    DRAWS,
+    LEVEL,
+    ROUNDING,
+    is_point,
+    patient_draws,
+    percentile_interval,
+    share_beyond,
+)
 from bmmae.metrics.classification import require_scored
 
 
@@ -113,8 +121,9 @@ def paired_bootstrap(
 ) -> Comparison:
     """Test any difference by drawing patients anew, the same for both models (say, of two C-indices).
 
-    The p-value is twice the share of draws on the other side of 0, both counted from 1: never below 2 / (draws + 1).
-    Where all draws agree there is no interval, and no p-value but that of 1 for no difference.
+    The p-value goes with the interval, which leaves 0 out where p is below 1 - `level`; draws on the other side of 0
+    are counted from 1, so that it is never 0. Where all draws agree there is no interval, and no p-value but that of 1
+    for no difference.
 
     Args:
         difference: First minus second model on some rows; NaN where not defined.
@@ -126,11 +135,13 @@ def paired_bootstrap(
     """
     value = difference(np.arange(len(groups)))
     drawn = np.array([difference(rows) for rows in patient_draws(groups, strata, draws=draws, seed=seed)])
-    interval, patients = percentile_interval(drawn, level), len(set(groups))
+    patients = len(set(groups))
+    interval = percentile_interval(drawn, patients, level)
     if interval is None or math.isnan(value):
         return Comparison(value, None, None, math.nan, "paired bootstrap", patients)
     if is_point(interval):
         return Comparison(value, None, None, 1.0 if abs(value) < ROUNDING else math.nan, "paired bootstrap", patients)
     defined = drawn[~np.isnan(drawn)]
     beyond = 1 + min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    return Comparison(value, *interval, min(1.0, 2 * beyond / (len(defined) + 1)), "paired bootstrap", patients)
+    p = share_beyond(beyond / (len(defined) + 1), patients)
+    return Comparison(value, *interval, p, "paired bootstrap", patients)

@@ -1,4 +1,9 @@
-"""Intervals by resampling patients."""
+"""Intervals by resampling patients.
+
+The bootstrap takes the patients there are for all there could be, and is too narrow where they are few. Levels are
+therefore widened by `tail_share`: expanded percentiles (Hesterberg, What teachers should know about the bootstrap, The
+American Statistician 69, 2015).
+"""
 
 from __future__ import annotations
 
@@ -17,8 +22,27 @@ FEW_DEFINED = 0.5
 ROUNDING = 1e-12
 
 
+def tail_share(patients: int, level: float = LEVEL) -> float:
+    """Return the share of bootstrap draws to leave out on either side, less than `(1 - level) / 2` for few patients.
+
+    It is what makes the interval of a mean as long as that by Student's t: 1.3 % instead of 2.5 % for 15 patients.
+    """
+    if patients < 2:
+        return (1 - level) / 2
+    reach = stats.t.ppf((1 + level) / 2, patients - 1)
+    return float(stats.norm.cdf(-reach * np.sqrt(patients / (patients - 1))))
+
+
+def share_beyond(tail: float, patients: int) -> float:
+    """Return the two-sided p-value of what is at the edge of the interval that leaves this share out (`tail_share`)."""
+    if patients < 2:
+        return min(1.0, 2 * tail)
+    reach = stats.norm.ppf(min(tail, 0.5)) * np.sqrt((patients - 1) / patients)
+    return float(2 * stats.t.cdf(reach, patients - 1))
+
+
 def mean_with_interval(values: Sequence[float], unit: str = "", *, level: float = 0.95, seed: int = 0) -> Metric:
-    """Return the mean over patients with its bootstrap interval (BCa, 2000 resamples).
+    """Return the mean over patients with its bootstrap interval (BCa, 2000 resamples, widened by `tail_share`).
 
     Args:
         values: One a patient; NaN (not defined for that patient) is left out and not counted.
@@ -35,8 +59,9 @@ def mean_with_interval(values: Sequence[float], unit: str = "", *, level: float 
         return Metric(float("nan"), unit=unit, n=0)
     if len(defined) < 3 or not np.isfinite(defined).all() or np.ptp(defined) == 0:
         return Metric(float(defined.mean()), unit=unit, n=len(defined))
+    inside = 1 - 2 * tail_share(len(defined), level)
     found = stats.bootstrap(
-        (defined,), np.mean, n_resamples=2000, confidence_level=level, rng=np.random.default_rng(seed)
+        (defined,), np.mean, n_resamples=2000, confidence_level=inside, rng=np.random.default_rng(seed)
     )
     low, high = found.confidence_interval
     return Metric(float(defined.mean()), float(low), float(high), unit, len(defined))
@@ -65,17 +90,19 @@ def patient_draws(
         yield np.repeat(np.arange(len(patient)), times[patient])
 
 
-def percentile_interval(values: Float[Array, " D"], level: float = LEVEL) -> tuple[float, float] | None:
+def percentile_interval(values: Float[Array, " D"], patients: int, level: float = LEVEL) -> tuple[float, float] | None:
     """Return the middle part of a figure's values over bootstrap draws; None where it was mostly not defined.
 
     Args:
         values: One a draw; NaN where the draw left the figure undefined (say, no patient of a class).
-        level: Share of the draws inside.
+        patients: How many are drawn from: where they are few, more of the draws are inside (`tail_share`).
+        level: Coverage of the interval.
     """
     defined = values[~np.isnan(values)]
     if len(defined) <= FEW_DEFINED * len(values):
         return None
-    low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
+    tail = tail_share(patients, level)
+    low, high = np.quantile(defined, (tail, 1 - tail))
     return float(low), float(high)
 
 

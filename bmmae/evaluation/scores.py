@@ -21,6 +21,7 @@ from bmmae.provenance import Metric
 Statistic = Callable[[Int[Array, " R"]], Mapping[str, float]]
 """Figures by name from some rows of one model, subset and fold."""
 LOWER_IS_BETTER = ("brier", "ece", "integrated_brier")
+BEST = {"calibration_slope": "1 is best", "calibration_in_the_large": "0 is best"}
 WITHOUT_INTERVAL = ("ece",)
 """Draws hold patients twice, which looks like miscalibration: the intervals would hardly ever cover the truth."""
 
@@ -116,7 +117,7 @@ def _mean(values: Float[Array, "D F"]) -> Float[Array, " D"]:
 
 def _metric(name: str, value: float, drawn: Float[Array, " D"], patients: int) -> Metric:
     known = len(drawn) > 0 and not math.isnan(value) and name not in WITHOUT_INTERVAL
-    interval = percentile_interval(drawn) if known else None
+    interval = percentile_interval(drawn, patients) if known else None
     if interval is not None and is_point(interval):
         interval = None  # 16 of 16 patients are no proof of perfection
     low, high = interval or (None, None)
@@ -125,7 +126,7 @@ def _metric(name: str, value: float, drawn: Float[Array, " D"], patients: int) -
 
 def unit_of(metric: str) -> str:
     """Return unit and sign of a figure, as people read it."""
-    return "lower is better" if metric in LOWER_IS_BETTER else "0 to 1, higher is better"
+    return BEST.get(metric) or ("lower is better" if metric in LOWER_IS_BETTER else "0 to 1, higher is better")
 
 
 def format_scores(scores: Sequence[Score], metrics: Sequence[str]) -> str:

@@ -3,8 +3,11 @@
 from bmmae.metrics.calibration import (
     Reliability,
     brier_score,
+    calibration_in_the_large,
     calibration_outcome,
+    calibration_slope,
     expected_calibration_error,
+    net_benefit,
     reliability,
 )
 from bmmae.metrics.classification import (
@@ -51,7 +54,9 @@ __all__ = [
     "average_precision",
     "balanced_accuracy",
     "brier_score",
+    "calibration_in_the_large",
     "calibration_outcome",
+    "calibration_slope",
     "censoring_curve",
     "classification_figures",
     "classification_metrics",
@@ -68,6 +73,7 @@ __all__ = [
     "kaplan_meier",
     "log_rank",
     "macro_f1",
+    "net_benefit",
     "pair_auc",
     "precisions",
     "psnr",

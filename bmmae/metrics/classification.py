@@ -16,7 +16,13 @@ from typing import TypeAlias
 import numpy as np
 
 from bmmae.arrays import Array, Bool, Float, Int
-from bmmae.metrics.calibration import brier_score, calibration_outcome, expected_calibration_error
+from bmmae.metrics.calibration import (
+    brier_score,
+    calibration_in_the_large,
+    calibration_outcome,
+    calibration_slope,
+    expected_calibration_error,
+)
 from bmmae.metrics.flags import require_flags, require_one_shape
 
 Figure: TypeAlias = Callable[[Array, Array], float]
@@ -163,9 +169,10 @@ def top_k(probabilities: Float[Array, "N C"], label: Int[Array, " N"], k: int) -
 def classification_figures(classes: Sequence[str]) -> dict[str, Figure]:
     """Return every figure of this module and of `calibration` by name; the class given is the (first) likeliest.
 
-    With two classes, `auc`, `average_precision`, `precision`, `sensitivity` and `specificity` are those of class 1;
-    with more they are means over the classes, and `auc_<class>` and `auc_<class>_<class>` are listed too. A mean AUC
-    or average precision over classes one of which nobody has would be another quantity: it is NaN.
+    With two classes, `auc`, `average_precision`, `precision`, `sensitivity` and `specificity` are those of class 1, and
+    there are `calibration_slope` and `calibration_in_the_large`; with more they are means over the classes, and
+    `auc_<class>` and `auc_<class>_<class>` are listed too. A mean AUC or average precision over classes one of which
+    nobody has would be another quantity: it is NaN.
 
     Args:
         classes: Names of the classes, in the order of their numbers.
@@ -194,7 +201,14 @@ def classification_figures(classes: Sequence[str]) -> dict[str, Figure]:
         "ece": lambda given, label: expected_calibration_error(*calibration_outcome(given, label)),
         "brier": brier_score,
     }
-    return found if count == 2 else found | _figures_of_many(classes)
+    return found | (_calibration_of_two() if count == 2 else _figures_of_many(classes))
+
+
+def _calibration_of_two() -> dict[str, Figure]:
+    return {
+        "calibration_slope": lambda given, label: calibration_slope(given[:, 1], label == 1),
+        "calibration_in_the_large": lambda given, label: calibration_in_the_large(given[:, 1], label == 1),
+    }
 
 
 def _figures_of_many(classes: Sequence[str]) -> dict[str, Figure]:

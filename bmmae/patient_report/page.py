@@ -38,19 +38,21 @@ img { max-width: 100% }
 READING = """
 <ul>
 <li>A figure is computed within each fold's test patients and averaged over folds; folds are never pooled, because
-their models' risks and probabilities have no common scale (the reliability and confusion pictures, which need all
-patients, are the exception).</li>
-<li>Intervals (95 %) are percentiles over draws of patients with replacement. They tell how much other test patients
-would change the figure, not how much other training patients would: for that see the deviation over folds. With few
-patients they are too narrow. There is none where all draws agree (a perfect figure in a few patients is no proof), and
-none of the calibration error, which draws inflate.</li>
+their models' risks and probabilities have no common scale (the reliability, decision and confusion pictures, which
+need all patients, are the exception).</li>
+<li>Intervals (95 %) are percentiles over draws of patients with replacement, widened where patients are few. They tell
+how much other test patients would change the figure, not how much other training patients would: for that see the
+deviation over folds. With fewer than twenty patients they can still be too narrow. There is none where all draws
+agree (a perfect figure in a few patients is no proof), and none of the calibration error, which draws inflate.</li>
 <li>Each patient is given the likeliest class: of two classes, that is a threshold of 0.5, whatever their frequency.
 Sensitivity, specificity and F1 depend on it; the AUC does not. Two classes: figures are those of the second, the
 positive one (macro F1 and balanced accuracy are of both). More classes: means over classes.</li>
 <li>The corrected t-test allows for the training patients that folds share; the paired bootstrap draws the same
 patients for both models; DeLong's test is for one test set. No p-value is corrected for the number of tests.</li>
 <li>A figure that is not defined (one class alone, no death) is left out of the mean, and counted.</li>
-<li>Risk: higher means that the patient dies sooner. The calibration error (ece) is biased upwards in small folds.</li>
+<li>Risk: higher means that the patient dies sooner. The calibration error (ece) is biased upwards in small folds.
+Calibration slope: 1 is best, below it predictions are too extreme; calibration in the large: 0 is best, above it the
+second class is more frequent than predicted (logits).</li>
 </ul>
 """
 

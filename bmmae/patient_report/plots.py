@@ -14,7 +14,7 @@ from bmmae.arrays import Array, Float, Int
 from bmmae.evaluation.classification import roc_curve
 from bmmae.evaluation.predictions import ClassPredictions
 from bmmae.evaluation.survival import RiskGroups
-from bmmae.metrics import Steps, calibration_outcome, reliability
+from bmmae.metrics import Steps, calibration_outcome, net_benefit, reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,6 +85,28 @@ def wilson_reach(share: Float[Array, " K"], count: Float[Array, " K"]) -> Float[
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
     return np.maximum([share - middle + half, middle + half - share], 0)
+
+
+def draw_decision_curve(predictions: ClassPredictions) -> bytes:
+    """Draw the net benefit of treating by the probability of the second class, beside treating all and nobody.
+
+    Patients of all folds together.
+    """
+    figure, (axis,) = _figure(1)
+    predicted, happened = calibration_outcome(predictions.probabilities, predictions.label)
+    share = float(happened.mean())
+    thresholds = np.linspace(0.01, 0.99, 99)
+    curves = {
+        "by the model": (predicted, LOW, "-"),
+        "all": (np.ones_like(predicted), HIGH, "--"),
+        "nobody": (np.zeros_like(predicted), GREY, ":"),
+    }
+    for name, (given, colour, line) in curves.items():
+        axis.plot(thresholds, net_benefit(given, happened, thresholds), line, color=colour, label=name)
+    axis.set(xlim=(0, 1), ylim=(-0.05 - 0.2 * share, share + 0.05), ylabel="net benefit")
+    axis.set(xlabel=f"treated from this probability of {predictions.classes[1]} on")
+    axis.legend(fontsize=7, title="treated", title_fontsize=7, loc="upper right")
+    return _png(figure)
 
 
 def draw_confusion(matrix: Int[Array, "C C"], classes: Sequence[str]) -> bytes:

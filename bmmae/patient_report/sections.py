@@ -15,10 +15,17 @@ from bmmae.evaluation.predictions import AVAILABLE, ClassPredictions, Prediction
 from bmmae.evaluation.scores import Score, value_and_interval
 from bmmae.evaluation.survival import RiskGroups, risk_groups
 from bmmae.page import figure, table
-from bmmae.patient_report.plots import draw_confusion, draw_reliability, draw_roc, draw_survival
+from bmmae.patient_report.plots import (
+    draw_confusion,
+    draw_decision_curve,
+    draw_reliability,
+    draw_roc,
+    draw_survival,
+)
 
 FEW = 100
 """Patients with and without an event that judging a prognostic model takes (Collins et al., Stat. Med. 35, 2016)."""
+DECISIONS = "Decision curve: all folds together; of use where it is above both treating all and treating nobody"
 BARS = "bars are 95 % intervals that count patients, not rows"
 FIRST = ("auc", "average_precision", "balanced_accuracy", "macro_f1", "sensitivity", "specificity", "ece", "brier")
 FIRST_SURVIVAL = ("harrell_c", "uno_c", "auc_over_time", "integrated_brier")
@@ -80,7 +87,7 @@ def comparison_table(found: Iterable[tuple[str, str, Comparison]], reference: st
 
 
 def class_pictures(predictions: ClassPredictions) -> str:
-    """Return ROC, reliability and confusion of each model from its fullest subset."""
+    """Return ROC, reliability, decision curve (of two classes) and confusion of each model from its fullest subset."""
     known, parts = predictions.known, []
     for model, subset in fullest(known.keys):
         chosen = known.take(_rows(known.keys, model, subset))
@@ -90,6 +97,10 @@ def class_pictures(predictions: ClassPredictions) -> str:
             f"<h3>{escape(name)}</h3><div class=row>",
             figure(draw_roc(chosen), f"ROC of {name}", "ROC: a thin line a fold, and their mean"),
             figure(draw_reliability(chosen), f"Reliability of {name}", f"Reliability: all folds together; {BARS}"),
+        ]
+        if len(known.classes) == 2:
+            parts.append(figure(draw_decision_curve(chosen), f"Decision curve of {name}", DECISIONS))
+        parts += [
             figure(draw_confusion(matrix, known.classes), f"Confusion of {name}", "Confusion: sum over folds"),
             "</div>",
         ]

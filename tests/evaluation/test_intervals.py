@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from bmmae.evaluation.intervals import mean_with_interval
+from bmmae.evaluation.intervals import mean_with_interval, percentile_interval, share_beyond, tail_share
 
 
 def test_the_interval_surrounds_the_mean_and_is_the_same_again() -> None:
@@ -27,3 +28,32 @@ def test_too_few_patients_have_no_interval() -> None:
     assert mean_with_interval([1.0, 2.0]).low is None
     assert mean_with_interval([2.0, 2.0, 2.0]).low is None
     assert math.isnan(mean_with_interval([math.nan]).value)
+
+
+def test_intervals_of_few_patients_are_as_long_as_students() -> None:
+    values = np.random.default_rng(1).normal(size=12)
+    drawn = np.random.default_rng(2).choice(values, (20_000, 12)).mean(axis=1)
+    low, high = percentile_interval(drawn, 12)
+    theirs = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    assert high - low == pytest.approx(theirs[1] - theirs[0], rel=0.05)
+    assert tail_share(10_000) == pytest.approx(0.025, rel=0.01)
+    assert tail_share(15) == pytest.approx(0.0132, abs=1e-4)
+
+
+def test_the_mean_of_eight_patients_is_covered_nearly_as_often_as_stated() -> None:
+    # Skewed to the left, as Dice is; without `tail_share` 177 of these intervals hold the mean.
+    truth, hits = 5 / 6.2, 0
+    for seed in range(200):
+        found = mean_with_interval(np.random.default_rng(seed).beta(5, 1.2, 8).tolist())
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= truth <= found.high
+    assert hits >= 183
+
+
+@pytest.mark.parametrize("patients", [3, 15, 400])
+def test_p_values_agree_with_intervals(patients: int) -> None:
+    for level in (0.8, 0.95):
+        assert share_beyond(tail_share(patients, level), patients) == pytest.approx(1 - level)
+    assert share_beyond(0.5, patients) == pytest.approx(1)
+    assert share_beyond(0.7, patients) == pytest.approx(1)

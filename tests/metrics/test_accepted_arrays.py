@@ -25,6 +25,8 @@ VOLUME = np.arange(float(MASK.size)).reshape(MASK.shape)
 OF_FLAGS = {
     metrics.auc: (SCORE,),
     metrics.average_precision: (SCORE,),
+    metrics.calibration_slope: (SCORE,),
+    metrics.calibration_in_the_large: (SCORE,),
     delong: (SCORE, 1 - SCORE),
     metrics.kaplan_meier: (TIME,),
     metrics.censoring_curve: (TIME,),

@@ -75,7 +75,7 @@ def test_two_classes_equal_scikit_learn(seed: int) -> None:
         "brier": reference.brier_score_loss(label, positive),
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert set(found) == {*expected, "ece"}
+    assert set(found) == {*expected, "ece", "calibration_slope", "calibration_in_the_large"}
 
 
 @pytest.mark.parametrize("seed", range(3))
