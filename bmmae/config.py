@@ -19,6 +19,7 @@ import yaml
 
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.cache import StudyCache
+from bmmae.data.caching import warn_of_other_spacing
 from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.preprocess import PreprocessChoice, PreprocessConfig
 from bmmae.data.splits import train_and_validation
@@ -26,9 +27,11 @@ from bmmae.errors import BmmaeError, ConfigError
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
 from bmmae.model.convolution import FusionKind
+from bmmae.model.synthesis import MOST_MODALITIES
 from bmmae.notice import print_warning
 from bmmae.tasks.segmentation import DistillConfig
 from bmmae.training import OptimConfig, TrainConfig
+from bmmae.training.devices import tells_of_lost_process
 from bmmae.training.signals import EXIT_STOPPED, ScriptStop, StoppedEarly
 
 T = TypeVar("T")
@@ -89,7 +92,11 @@ class DataConfig:
         return read_cohort(self.cohort, columns, set_bare_apart=self.splits is not None)
 
     def divide(self, cohort: Cohort, seed: int, cache: StudyCache) -> tuple[list[Study], list[Study]]:
-        """Return the studies to train and to validate on; raises and warns as `train_and_validation`."""
+        """Return the studies to train and to validate on; raises and warns as `train_and_validation`.
+
+        Warns of a cache that was made otherwise.
+        """
+        warn_of_other_spacing(cache, cohort.studies)
         return train_and_validation(
             cohort,
             validation_share=self.validation_share,
@@ -129,6 +136,11 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         self.data.refuse_labels()
+        if self.model.synthesis.units and len(self.model.modalities) > MOST_MODALITIES:
+            raise ConfigError(
+                f"voxel-wise synthesis knows subsets of at most {MOST_MODALITIES} modalities, and model.modalities has "
+                f"{len(self.model.modalities)}: set model.synthesis.units to 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -178,6 +190,8 @@ class SegmentConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ConfigError(f"width must be at least 1, got {self.width}")
         if not 0 < self.visible_share <= 1:
             raise ConfigError(f"visible_share must lie in (0, 1], got {self.visible_share}")
         if not 0 < self.hardest_share <= 1:
@@ -220,12 +234,17 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
 
     set_loader("yaml_once", _load_once, (yaml.YAMLError,))
     parser = ArgumentParser(
-        exit_on_error=False, parser_mode="yaml_once", description=(kind.__doc__ or "").splitlines()[0]
+        exit_on_error=False,
+        parser_mode="yaml_once",
+        description=(kind.__doc__ or "").splitlines()[0],
+        allow_abbrev=False,  # the beginning of a key is an unknown key
     )
     parser.add_argument("--config", action="config", help="YAML file of values; arguments after it win")
     parser.add_class_arguments(kind, as_group=False)
     try:
-        parsed = parser.instantiate(parser.parse_args(list(sys.argv[1:] if arguments is None else arguments)))
+        given = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
+        _refuse_values_of_groups(kind, given)
+        parsed = parser.instantiate(given)
     except ArgumentError as error:
         raise ConfigError(_explain(str(error), list(_keys(kind)))) from error
     except UnicodeDecodeError as error:
@@ -241,10 +260,11 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
 def script(main: Callable[[], int | None]) -> None:
     """Run a training script, and exit.
 
-    Errors that the user can mend end in one line and exit code 2, without a traceback; SIGTERM and SIGUSR1 before the
-    training loop and after it in exit code 75 (in it, see `bmmae.training.signals`).
+    Errors that the user can mend end in one line and exit code 2, without a traceback, and so does the loss of another
+    process; SIGTERM and SIGUSR1 before the training loop and after it in exit code 75 (in it, see
+    `bmmae.training.signals`). Of the processes on a machine, which read the same data, the first one warns.
     """
-    warnings.showwarning = print_warning
+    warnings.showwarning = print_warning if os.environ.get("LOCAL_RANK", "0") == "0" else _say_nothing
     try:
         with ScriptStop():
             code = main()
@@ -254,7 +274,20 @@ def script(main: Callable[[], int | None]) -> None:
     except BmmaeError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except RuntimeError as error:
+        if not tells_of_lost_process(error):
+            raise
+        print(
+            "error: another process of this run has ended, and its own message says why, unless it was killed; start "
+            "the same command again with --train.resume auto to go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        code = 2
     sys.exit(code or 0)
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """For `warnings.showwarning`."""
 
 
 def _at_home(config: T) -> T:
@@ -285,6 +318,20 @@ def _refuse_repeats(node: yaml.Node | None, prefix: str = "") -> None:
             raise ConfigError(f"'{name}' is given twice, in lines {lines[name]} and {line}: keep one of them")
         lines[name] = line
         _refuse_repeats(value, f"{name}.")
+
+
+def _refuse_values_of_groups(kind: Any, given: Any, prefix: str = "") -> None:
+    """Refuse a value where keys are expected, such as `train:` with nothing below it."""
+    hints = get_type_hints(kind)
+    for item in fields(kind):
+        value, key = getattr(given, item.name), prefix + item.name
+        if is_dataclass(hints[item.name]):
+            if not hasattr(value, "__dict__"):
+                shown = "null" if value is None else value
+                raise ConfigError(
+                    f"configuration key '{key}' holds keys of its own, got {shown}: write them below it or leave it out"
+                )
+            _refuse_values_of_groups(hints[item.name], value, f"{key}.")
 
 
 def _keys(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -318,7 +365,14 @@ def _in_plain_words(line: str) -> str:
     line = re.sub(
         r"Does not validate .* Subtypes: \[(.*?\]?)\] Errors: .* Given value: ", r"Expected \1. Got value: ", line
     )
+    if line.startswith("Unexpected config:"):
+        return "the file of --config holds no value of any key: expected YAML such as `train: {steps: 1000}`"
+    group = re.match(r"Parser key \"([\w.]+)\": Unable to load config '(.*?)'", line)
+    if group is not None:
+        weights = "; weights to go on from are named by --start" if group[1] == "model" else ""
+        return f"'{group[1]}' holds keys of its own, and '{group[2]}' is no YAML file of them{weights}"
     line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("NoneType", "null").replace("typing.Literal", "one of ")
+    line = line.replace("Expected a tuple", "Expected a list")
     if line.endswith("Got value: False") and "'no'" in line:
         return f"{line}, as which YAML reads a bare no: write 'no', in quotes"
     return line

@@ -29,7 +29,7 @@ from bmmae.model.config import ModelConfig, recipe
 from bmmae.model.pretrained import PretrainedModel
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 from bmmae.tasks.segmentation import SegmentationTask
-from bmmae.training import fit
+from bmmae.training import fit, look_ahead
 
 SCRATCH = "scratch:"
 
@@ -39,6 +39,7 @@ def main() -> int:
     config = parse(SegmentConfig)
     if config.frozen and config.optim.frozen_steps:
         raise ConfigError("optim.frozen_steps has no effect with frozen, which never trains the encoder: set it to 0")
+    look_ahead(config.train, config.optim, config.out)
     seed = config.train.seed
     from_scratch = config.model.startswith(SCRATCH)
     pretrained = None if from_scratch else load_model(config.model)

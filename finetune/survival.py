@@ -8,6 +8,7 @@ from bmmae.config import parse, script
 from bmmae.errors import ConfigError
 from bmmae.patient_config import PatientConfig
 from bmmae.patient_run import fine_tune
+from bmmae.training import look_ahead
 
 
 def main() -> int:
@@ -15,6 +16,8 @@ def main() -> int:
     config = parse(PatientConfig)
     if not config.targets.survival:
         raise ConfigError("targets.survival is empty: expected hazard, cox or survival_classes, or several of them")
+    if config.mode != "features":
+        look_ahead(config.train, config.optim, config.out)
     return fine_tune(config)
 
 

@@ -20,12 +20,13 @@ from bmmae.growth import continue_from
 from bmmae.model.mae import MAE
 from bmmae.report import save_progress
 from bmmae.tasks.reconstruction import ReconstructionTask, fit_synthesis
-from bmmae.training import fit
+from bmmae.training import fit, look_ahead
 
 
 def main() -> int:
     """Run; returns the exit code of `bmmae.training.fit`."""
     config = parse(PretrainConfig)
+    look_ahead(config.train, config.optim, config.out)
     seed = config.train.seed
     torch.manual_seed(seed)
     model = MAE(config.model)

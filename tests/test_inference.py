@@ -24,6 +24,7 @@ from bmmae.inference import (
     reconstruct,
     reconstruct_prepared,
     reconstruct_to_folder,
+    save_image,
     segment,
 )
 from bmmae.modalities import STANDARD
@@ -365,6 +366,27 @@ def test_results_open_over_an_input_in_micrometres(
         assert np.allclose(image.affine, affine)
         assert image.header.get_zooms() == pytest.approx((1000, 1000, 1000))
         assert image.header.get_xyzt_units()[0] == "micron"
+
+
+def test_a_header_without_a_place_is_doubted_and_its_results_open_over_it(
+    segmenter: SegmentationModel, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "t1.nii.gz", picture(), codes=(0, 0))
+    with pytest.warns(UnlikeTrainingWarning, match=r"axes of t1.nii.gz point is open.*codes are 0.*Right and left may"):
+        found = segment(segmenter, {"t1": path})
+    written = nib.load(save_image(found, tmp_path / "seg.nii.gz")).header
+    assert (int(written["qform_code"]), int(written["sform_code"])) == (0, 0)
+    assert written.get_zooms() == nib.load(path).header.get_zooms()
+
+
+def test_a_qform_that_is_no_rotation_stops_nothing(segmenter: SegmentationModel, tmp_path: Path) -> None:
+    path = save(tmp_path / "t1.nii", picture(), codes=(1, 1))
+    affine = nib.load(path).affine
+    content = bytearray(path.read_bytes())
+    content[256:264] = np.full(2, 0.8, np.float32).tobytes()  # two parts of the quaternion
+    path.write_bytes(content)
+    found = segment(segmenter, {"t1": path})
+    assert np.allclose(nib.load(save_image(found, tmp_path / "seg.nii")).affine, affine)
 
 
 def test_a_mask_of_one_everywhere_is_a_mask(mae: MAE, tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ def test_configs_hold_values_only() -> None:
         (["--data.validation_share", "7"], "validation_share must lie between 0 and 1, got 7"),
         (["--data.labels", "binary"], r"data.labels \('binary'\) is about segmentation"),
         (["--augment.each_lesion", "1"], "each_lesion says which lesion .*lesion_share 0 aims at none"),
+        (["--train.step", "3"], "unknown configuration key 'train.step'. Did you mean 'train.steps'"),
+        (["--preprocess.spacing", "2"], '"preprocess.spacing": Expected a list. Got value: 2'),
+        (
+            ["--model", "checkpoints/tiny"],
+            "'model' holds keys of its own, and 'checkpoints/tiny' is no YAML file of them; weights .* by --start",
+        ),
+        (
+            ["--model.modalities", "[t1, t1ce, t2, flair, dwi, adc, swi]"],
+            r"at most 6 modalities, and model\.modalities has 7: set model\.synthesis\.units to 0",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence(arguments: list[str], message: str) -> None:
@@ -123,6 +133,28 @@ def test_an_unknown_key_in_a_file_proposes_the_nearest(tmp_path: Path) -> None:
         ConfigError, match=r"unknown configuration key 'model.encoder.dmi'. Did you mean 'model.encoder.dim'"
     ):
         parse(PretrainConfig, ["--config", str(path), "--data.cohort", "c.csv"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: [1, 2]", r"key 'train' holds keys of its own, got \[1, 2\]: write them below it or leave it out"),
+        ("out: runs\ntrain:\n", "key 'train' holds keys of its own, got null"),
+        ("train: {steps: 2}\nmodel: {encoder: 5}", "key 'model.encoder' holds keys of its own, got 5"),
+        ("", "the file of --config holds no value of any key"),
+        ("- train", "the file of --config holds no value of any key"),
+    ],
+)
+def test_a_file_without_keys_where_they_belong_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse(PretrainConfig, ["--config", str(path), "--data.cohort", "c.csv"])
+
+
+def test_a_decoder_without_channels_is_refused() -> None:
+    with pytest.raises(ConfigError, match="width must be at least 1, got 0"):
+        parse(SegmentConfig, ["--model", "m", "--data.cohort", "c.csv", "--train.steps", "1", "--width", "0"])
 
 
 def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def test_other_options_replace_what_was_made_and_leave_nothing_of_it(mae: MAE, c
 def test_a_subset_hides_the_rest_and_is_judged_by_it(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcomes = reconstruct_cohort(mae, cohort, out, ReconstructOptions(subset=("t1", "t2")))
-    assert [outcome.status for outcome in outcomes] == ["made", "made", "failed"]
-    assert "none of t1, t2 is given" in outcomes[2].problem
+    assert [outcome.status for outcome in outcomes] == ["made", "made", "skipped"]
+    assert outcomes[2].problem == "it has none of T1, T2"
     note = json.loads((out / "a" / "reconstruction.json").read_text())
     assert note["given"] == {"t1": "t1.nii.gz", "t2": "t2.nii.gz"}
     assert note["hidden"] == {"t1ce": "t1ce.nii.gz", "flair": "flair.nii.gz"}
@@ -177,13 +177,29 @@ def test_one_study_says_how_close_it_came(saved: Path, cohort: Cohort, tmp_path:
 
 
 def test_the_command_says_how_close_it_came(saved: Path, cohort: Cohort, tmp_path: Path, capsys: Capture) -> None:
-    assert command(saved, cohort, tmp_path / "out", "--subset", "t1", "t2", "--only", "flair") == 1
+    assert command(saved, cohort, tmp_path / "out", "--subset", "t1", "t2", "--only", "flair") == 0
     printed = capsys.readouterr().out
     assert re.search(r" FLAIR  PSNR [\d.-]+ dB \(as written [\d.-]+\), SSIM [\d.-]+: mean over 1 studies", printed)
     assert "in the model's training" in printed
     assert command(saved, cohort, tmp_path / "out") == 0
     assert "all figures" not in capsys.readouterr().out
     assert not (tmp_path / "out" / "metrics.csv").exists()
+
+
+def test_a_study_without_the_subset_is_skipped_and_no_failure(
+    saved: Path, cohort: Cohort, tmp_path: Path, capsys: Capture
+) -> None:
+    assert command(saved, cohort, tmp_path / "out", "--subset", "t1", "t2") == 0
+    told = capsys.readouterr()
+    assert "3 studies: 2 made, 1 skipped, with nothing of the subset" in told.out
+    assert f"skipped: {cohort[2].name}: it has none of T1, T2" in told.err
+
+
+def test_a_subset_that_no_study_has_is_an_error(saved: Path, cohort: Cohort, tmp_path: Path, capsys: Capture) -> None:
+    flair = Cohort((cohort[2],)).write(tmp_path / "flair.csv")
+    assert command(saved, read_cohort(flair), tmp_path / "out", "--subset", "t1", "t2") == 2
+    assert "flair.csv has T1 or T2: name others in the subset" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_real_images_are_never_written_over(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:

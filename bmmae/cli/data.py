@@ -19,6 +19,9 @@ from bmmae.cli.command import (
 )
 from bmmae.modalities import title
 
+MOST_NAMES = 5
+"""Files of one kind that are listed beside the first."""
+
 
 def add_commands(commands: Commands) -> None:
     """Add this module's commands."""
@@ -40,12 +43,14 @@ def _synth(commands: Commands) -> None:
 
 
 def _run_synth(given: argparse.Namespace) -> int:
+    from bmmae.data.problems import counted
     from bmmae.data.synthetic import SyntheticConfig, make_cohort
 
     radii = None if given.lesion_radius is None else (given.lesion_radius[0], given.lesion_radius[1])
     config = SyntheticConfig(given.subjects, given.seed, given.size, given.missing, radii)
     table = make_cohort(given.out, config, workers=given.workers)
-    print(f"{given.subjects} synthetic subjects: {table}; what the labels depend on: {given.out / 'README.md'}")
+    made = counted(given.subjects, "synthetic subject", "synthetic subjects")
+    print(f"{made}: {table}; what the labels depend on: {given.out / 'README.md'}")
     return 0
 
 
@@ -58,15 +63,17 @@ def _index(commands: Commands) -> None:
 
 def _run_index(given: argparse.Namespace) -> int:
     from bmmae.data.index import index_folder
+    from bmmae.data.problems import counted, gathered
     from bmmae.data.replacing import refuse_losing
 
     report = index_folder(given.folder, given_modalities(given))
-    for problem in report.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+    for line in gathered(map(str, report.problems), MOST_NAMES):
+        print(f"warning: {line}", file=sys.stderr)
     refuse_losing(given.out, report.cohort)
     path = report.cohort.write(given.out)
     counts = ", ".join(f"{title(m)} {sum(m in s.images for s in report.cohort)}" for m in report.cohort.modalities)
-    print(f"{len(report.cohort)} studies in {path} ({counts}); next: bmmae check {shlex.quote(str(path))}")
+    found = counted(len(report.cohort), "study", "studies")
+    print(f"{found} in {path} ({counts}); next: bmmae check {shlex.quote(str(path))}")
     return 0
 
 
@@ -117,14 +124,21 @@ def _run_split(given: argparse.Namespace) -> int:
     from bmmae.data.fold_file import write_folds
     from bmmae.data.folds import FoldPlan, format_folds, make_folds
     from bmmae.data.location import refuse_overwriting
+    from bmmae.data.problems import counted
+    from bmmae.errors import ImageError
 
     refuse_overwriting([given.out], [given.cohort])
     cohort = read_cohort(given.cohort, given_modalities(given))
     plan = FoldPlan(given.folds, given.repeats, tuple(given.stratify), given.validation_share, given.seed)
     folds = make_folds(cohort, plan)
-    path = write_folds(given.out, cohort, folds, plan)
+    try:
+        path = write_folds(given.out, cohort, folds, plan)
+    except ImageError as error:  # every image is read
+        check = f"bmmae check {shlex.quote(str(given.cohort))}"
+        raise ImageError(f"{error}. Run `{check}` to see all that is broken, and mend or remove it") from error
     print(format_folds(cohort, folds, plan))
-    print(f"{len(folds)} folds in {path}; train with --data.splits {shlex.quote(str(path))} --data.fold 0")
+    made = counted(len(folds), "fold", "folds")
+    print(f"{made} in {path}; train with --data.splits {shlex.quote(str(path))} --data.fold 0")
     return 0
 
 
@@ -147,6 +161,7 @@ def _run_cache(given: argparse.Namespace) -> int:
     from bmmae.data.caching import build_cache, plan_cache, shard_of
     from bmmae.data.cohort import read_cohort
     from bmmae.data.preprocess import PreprocessConfig
+    from bmmae.data.problems import gathered
 
     spacing = tuple(given.spacing) * (3 if len(given.spacing) == 1 else 1)
     cohort = read_cohort(given.cohort, given_modalities(given))
@@ -155,7 +170,7 @@ def _run_cache(given: argparse.Namespace) -> int:
     plan = plan_cache(cache, studies)
     print(plan, flush=True)
     left_out = build_cache(cache, plan.todo, workers=given.workers, skip_broken=given.skip_broken)
-    for line in left_out:
+    for line in gathered(left_out):
         print(f"left out: {line}", file=sys.stderr)
     print(f"{len(studies) - len(left_out)} of {len(studies)} studies are prepared in {given.out}")
     return 0

@@ -98,19 +98,22 @@ def _run_cohort(given: argparse.Namespace, options: ReconstructOptions, page: Pa
 
 
 def _tell(outcomes: list[Outcome], folder: Path) -> None:
+    from bmmae.inference.cohort import LEFT_OUT
+
     for outcome in outcomes:
-        if outcome.status == "failed":
-            print(f"failed: {outcome.study.name}: {outcome.problem}", file=sys.stderr)
+        if outcome.problem:
+            print(f"{outcome.status}: {outcome.study.name}: {outcome.problem}", file=sys.stderr)
         for remark in outcome.remarks:
             print(f"warning: {outcome.study.name}: {remark}", file=sys.stderr)
     said: dict[str, str] = {
         "made": "made",
         "kept": "finished before",
         "complete": "have nothing absent",
+        "skipped": "skipped, with nothing of the subset",
         "failed": "FAILED",
     }
     print(tally(outcomes, said))
-    if any(outcome.status != "failed" for outcome in outcomes):
+    if any(outcome.status not in LEFT_OUT for outcome in outcomes):
         print(f"completed table: {folder / 'cohort.csv'}")
 
 

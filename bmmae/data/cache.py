@@ -168,7 +168,12 @@ class StudyCache:
 
     def _prepare(self, study: Study) -> tuple[PackedStudy, dict[str, Any]]:
         prepared = prepare_study(study, self.config, self.modalities)
-        notes = {"scales": prepared.scales, "brain_source": prepared.brain_source, "content": dict(prepared.content)}
+        notes = {
+            "spacing": self.config.spacing,
+            "scales": prepared.scales,
+            "brain_source": prepared.brain_source,
+            "content": dict(prepared.content),
+        }
         return pack_study(prepared), notes
 
     def _try_to_write(self, packed: PackedStudy, notes: dict[str, Any], folder: Path) -> bool:

@@ -6,6 +6,7 @@ A run that was killed is continued by the next; several runs may work on one coh
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -24,11 +25,12 @@ from random import SystemRandom
 import numpy as np
 from tqdm import tqdm
 
-from bmmae.data.cache import PARTIAL, CachedStudy, StudyCache
+from bmmae.data.cache import META, PARTIAL, CachedStudy, StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.geometry import Geometry
 from bmmae.data.loaders import end_with_parent
 from bmmae.data.packing import flag_type
+from bmmae.data.problems import counted, gathered
 from bmmae.data.reading import read_header
 from bmmae.errors import BmmaeError, CohortError, ConfigError, OutputError
 from bmmae.patches import as_triple
@@ -38,6 +40,9 @@ BRAIN_MM = (150.0, 185.0, 150.0)
 
 MOST_HEADERS = 64
 """Studies whose headers are read for an estimate."""
+
+MOST_KINDS, MOST_NAMES = 4, 5
+"""Kinds of problems that one sentence tells, and studies that it names of each beside the first."""
 
 NO_MEMORY = "there was not enough memory: it may be an unusually large image"
 
@@ -65,7 +70,8 @@ class CachePlan:
         total = len(self.todo) + self.stored
         already = f" ({self.stored} of {total} are stored already)" if self.stored else ""
         size, free = self.size / 1e9, self.free / 1e9
-        return f"{len(self.todo)} studies to prepare{already}: about {size:.2g} GB, {free:.3g} GB free"
+        todo = counted(len(self.todo), "study", "studies")
+        return f"{todo} to prepare{already}: about {size:.2g} GB, {free:.3g} GB free"
 
 
 def shard_of(studies: Sequence[Study], shards: int, shard: int) -> tuple[Study, ...]:
@@ -148,12 +154,19 @@ def build_cache(
     SystemRandom().shuffle(todo)
     problems = _store_all(cache, todo, workers)
     if problems and not skip_broken:
-        shown = "; ".join(sorted(problems)[:3])
+        shown = _in_short(sorted(problems))
         raise CohortError(
             f"{len(problems)} of {len(todo)} studies cannot be cached ({shown}). Run `bmmae check` on the cohort, mend "
             "or remove them, or leave them out with --skip-broken"
         )
     return sorted(problems)
+
+
+def _in_short(problems: Sequence[str]) -> str:
+    """Return in one sentence what is wrong with many studies, from one line for each."""
+    lines = gathered(problems, MOST_NAMES)
+    more = [f"{len(lines) - MOST_KINDS} more"] if len(lines) > MOST_KINDS else []
+    return "; ".join([*lines[:MOST_KINDS], *more])
 
 
 def _store_all(cache: StudyCache, todo: Sequence[Study], workers: int) -> list[str]:
@@ -206,6 +219,27 @@ def _problem_of(finish: Callable[[], object]) -> str | None:
     return None
 
 
+def warn_of_other_spacing(cache: StudyCache, studies: Sequence[Study]) -> None:
+    """Warn of a cache that holds none of these studies, and others of another spacing: all are going to be prepared.
+
+    Warns:
+        UserWarning: Naming both spacings.
+    """
+    first = None if cache.folder is None else next(cache.folder.glob(f"[!.]*/{META}"), None)
+    if first is None or any(_found(cache, study) for study in studies):
+        return
+    made = None
+    with suppress(OSError, ValueError):  # it may be damaged, or go meanwhile
+        made = json.loads(first.read_text()).get("spacing")  # which earlier versions did not write
+    if made and made != list(cache.config.spacing):
+        warnings.warn(
+            f"{cache.folder} holds none of the {len(studies)} studies with a spacing of {list(cache.config.spacing)} "
+            f"mm, and others with {made} mm: they are prepared from their files, which takes long; is it the cache "
+            "that you mean?",
+            stacklevel=2,
+        )
+
+
 def sound_studies(
     studies: Sequence[Study],
     cache: StudyCache,
@@ -228,15 +262,19 @@ def sound_studies(
     Raises:
         CohortError: If some are broken and not to be skipped, or all are.
     """
+    if cache.folder is not None:
+        remove_abandoned(cache.folder)
     order = list(range(len(studies)))
     SystemRandom().shuffle(order)  # the ranks share the work through the cache
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = dict(zip(order, pool.map(lambda index: _problem(cache, studies[index]), order), strict=True))
+        opened = pool.map(lambda index: _problem(cache, studies[index]), order)
+        bar = tqdm(opened, total=len(order), desc="opening", unit="study", disable=None, leave=False)  # on a terminal
+        found = dict(zip(order, bar, strict=True))
     problems = [found[index] for index in range(len(studies))]
     broken = [f"{study.name}: {problem}" for study, problem in zip(studies, problems, strict=True) if problem]
     if not broken:
         return list(studies)
-    said = f"{len(broken)} of {len(studies)} studies cannot be read ({'; '.join(broken[:3])})"
+    said = f"{len(broken)} of {len(studies)} studies cannot be read ({_in_short(broken)})"
     if len(broken) == len(studies):
         raise CohortError(f"{said}: none is left. Run `bmmae check` on the cohort, and mend them")
     if not skip_broken:

@@ -173,6 +173,7 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
             look.add("error", "file", path, str(error))
     _check_pictures(look)
     _check_acquired(look)
+    _check_axes(look)
     _check_grids(look)
     _read_masks(look)
     _check_coverage(look)
@@ -206,6 +207,17 @@ def _check_acquired(look: _Look) -> None:
                 f"acquired: leave its cell blank, or list {name} in a column '{SYNTHETIC}'"
             )
             look.add("warning", "synthetic", scan.path, message)
+
+
+def _check_axes(look: _Look) -> None:
+    """Warn of the first image whose header leaves right and left open; the others often are as it is."""
+    doubted = next((scan for scan in look.scans.values() if scan.axes_doubt), None)
+    if doubted is not None:
+        message = (
+            f"which way the axes of {doubted.path.name} point is open: {doubted.axes_doubt}; right and left may be "
+            "swapped: convert it again from DICOM or repair the header"
+        )
+        look.add("warning", "axes", doubted.path, message)
 
 
 def _check_grids(look: _Look) -> None:

@@ -7,8 +7,11 @@ from typing import Literal
 
 from bmmae import modalities as table
 from bmmae.data.location import File
+from bmmae.data.problems import counted, gathered
 
 Severity = Literal["error", "warning"]
+MOST_NAMES = 5
+"""Studies named beside the first with warnings of one kind; with errors, which have to be mended, all are."""
 
 WHOLE = "the table"
 """Stands for the study in a finding about none alone; no study's name has a blank."""
@@ -21,7 +24,7 @@ class Finding:
     Attributes:
         study: The study's name, or `WHOLE`.
         severity: An error must be mended before training; a warning is for a person to judge.
-        code: `bare`, `file`, `constant`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped`, `synthetic`,
+        code: `bare`, `file`, `constant`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped`, `synthetic`, `axes`,
             `duplicate`, `visits` or `column`.
         path: The file concerned.
         message: What was expected, what came, what to do.
@@ -63,15 +66,28 @@ class CheckReport:
 
 
 def format_table(report: CheckReport) -> str:
-    """Return the findings as a table for the terminal, with a closing line that counts them."""
-    rows = [(f.severity, f.study, f.code, f.message) for f in report.findings]
+    """Return the findings as a table for the terminal, with a closing line that counts them.
+
+    What many studies have alike is one row: see `gathered`.
+    """
+    kinds: dict[tuple[Severity, str], list[str]] = {}
+    for finding in report.findings:
+        kinds.setdefault((finding.severity, finding.code), []).append(f"{finding.study}: {finding.message}")
+    rows = [
+        (severity, study, code, told)
+        for (severity, code), lines in kinds.items()
+        for study, _, told in (
+            line.partition(": ") for line in gathered(lines, None if severity == "error" else MOST_NAMES)
+        )
+    ]
     head = ("", "study", "code", "what was found")
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(3)]
     lines = ["  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip() for row in (head, *rows)] if rows else []
     errors = sum(finding.severity == "error" for finding in report.findings)
     lines += [f"note: {report.note}"] if report.note else []
-    lines.append(
-        f"{report.studies} studies, {report.files} files: {errors} errors, {len(rows) - errors} warnings"
-        + ("" if rows else "; nothing wrong")
+    looked = f"{counted(report.studies, 'study', 'studies')}, {counted(report.files, 'file', 'files')}"
+    found = ", ".join(
+        (counted(errors, "error", "errors"), counted(len(report.findings) - errors, "warning", "warnings"))
     )
+    lines.append(f"{looked}: {found}" + ("" if rows else "; nothing wrong"))
     return "\n".join(lines)

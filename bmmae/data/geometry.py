@@ -11,16 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from bmmae.arrays import Array, Bool, Float
+from bmmae.data.millimetres import qform_of
 from bmmae.errors import ImageError
 from bmmae.patches import Triple
 
 GRID_TOLERANCE = 1e-3
 """Affines of one grid may differ by this much, beside a hundred-thousandth of each entry (numpy's `allclose`)."""
+FINEST_STEP = 2.0**-16
+"""Millimetres to whose multiples voxel sizes are rounded: a header's own rounding, as of 1.00000002 mm along a turned
+axis, would else decide where a mask is exactly a half. Usual sizes, such as 220 / 512 mm, stay as they are."""
 
 
 @lru_cache(maxsize=64)
@@ -63,6 +68,22 @@ def same_grid(
 def axes_of(affine: Float[Array, "4 4"]) -> str:
     """Return where each axis points, such as `LPS`."""
     return "".join(map(str, nib.orientations.aff2axcodes(affine)))
+
+
+def unsure_axes(raw: Any) -> str:
+    """Say why a header leaves open which way an image's axes point; nothing if it does not.
+
+    Args:
+        raw: The format's own header (nibabel).
+    """
+    if not isinstance(raw, nib.Nifti1Header):
+        return ""
+    qform, sform = qform_of(raw)[0], raw.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        return f"its header does not say (qform and sform codes are 0); {axes_of(raw.get_best_affine())} is assumed"
+    if qform is None or sform is None or axes_of(qform) == axes_of(sform):
+        return ""
+    return f"its header says {axes_of(qform)} by the qform and {axes_of(sform)} by the sform, which is used"
 
 
 def grid_difference(
@@ -121,7 +142,8 @@ class Geometry:
     @property
     def canonical_spacing(self) -> tuple[float, float, float]:
         """Millimetres between native voxels, along right, anterior, superior."""
-        sizes = np.linalg.norm(self.native_affine[:3, :3], axis=0)
+        exact = np.linalg.norm(self.native_affine[:3, :3], axis=0)
+        sizes = np.maximum(1, np.rint(exact / FINEST_STEP)) * FINEST_STEP
         axes = self._orientation[:, 0].astype(int)
         ordered = [float(sizes[list(axes).index(axis)]) for axis in range(3)]
         return (ordered[0], ordered[1], ordered[2])

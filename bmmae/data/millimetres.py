@@ -65,6 +65,15 @@ def unit_of(raw: Any, affine: Float[Array, "4 4"]) -> float:
     return unit if _plausible(scaled(affine, unit)) else 1.0
 
 
+def qform_of(raw: Any) -> tuple[Float[Array, "4 4"] | None, int]:
+    """Return a NIfTI header's qform and its code; none if its quaternion is no rotation, as rounding may make it."""
+    try:
+        matrix, code = raw.get_qform(coded=True)
+    except ValueError:
+        return None, 0
+    return matrix, int(code)
+
+
 def _plausible(affine: Float[Array, "4 4"]) -> bool:
     # Headers store float32: 0.05 comes back a little smaller.
     return all(FINEST * (1 - 1e-4) <= size <= COARSEST * (1 + 1e-4) for size in spacing_of(affine))

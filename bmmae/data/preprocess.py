@@ -21,7 +21,7 @@ from bmmae.data.reading import Image, array_hash, read_chances, read_image, read
 from bmmae.errors import ConfigError, GeometryError, ImageError
 from bmmae.patches import Triple
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same images would give other arrays; part of every cache key."""
 
 

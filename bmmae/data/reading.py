@@ -225,6 +225,7 @@ def _first_bytes(path: File) -> bytes:
 def _parse(content: bytes) -> Any:
     import nibabel as nib
 
+    _parse_header(content[:540])
     kind = nib.Nifti2Image if content[:4] in NIFTI2_MAGIC else nib.Nifti1Image
     with silenced():
         return kind.from_stream(io.BytesIO(content))
@@ -235,7 +236,15 @@ def _parse_header(block: bytes) -> Any:
 
     kind, size = (nib.Nifti2Header, 540) if block[:4] in NIFTI2_MAGIC else (nib.Nifti1Header, 348)
     with silenced():
+        _require_voxel_size(kind(block[:size], check=False))
         return kind(block[:size])
+
+
+def _require_voxel_size(raw: Any) -> None:
+    """Refuse a header that gives none: nibabel would take 1 mm."""
+    sizes = raw["pixdim"][1:4]
+    if not raw["sform_code"] and not (np.isfinite(sizes) & (sizes != 0)).all():
+        raise ValueError(f"voxels of {' x '.join(f'{size:g}' for size in sizes)} mm (pixdim), and no sform")
 
 
 def _load(path: File) -> Any:
@@ -311,4 +320,7 @@ def _unreadable(path: File, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     if "Expected" in reason and "bytes" in reason:
         return f"{path} is truncated: {reason[0].lower()}{reason[1:]}; copy or download it again"
-    return f"{path} cannot be read as an image: expected NIfTI or another format nibabel reads, got '{reason}'"
+    return (
+        f"{path} cannot be read as an image: expected NIfTI or another format nibabel reads, got '{reason}'; convert "
+        "it to .nii.gz again, from DICOM if you have it (`bmmae import-dicom`)"
+    )

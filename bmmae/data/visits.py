@@ -26,10 +26,11 @@ PATIENTS = (
     re.compile(rf"(?P<patient>.*?\d.*?)[-_. ]{MOMENTS.pattern}", re.I),
     re.compile(r"(?P<patient>UPENN-GBM-\d{5})_\d\d", re.I),
     re.compile(r"(?P<patient>BraTS-[A-Z]{2,4}-\d{5})-\d{3}", re.I),
-    re.compile(r"(?P<patient>.*?\d.*?)[-_. ]v\d", re.I),
+    re.compile(r"(?P<patient>.*?\d.*?)[-_. ](v\d|scan[-_]?\d|t\d|pre|post)", re.I),
 )
 """Names of a patient's visit. Only a number makes a name a patient's: `scan_baseline` may be anyone's, as may
-`site1_v01`, the first of many volunteers; visits after a `v` have one digit."""
+`site1_v01`, the first of many volunteers; visits after a `v`, `scan` or `t` have one digit. Where `t1` or `pre` means a
+sequence, the patient is the same; as a folder's name they are no visit."""
 
 
 def is_visit(place: Sequence[str]) -> bool:

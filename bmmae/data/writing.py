@@ -10,7 +10,7 @@ import numpy as np
 
 from bmmae.arrays import Array, Float
 from bmmae.data.location import write_whole
-from bmmae.data.millimetres import scaled, spacing_of, unit_of
+from bmmae.data.millimetres import qform_of, scaled, spacing_of, unit_of
 from bmmae.data.reading import Header, is_nifti, read_header, silenced
 from bmmae.errors import OutputError
 
@@ -72,18 +72,20 @@ def _encode(array: Array, affine: Float[Array, "4 4"], header: Any, description:
     unit = unit_of(header, own)
     if not np.allclose(own, affine, rtol=0, atol=1e-5):  # else it is in the header's unit already
         affine = scaled(affine, 1 / unit)
-    same = (qform or sform) and np.allclose(own, affine, rtol=0, atol=1e-5)
+    # Without codes a grid is where the shape and the voxel size put it; each viewer has its own rule, so none is added.
+    placed = qform or sform or header.get_data_shape()[:3] == array.shape
+    same = placed and np.allclose(own, affine, rtol=0, atol=1e-5)
     with silenced():
         image = nib.Nifti1Image(voxels, affine, header, dtype=voxels.dtype)
         if same:  # both matrices, which may differ: viewers choose among them
-            image.set_qform(*header.get_qform(coded=True))
+            image.set_qform(*qform_of(header))
             image.set_sform(*header.get_sform(coded=True))
             if not qform:  # else that has set the voxel sizes, in its unit
                 image.header.set_zooms(spacing_of(own))
         else:
             # nibabel resets both codes as soon as the affine differs from the header's.
             image.set_qform(affine, code=qform)
-            # A qform alone cannot hold shears, and without either there is no geometry at all.
+            # A qform alone cannot hold shears, and without either there is no such place.
             lossy = not np.allclose(scaled(image.get_qform(), unit), scaled(affine, unit), atol=1e-4)
             image.set_sform(affine, code=sform or int(lossy or not qform))
         image.header["descrip"] = description.encode()[:79]

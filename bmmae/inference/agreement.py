@@ -14,6 +14,9 @@ from bmmae.metrics import affine_fit, psnr, ssim
 class Agreement:
     """Figures over the brain's voxels that the real image has; NaN where there is nothing to judge.
 
+    The brain is that of the given images, outside which nothing is made. `bmmae.evaluation.native_synthesis` counts the
+    real image's whole brain, so it gives lower figures where the given images cover a part of it, and else the same.
+
     Attributes:
         psnr: dB as written; higher is better.
         psnr_fitted: dB after the least-squares affine map onto the truth, as MR has no scale; higher is better.

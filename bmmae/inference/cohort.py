@@ -16,7 +16,7 @@ from tqdm import tqdm
 from bmmae.data.cohort import SYNTHETIC, Cohort, Study
 from bmmae.data.location import refuse_overwriting
 from bmmae.data.tables import write_rows
-from bmmae.errors import BmmaeError, OccupiedError, OutputError
+from bmmae.errors import BmmaeError, ModalityError, OccupiedError, OutputError
 from bmmae.inference.prediction import require_uncertainty
 from bmmae.inference.reconstruction import ReconstructOptions, require_mae
 from bmmae.inference.reconstruction_folder import (
@@ -30,13 +30,16 @@ from bmmae.inference.reconstruction_folder import (
 )
 from bmmae.inference.study import StudyFiles
 from bmmae.inference.writing import read_note, refuse_foreign_table
-from bmmae.modalities import in_table_order
+from bmmae.modalities import in_table_order, title
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel, digest
 
 TABLE, METRICS = "cohort.csv", "metrics.csv"
 PSNR = "psnr_fitted"
-Status = Literal["made", "kept", "complete", "failed"]
+Status = Literal["made", "kept", "complete", "skipped", "failed"]
+
+LEFT_OUT = ("skipped", "failed")
+"""Studies of which nothing was made that a table could name."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,10 @@ class Outcome:
 
     Attributes:
         study: The study.
-        status: `made` now; `kept`, as it was made before; `complete`, so there was nothing to make; or `failed`.
+        status: `made` now; `kept`, as it was made before; `complete`, so there was nothing to make; `skipped`, as it
+            has nothing of the subset; or `failed`.
         files: The synthesised images by modality.
-        problem: Why it failed.
+        problem: Why it failed, or was skipped.
         remarks: Reasons to doubt what was made, one sentence each.
         agreement: How close each synthesised image is to the real one, where the study has one, see `Agreement`; None
             where a figure is not defined.
@@ -75,8 +79,9 @@ def reconstruct_cohort(
 
     Studies that were finished before, by the same model from the same images with the same options, are kept. A study
     that fails stops no other. In the end `cohort.csv` names the studies' images and, where they had none, the synthetic
-    ones, with these modalities listed in a column `synthetic`; studies that failed are left out of it. `metrics.csv`
-    holds how close the synthetic ones are to the real ones, if there are any: a row a study and modality.
+    ones, with these modalities listed in a column `synthetic`; studies that failed, or have nothing of the subset, are
+    left out of it. `metrics.csv` holds how close the synthetic ones are to the real ones, if there are any: a row a
+    study and modality.
 
     Args:
         model: A masked autoencoder.
@@ -89,7 +94,8 @@ def reconstruct_cohort(
         One outcome a study, in the cohort's order.
 
     Raises:
-        ModalityError: If the model cannot reconstruct, or an option names an unknown modality.
+        ModalityError: If the model cannot reconstruct, an option names an unknown modality, or no study has any of the
+            subset.
         ConfigError: If the model has no uncertainty output and one is asked for.
         OutputError: If the folder cannot be written (any more), or a file given, or a table of another kind, would be
             written over; what is finished is kept.
@@ -98,11 +104,16 @@ def reconstruct_cohort(
     options = (options or ReconstructOptions()).named(mae.config.modalities)
     if options.uncertainty:
         require_uncertainty(mae)
+    if options.subset and not any(name in study.images for study in cohort for name in options.subset):
+        raise ModalityError(
+            f"no study of {cohort.path or 'the cohort'} has {' or '.join(map(title, options.subset))}: name others in "
+            "the subset"
+        )
     refuse_overwriting([Path(folder) / TABLE], [cohort.path] if cohort.path else [])
     for table, own in ((TABLE, SYNTHETIC), (METRICS, PSNR)):
         refuse_foreign_table(Path(folder) / table, own)
     outcomes = list(_outcomes(_Work(mae, digest(mae), options, page), cohort.studies, Path(folder)))
-    studies = tuple(_completed(outcome, options) for outcome in outcomes if outcome.status != "failed")
+    studies = tuple(_completed(outcome, options) for outcome in outcomes if outcome.status not in LEFT_OUT)
     if studies:
         Cohort(studies, cohort.modalities).write(Path(folder) / TABLE)
         _write_metrics(outcomes, Path(folder) / METRICS)
@@ -141,6 +152,8 @@ def _one(work: _Work, study: Study, folder: Path) -> Outcome:
     names, options = work.model.config.modalities, work.options
     images = {name: study.images[name] for name in names if name in study.images}
     shown = [name for name in images if not options.subset or name in options.subset]
+    if not shown and options.subset:
+        return Outcome(study, "skipped", {}, f"it has none of {', '.join(map(title, options.subset))}")
     left = tuple(name for name in options.only or names if name not in shown)
     if not left:
         return Outcome(study, "complete", {})

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from bmmae.arrays import Array
+from bmmae.data.millimetres import qform_of
 from bmmae.data.reading import Header, Image, read_header
 from bmmae.data.tables import header_of
 from bmmae.data.writing import write_image
@@ -22,9 +23,8 @@ def image_like(values: Array, like: Image, description: str) -> nib.Nifti1Image:
     source = read_header(like.path).raw
     image = nib.Nifti1Image(values, like.affine)
     if isinstance(source, nib.Nifti1Header):
-        for kind in ("qform", "sform"):
-            matrix, code = getattr(source, f"get_{kind}")(coded=True)
-            getattr(image, f"set_{kind}")(matrix, code)
+        image.set_qform(*qform_of(source))
+        image.set_sform(*source.get_sform(coded=True))
         image.header.set_xyzt_units(*source.get_xyzt_units())
     image.header["descrip"] = description.encode()[:79]
     return image

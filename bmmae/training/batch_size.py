@@ -44,15 +44,24 @@ def fit_batch_size(
         ConfigError: The device's memory runs out without an error that could be caught (a CPU).
         TrainingError: Not even one sample fits.
     """
-    if accelerator.device.type != "cuda":
-        raise ConfigError(
-            f"train.find_batch_size tries batches until memory runs out, which needs a GPU; training runs on "
-            f"{accelerator.device.type}: set it to false and choose train.batch_size."
-        )
+    require_gpu(accelerator.device.type)
     model.to(accelerator.device)
     if train.recompute:
         keep_less(model)
     return largest_fitting(train, trial(accelerator.device, model, task, dataset, train), lambda own: min(gather(own)))
+
+
+def require_gpu(device: str) -> None:
+    """Refuse to try batches on a device whose memory runs out without an error that could be caught.
+
+    Raises:
+        ConfigError: It is not a GPU.
+    """
+    if device != "cuda":
+        raise ConfigError(
+            f"train.find_batch_size tries batches until memory runs out, which needs a GPU; training runs on "
+            f"{device}: set it to false and choose train.batch_size."
+        )
 
 
 def largest_fitting(train: TrainConfig, attempt: Try, agree: Callable[[int], int]) -> TrainConfig:

@@ -125,6 +125,12 @@ def gather(value: Any) -> list[Any]:
     return gathered
 
 
+def tells_of_lost_process(error: RuntimeError) -> bool:
+    """Whether another process of the run ended while this one waited for it, by what gloo and NCCL say then."""
+    said = str(error)
+    return any(words in said for words in ("Connection closed by peer", "Connection reset by peer", "process exited"))
+
+
 @contextlib.contextmanager
 def explained_out_of_memory(progress: Progress, train: TrainConfig) -> Iterator[None]:
     """Turn an out-of-memory error into one that says which settings to lower."""

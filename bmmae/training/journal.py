@@ -32,14 +32,20 @@ class Journal:
     """Appends rows to a metrics.jsonl.
 
     Opened at step s, it first drops the rows past s: the run died after they were written and before the next
-    checkpoint, and will write them again.
+    checkpoint, and will write them again. So it will those of an evaluation at s that was made after the checkpoint.
+
+    Args:
+        path: The file.
+        step: Steps done.
+        evaluated: Step of the last evaluation that counts; None if all up to s do.
 
     Raises:
         OutputError: It cannot be written, as on a full disk.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        rows = [row for row in read_journal(path) if row.get("step", 0) <= step]
+    def __init__(self, path: Path, step: int, evaluated: int | None = None) -> None:
+        last = step if evaluated is None else evaluated
+        rows = [row for row in read_journal(path) if row.get("step", 0) <= (last if _is_of_validation(row) else step)]
         self._path = path
         try:
             replace_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
@@ -70,6 +76,10 @@ class Journal:
             f"{self._path} cannot be written: {error.strerror or error}. Free some space and resume the run, or choose "
             "another run folder; the checkpoints are untouched."
         )
+
+
+def _is_of_validation(row: Mapping[str, Any]) -> bool:
+    return any(key.startswith("val/") for key in row)
 
 
 def _rounded(value: float | int) -> float | int | None:

@@ -137,7 +137,7 @@ def fit(
 
     with (
         StopRequest(train.time_limit_hours) as stop,
-        Records(run_dir, plan, run.progress.step, tracker, peak=stepper.peak, main=main, bar=train.progress) as records,
+        Records(run_dir, plan, run.progress, tracker, peak=stepper.peak, main=main, bar=train.progress) as records,
         explained_out_of_memory(run.progress, train),
     ):
         while True:

@@ -153,7 +153,9 @@ def make_plan(train: TrainConfig, optim: OptimConfig, length: int, world: int) -
     )
 
 
-def what_must_not_change(plan: Plan, train: TrainConfig, optim: OptimConfig, data: str | None = None) -> dict[str, Any]:
+def what_must_not_change(
+    plan: Plan, train: TrainConfig, optim: OptimConfig, data: str | None = None, validation: str | None = None
+) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to be its continuation.
 
     Args:
@@ -161,12 +163,14 @@ def what_must_not_change(plan: Plan, train: TrainConfig, optim: OptimConfig, dat
         train: Its configuration.
         optim: Its optimiser's.
         data: What tells its training samples from others, if they tell: another fold may have as many.
+        validation: The same of its validation samples, by which the best checkpoint so far was chosen.
     """
     return {
         "train.seed": plan.stream.seed,
         "global batch (train.batch_size x train.accumulate x processes)": plan.stream.global_batch,
         "number of training samples": plan.stream.length,
         "training samples (data.cohort, data.splits, data.fold ...)": data,
+        "validation samples (data.cohort, data.splits, data.fold ...)": validation,
         "train.ema_decay": train.ema_decay,
         **{f"optim.{name}": value for name, value in to_dict(optim).items() if name not in _LENGTHS},
         "optim.frozen_steps": optim.frozen_steps or None,  # None, as in runs from before it existed

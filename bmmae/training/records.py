@@ -25,7 +25,7 @@ class Records:
     Args:
         run_dir: The run's folder.
         plan: The run in numbers.
-        step: Steps done before.
+        progress: How far the run has come before.
         tracker: Receives what the journal receives.
         peak: Measures the device's rate of operations; called once, if the task counts its operations.
         main: Whether this is the main process.
@@ -36,7 +36,7 @@ class Records:
         self,
         run_dir: Path,
         plan: Plan,
-        step: int,
+        progress: Progress,
         tracker: Tracker,
         *,
         peak: Callable[[], float],
@@ -44,8 +44,10 @@ class Records:
         bar: bool,
     ) -> None:
         self.plan, self.tracker, self.peak = plan, tracker, peak
-        self.journal = Journal(run_dir / NAME, step) if main else None
-        self.bar = tqdm(initial=step, total=plan.steps, unit="step", disable=not (main and bar), desc="training")
+        self.journal = Journal(run_dir / NAME, progress.step, progress.evaluated) if main else None
+        self.bar = tqdm(
+            initial=progress.step, total=plan.steps, unit="step", disable=not (main and bar), desc="training"
+        )
         self._speaks = main and bar
         self._shown_mfu = ""
         self._start_window()

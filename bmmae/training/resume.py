@@ -23,6 +23,10 @@ from bmmae.schema import flatten, to_dict
 from bmmae.training.checkpointing import checkpoint_folder, find_checkpoint, list_checkpoints, read_state
 
 CONFIG = "config.yaml"
+MOST_CHANGES = 6
+"""Differences that are named where a run is refused; another kind of training has dozens."""
+_START = "encoder at the start (--model)"
+"""A key of the settings in saved runs, of pretrainings too, whose option is `--start`."""
 # Changing these between two parts of a run is what resuming is for; of the rest one is told.
 _FREE = ("train.resume", "train.workers", "train.progress", "train.time_limit_hours", "train.tracker", "train.keep")
 
@@ -52,8 +56,17 @@ def find_start(run_dir: Path, resume: bool | Literal["auto"]) -> Path | None:
     """The checkpoint to go on from; None for a fresh start.
 
     Raises:
-        TrainingError: There is a run where a fresh start was asked for, or none where one was to be resumed.
+        TrainingError: As `refuse_other_start`.
         CheckpointError: All checkpoints are damaged.
+    """
+    return find_checkpoint(run_dir, "last") if refuse_other_start(run_dir, resume) else None
+
+
+def refuse_other_start(run_dir: Path, resume: bool | Literal["auto"]) -> bool:
+    """Return whether there is a run to go on with; checkpoints are not looked into.
+
+    Raises:
+        TrainingError: There is a run where a fresh start was asked for, or none where one was to be resumed.
     """
     exists = bool(list_checkpoints(run_dir))
     if exists and resume is False:
@@ -65,7 +78,7 @@ def find_start(run_dir: Path, resume: bool | Literal["auto"]) -> Path | None:
             f"train.resume=true, but {run_dir} holds no checkpoint: check the path, or set train.resume=auto to "
             "start afresh where there is none."
         )
-    return find_checkpoint(run_dir, "last") if exists else None
+    return exists
 
 
 def training_state(
@@ -108,7 +121,7 @@ def settings_of(model: nn.Module, masking: MaskingConfig | None = None) -> dict[
     listed = {key: own.pop(key) for key in list(own) if key != "model" and isinstance(own[key], list | dict)}
     tree |= {**own, "preprocess": model.metadata.preprocessing}
     chosen = (pair for key, value in listed.items() for pair in _chosen(key, value))
-    return {**flatten(tree), **dict(chosen), "encoder at the start (--model)": _start_of(model)}
+    return {**flatten(tree), **dict(chosen), _START: _start_of(model)}
 
 
 def _chosen(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -158,7 +171,9 @@ def restore(
             f"{folder.parents[1]} holds linear heads, which were fitted at once and cannot go on in steps: choose "
             "another run folder (`out`)."
         )
-    _refuse_differences(folder, state["identity"], identity)
+    pretrains = isinstance(model, PretrainedModel) and isinstance(model.config, ModelConfig)
+    option = "--start" if pretrains else "--model"
+    _refuse_differences(folder, state["identity"], identity, option)
     try:
         model.load_state_dict(state["model"], strict=True)
         optimizer.load_state_dict(state["optimizer"])
@@ -182,15 +197,19 @@ def restore(
     return progress, dict(state["window"])
 
 
-def _refuse_differences(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _refuse_differences(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], option: str) -> None:
+    """Refuse another training; `option` is what names the weights that this one starts from."""
     known = now.keys() & before.keys()  # a checkpoint of an earlier version does not tell everything
     changed = [
-        f"{key} was {before[key]!r} and is now {now[key]!r}" for key in now if key in known and before[key] != now[key]
+        f"{key.replace('--model', option)} was {before[key]!r} and is now {now[key]!r}"
+        for key in now
+        if key in known and before[key] != now[key]
     ]
     if changed:
+        more = [f"and {len(changed) - MOST_CHANGES} more"] if len(changed) > MOST_CHANGES else []
         raise TrainingError(
-            f"{folder} cannot be resumed with another configuration: {'; '.join(changed)}. Restore these, or start a "
-            "new run in another folder."
+            f"{folder} cannot be resumed with another configuration: {'; '.join([*changed[:MOST_CHANGES], *more])}. "
+            "Restore these, or start a new run in another folder."
         )
 
 

@@ -263,7 +263,8 @@ def begin_run(
     optimizer = make_optimizer(model, optim)
     average = None if train.ema_decay is None else _running_mean(model, train.ema_decay)
     averaged = None if average is None else average.module
-    identity = what_must_not_change(plan, train, optim, data) | settings_of(model, masking)
+    chosen_by = getattr(val_dataset, "identity", None)
+    identity = what_must_not_change(plan, train, optim, data, chosen_by) | settings_of(model, masking)
 
     def begin() -> Start:
         start = find_start(run_dir, train.resume)

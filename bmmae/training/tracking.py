@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from bmmae.errors import ConfigError
+
+TrackerKind: TypeAlias = Literal["none", "wandb", "tensorboard"]
+"""As `train.tracker` names them; the libraries have the same names."""
 
 _ID_FILE = "wandb.json"
 
@@ -94,9 +98,7 @@ class TensorboardTracker:
         self._writer.close()
 
 
-def make_tracker(
-    kind: Literal["none", "wandb", "tensorboard"], run_dir: Path, config: Mapping[str, Any], step: int
-) -> Tracker:
+def make_tracker(kind: TrackerKind, run_dir: Path, config: Mapping[str, Any], step: int) -> Tracker:
     """The tracker called `kind`, for a run that stands at `step`.
 
     Raises:
@@ -107,6 +109,16 @@ def make_tracker(
     if kind == "tensorboard":
         return TensorboardTracker(run_dir, step)
     return NoTracker()
+
+
+def require_tracker(kind: TrackerKind) -> None:
+    """Find out whether a tracker can be made, before there is anything to track.
+
+    Raises:
+        ConfigError: Its library is not installed.
+    """
+    if kind != "none" and find_spec(kind) is None:
+        raise _not_installed(kind, kind)
 
 
 def _not_installed(library: str, extra: str) -> ConfigError:

@@ -20,7 +20,14 @@ from tiny_studies import picture, save, write_study
 import bmmae.data.cache as cache_module
 from bmmae.cli import main
 from bmmae.data.cache import META, PARTIAL, StudyCache
-from bmmae.data.caching import build_cache, plan_cache, remove_abandoned, shard_of, sound_studies
+from bmmae.data.caching import (
+    build_cache,
+    plan_cache,
+    remove_abandoned,
+    shard_of,
+    sound_studies,
+    warn_of_other_spacing,
+)
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.origin import content_hashes
@@ -293,6 +300,30 @@ def test_broken_studies_are_left_out_and_counted_if_asked(studies: list[Study], 
         sound_studies(studies[1:3], cache, skip_broken=True)
 
 
+def test_many_broken_studies_are_told_by_what_is_wrong(tmp_path: Path, studies: list[Study], cache: StudyCache) -> None:
+    studies = [write_study(tmp_path / f"p{number}", ("t1",), seed=number) for number in range(14)]
+    for study in studies[:4]:
+        corrupt(study)
+    for study in studies[4:12]:
+        assert isinstance(study.images["t1"], Path)
+        study.images["t1"].unlink()
+    told = r"12 of 14 studies cannot be read \(p0: .* is truncated .* \(and 3 more like it: p1, p2, p3\); "
+    absent = r"p4: .*No such file.* \(and 7 more like it: p5, p6, p7, p8, p9 and 2 more\)\); they are left out"
+    with pytest.warns(UserWarning, match=told + absent):
+        assert len(sound_studies(studies, cache, skip_broken=True)) == 2
+
+
+def test_every_study_that_the_command_leaves_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    studies = [write_study(tmp_path / f"p{number}", ("t1",), seed=number) for number in range(9)]
+    table = Cohort(tuple(studies)).write(tmp_path / "cohort.csv")
+    for study in studies[1:]:
+        corrupt(study)
+    assert main(["cache", str(table), "--out", str(tmp_path / "out"), "--workers", "1", "--skip-broken"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
+    assert len(lines) == 1
+    assert lines[0].endswith("(and 7 more like it: p2, p3, p4, p5, p6, p7, p8)")
+
+
 def test_a_study_too_large_for_the_memory_is_one_broken_study(
     studies: list[Study], cache: StudyCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +384,30 @@ def test_what_killed_runs_left_is_removed_but_not_what_others_are_at(tmp_path: P
     os.utime(tmp_path / f"{PARTIAL}other-host-2-abc", (0, 0))
     remove_abandoned(tmp_path)
     assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_a_cache_of_another_spacing_is_told(studies: list[Study], cache: StudyCache) -> None:
+    assert cache.folder is not None
+    cache.folder.mkdir()
+    (cache.folder / f"{PARTIAL}host-1-abc").mkdir()
+    warn_of_other_spacing(cache, studies)  # nothing is in it yet
+    cache.store(studies[0])
+    warn_of_other_spacing(cache, studies)
+    other = StudyCache(cache.folder, SPACED, STANDARD)
+    warn_of_other_spacing(StudyCache(cache.folder, PLAIN, ("t1", "dwi")), [replace(studies[1], seg=None)])
+    with pytest.warns(UserWarning, match=r"holds none of the 4 studies with a spacing of \[2\.0, 2\.0, 2\.0\] mm"):
+        warn_of_other_spacing(other, studies)
+    warn_of_other_spacing(StudyCache(None, SPACED, STANDARD), studies)
+
+
+def test_training_removes_what_a_killed_one_left_in_the_cache(studies: list[Study], cache: StudyCache) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert cache.folder is not None
+    (cache.folder / f"{PARTIAL}{socket.gethostname()}-{gone.pid}-abc").mkdir(parents=True)
+    sound_studies(studies, cache)
+    assert len(entries(cache)) == 4
+    assert not any(name.startswith(PARTIAL) for name in entries(cache))
 
 
 def test_there_is_nothing_to_fill_without_a_folder(studies: list[Study]) -> None:

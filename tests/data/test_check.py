@@ -223,9 +223,9 @@ def test_the_table_lines_up_and_counts(tmp_path: Path) -> None:
         "         study      code      what was found",
         "error    a          file      is broken",
         "warning  long_name  coverage  covers 66%",
-        "2 studies, 9 files: 1 errors, 1 warnings",
+        "2 studies, 9 files: 1 error, 1 warning",
     ]
-    assert format_table(CheckReport((), 1, 4)) == "1 studies, 4 files: 0 errors, 0 warnings; nothing wrong"
+    assert format_table(CheckReport((), 1, 4)) == "1 study, 4 files: 0 errors, 0 warnings; nothing wrong"
     assert not CheckReport(findings[1:], 2, 9).failed
 
 
@@ -283,7 +283,7 @@ def test_modalities_that_nobody_has_are_noted(tmp_path: Path) -> None:
     assert report.absent == ("t1ce", "t2", "flair")
     assert format_table(report).splitlines()[-2:] == [
         "note: no study has T1ce, T2, FLAIR: if there are such images, look at the table's column names",
-        "1 studies, 1 files: 0 errors, 0 warnings; nothing wrong",
+        "1 study, 1 file: 0 errors, 0 warnings; nothing wrong",
     ]
 
 
@@ -324,6 +324,19 @@ def test_voxels_of_an_impossible_size_are_an_error(tmp_path: Path) -> None:
     (finding,) = check_study(one)
     assert (finding.severity, finding.code) == ("error", "file")
     assert "t1.nii.gz has voxels of 2000 x 2000 x 2000 mm by its header" in finding.message
+
+
+def test_a_header_that_leaves_right_and_left_open_is_warned_of_once_a_study(tmp_path: Path) -> None:
+    one = study(tmp_path / "p")
+    for path in (one.images["t1"], one.images["t2"]):
+        image = nib.load(path)
+        open_header = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+        open_header.set_qform(None, code=0)
+        open_header.set_sform(None, code=0)
+        nib.save(open_header, path)
+    found = [finding for finding in check_study(one) if finding.code == "axes"]
+    assert [(finding.severity, finding.path) for finding in found] == [("warning", one.images["t1"])]
+    assert "right and left may be swapped" in found[0].message
 
 
 def test_a_synthetic_image_that_the_table_does_not_call_so_is_warned_of(tmp_path: Path) -> None:

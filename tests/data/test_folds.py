@@ -364,6 +364,17 @@ def test_the_command_writes_what_scripts_take(tmp_path: Path, capsys: pytest.Cap
     assert (data.splits, data.fold) == (out, 3)
 
 
+def test_a_broken_image_sends_to_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = written(tmp_path)
+    path = table.write(tmp_path / "cohort.csv")
+    broken = table[1].images["t1"]
+    assert isinstance(broken, Path)
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert main(["split", str(path), "--folds", "2", "--out", str(tmp_path / "folds.json")]) == 2
+    assert f"{broken.name} cannot be read as an image" in (said := capsys.readouterr().err)
+    assert f"Run `bmmae check {path}` to see all that is broken" in said
+
+
 def test_the_printed_strata_count_patients() -> None:
     table, plan = cohort(), FoldPlan(3, stratify=("subtype",))
     for line, fold in zip(

@@ -11,7 +11,7 @@ from scipy import ndimage
 from tiny_studies import picture, turn_to
 
 from bmmae.arrays import Array
-from bmmae.data.geometry import Geometry, grid_difference, interpolation_matrix, resample
+from bmmae.data.geometry import Geometry, grid_difference, interpolation_matrix, resample, unsure_axes
 from bmmae.errors import ImageError
 from bmmae.patches import Triple
 
@@ -54,6 +54,36 @@ def test_an_oblique_grid_is_resampled_along_its_own_axes() -> None:
     geometry = Geometry.of((10, 10, 10), nib.affines.from_matvec(turn, [5, 6, 7]), (1.0, 1.0, 1.0))
     assert geometry.canonical_spacing == pytest.approx((1, 2, 3))
     assert geometry.resampled_shape == (10, 20, 30)
+
+
+@pytest.mark.parametrize("step", [1.0, 1.2, 0.9375, 220 / 512, 5.5])
+def test_what_a_header_loses_by_rounding_does_not_change_the_voxel_size(step: float) -> None:
+    rng = np.random.default_rng(0)
+    plain = Geometry.of((9, 9, 9), np.diag([step, step, step, 1.0]), (2.0, 2.0, 2.0))
+    assert plain.canonical_spacing == pytest.approx([step] * 3, abs=1e-5)
+    for angles in rng.uniform(-0.7, 0.7, (20, 3)):
+        turn = (nib.eulerangles.euler2mat(*angles) * step).astype(np.float32)
+        turned = Geometry.of((9, 9, 9), nib.affines.from_matvec(turn), (2.0, 2.0, 2.0))
+        assert turned.canonical_spacing == plain.canonical_spacing
+
+
+@pytest.mark.parametrize(
+    ("qform", "sform", "told"),
+    [
+        ((-1, 1, 1), (-1, 1, 1), ""),
+        (None, (-1, 1, 1), ""),
+        ((-1, 1, 1), None, ""),
+        (None, None, "its header does not say (qform and sform codes are 0); LAS is assumed"),
+        ((1, 1, 1), (-1, 1, 1), "its header says RAS by the qform and LAS by the sform, which is used"),
+    ],
+)
+def test_axes_that_a_header_leaves_open_are_told(
+    qform: tuple[int, ...] | None, sform: tuple[int, ...] | None, told: str
+) -> None:
+    header = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).header
+    for said, put in ((qform, header.set_qform), (sform, header.set_sform)):
+        put(None if said is None else np.diag([*said, 1]), 0 if said is None else 1)
+    assert unsure_axes(header) == told
 
 
 def blob(shape: Triple, spacing: tuple[float, ...], centre: tuple[float, ...], width: float = 6.0) -> Array:

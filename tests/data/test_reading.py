@@ -270,7 +270,7 @@ def test_codes_and_units_follow_the_input(tmp_path: Path, codes: tuple[int, int]
         write_image(tmp_path / "out.nii.gz", RAMP.astype(np.float32), given.affine, like=like, description="x" * 200)
         written = nib.load(tmp_path / "out.nii.gz")
         kept = (int(written.header["qform_code"]), int(written.header["sform_code"]))
-        assert kept == (codes if any(codes) else (0, 1))
+        assert kept == codes
         assert written.header.get_xyzt_units() == ("mm", "sec")
         np.testing.assert_allclose(written.affine, given.affine, atol=1e-5)
 
@@ -286,6 +286,32 @@ def test_matrices_that_differ_are_both_kept(tmp_path: Path) -> None:
     written = nib.load(tmp_path / "out.nii")
     np.testing.assert_allclose(written.get_qform(), turned, atol=1e-5)
     np.testing.assert_allclose(written.get_sform(), np.diag([2.0, 2, 2, 1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", ["scan", "moved"])
+def test_without_codes_a_result_lies_where_its_input_does_or_says_where(tmp_path: Path, folder: str) -> None:
+    image = nib.Nifti1Image(RAMP, None)
+    image.header.set_zooms((1, 2, 3))
+    image.to_filename(tmp_path / "in.nii")
+    affine = read_image(tmp_path / "in.nii").affine.copy()
+    affine[0, 3] += 10 * (folder == "moved")
+    write_image(tmp_path / "out.nii", RAMP, affine, like=tmp_path / "in.nii")
+    written = nib.load(tmp_path / "out.nii")
+    assert int(written.header["sform_code"]) == int(folder == "moved")
+    np.testing.assert_allclose(written.affine, affine)
+
+
+def test_a_qform_that_is_no_rotation_is_not_kept_beside_an_sform(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(RAMP, AFFINE)
+    image.set_qform(np.eye(4), code=1)
+    image.to_filename(tmp_path / "in.nii")
+    content = bytearray((tmp_path / "in.nii").read_bytes())
+    content[256:264] = np.full(2, 0.8, np.float32).tobytes()  # two parts of the quaternion
+    (tmp_path / "in.nii").write_bytes(content)
+    write_image(tmp_path / "out.nii", RAMP, read_image(tmp_path / "in.nii").affine, like=tmp_path / "in.nii")
+    written = nib.load(tmp_path / "out.nii")
+    assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (0, 2)
+    np.testing.assert_allclose(written.affine, AFFINE, atol=1e-5)
 
 
 def test_a_shear_survives_a_header_that_has_only_a_qform(tmp_path: Path) -> None:
@@ -331,3 +357,16 @@ def test_real_images_are_written_over_themselves(real: Path, tmp_path: Path) -> 
     copy = write_image(tmp_path / "copy.nii.gz", image.array, image.affine, like=path)
     assert content_hash(copy) == array_hash(image.array)
     np.testing.assert_array_equal(read_header(copy).affine, read_header(path).affine)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_header_without_voxel_sizes_is_refused(tmp_path: Path, name: str, kind: type) -> None:
+    header = kind(RAMP, np.diag([2.0, 2, 2, 1])).header
+    header["qform_code"], header["sform_code"] = 1, 0
+    header["pixdim"][2] = 0
+    content = header.binaryblock + b"\0" * 4 + RAMP.tobytes(order="F")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    for read in (read_image, read_header):
+        with pytest.raises(ImageError, match=r"voxels of 2 x 0 x 2 mm \(pixdim\), and no sform.*convert it"):
+            read(tmp_path / name)

@@ -13,7 +13,9 @@ def test_names_of_visits(name: str) -> None:
     assert is_visit(("p01", name))
 
 
-@pytest.mark.parametrize("name", ["p01", "1", "45", "900-00-1961", "2013_20_1", "20191331", "daylight"])
+@pytest.mark.parametrize(
+    "name", ["p01", "1", "45", "900-00-1961", "2013_20_1", "20191331", "daylight", "T1", "scan2", "pre"]
+)
 def test_other_names(name: str) -> None:
     assert not is_visit(("p01", name))
 
@@ -34,6 +36,18 @@ def test_dates_in_the_root_may_be_patients() -> None:
         ("UPENN-GBM-00001_11", "UPENN-GBM-00001"),
         ("BraTS-GLI-00005-101", "BraTS-GLI-00005"),
         ("p01_v1", "p01"),
+        ("p01_T0", "p01"),
+        ("p01_T1", "p01"),
+        ("p01_scan2", "p01"),
+        ("p01_scan-2", "p01"),
+        ("sub-01-pre", "sub-01"),
+        ("p01.post", "p01"),
+        ("p01_T12", "p01_T12"),
+        ("p01_scan02", "p01_scan02"),
+        ("p01_prepared", "p01_prepared"),
+        ("anna_T0", "anna_T0"),
+        ("scan2", "scan2"),
+        ("scan_2", "scan_2"),
         ("site1_v01", "site1_v01"),
         ("anna_v1", "anna_v1"),
         ("scan_baseline", "scan_baseline"),

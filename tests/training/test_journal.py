@@ -20,6 +20,15 @@ def test_rows_past_the_resumed_step_and_a_torn_line_are_dropped(tmp_path: Path) 
     assert read_journal(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
 
 
+def test_an_evaluation_that_is_made_again_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "val/loss": 3}\n{"step": 4, "train/loss": 2}\n{"step": 4, "val/loss": 1}\n')
+    Journal(path, step=4, evaluated=4).close()
+    assert len(read_journal(path)) == 3
+    Journal(path, step=4, evaluated=2).close()
+    assert read_journal(path) == [{"step": 2, "val/loss": 3}, {"step": 4, "train/loss": 2}]
+
+
 def test_a_torn_line_is_left_out_when_reading(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st')

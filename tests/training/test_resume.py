@@ -15,7 +15,7 @@ from full_disk import files_of_at_most
 from tiny_models import tiny_config, tiny_segmentation
 from tiny_patients import tiny_patient_model, write_patients
 from torch import nn
-from toy_training import StopsAt, ToyDataset, ToyTask, rows, same_weights, save_toy, settings, train_toy
+from toy_training import StopsAt, ToyDataset, ToyModel, ToyTask, rows, same_weights, save_toy, settings, train_toy
 
 from bmmae.checkpoint import describe
 from bmmae.data.preprocess import PreprocessConfig
@@ -23,11 +23,12 @@ from bmmae.errors import CheckpointError, ConfigError, OutputError, TrainingErro
 from bmmae.masking import MaskingConfig
 from bmmae.model.config import ModelConfig
 from bmmae.model.mae import MAE
+from bmmae.model.pretrained import PretrainedModel
 from bmmae.training import OptimConfig, find_checkpoint, fit, optim
 from bmmae.training.checkpointing import write_checkpoint
 from bmmae.training.devices import start_accelerator
 from bmmae.training.plan import make_plan
-from bmmae.training.resume import Progress, settings_of, write_config
+from bmmae.training.resume import Progress, restore, settings_of, training_state, write_config
 from bmmae.training.run import begin_run, start_together
 
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=1)
@@ -63,6 +64,18 @@ def test_an_evaluation_that_was_cut_short_is_made_after_the_resume(tmp_path: Pat
     assert (first.status, first.steps) == ("stopped", 4)
     assert rows(tmp_path / "parts", "val/error") == []
     train_toy(tmp_path / "parts", resume=True)
+    assert rows(tmp_path / "parts", "val/error") == rows(tmp_path / "whole", "val/error")
+
+
+def test_an_evaluation_made_after_the_last_checkpoint_is_written_down_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyTask, "selection", ("error", "max"))  # it falls: no later evaluation is the best and saved
+    train_toy(tmp_path / "whole", checkpoint_every=99)
+    train_toy(tmp_path / "parts", checkpoint_every=99, task=StopsAt(4, during="evaluation"))  # at step 8
+    with pytest.raises(TrainingError):  # step 8 is evaluated now, and then the run dies
+        train_toy(tmp_path / "parts", checkpoint_every=99, dataset=ToyDataset(broken=0), resume=True)
+    train_toy(tmp_path / "parts", checkpoint_every=99, resume=True)
     assert rows(tmp_path / "parts", "val/error") == rows(tmp_path / "whole", "val/error")
 
 
@@ -129,9 +142,32 @@ def test_another_training_cannot_be_resumed(
         train_toy(tmp_path, **({"steps": 4, "resume": True} | change))  # type: ignore[arg-type]
 
 
+def test_of_many_differences_the_first_are_named(tmp_path: Path) -> None:
+    train_toy(tmp_path, steps=4)
+    other = OptimConfig(lr=2.0, weight_decay=0.5, betas=(0.8, 0.9), clip_norm=None, eps=1e-6, final_lr_fraction=0.5)
+    with pytest.raises(TrainingError, match=r"train\.seed was 3 and is now 4; .*; and 3 more\. Restore these"):
+        train_toy(tmp_path, steps=8, seed=4, optim=other, resume=True)
+
+
 def test_muon_with_nothing_to_update_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.kind is muon, but no matrix of a transformer block is trained here"):
         train_toy(tmp_path, steps=1, optim=replace(OPTIM, kind="muon"))
+
+
+def test_other_validation_samples_are_refused_for_they_chose_the_best_checkpoint(tmp_path: Path) -> None:
+    class Named(ToyDataset):
+        identity = "one"
+
+    def start(resume: bool, validation: ToyDataset) -> None:
+        given = {"train": settings(steps=2, resume=resume), "optim": OPTIM, "run_dir": tmp_path, "save_model": save_toy}
+        fit(ToyModel(), ToyTask(), ToyDataset(), validation, **given)  # type: ignore[arg-type]
+
+    other = Named()
+    other.identity = "other"
+    start(False, Named())
+    with pytest.raises(TrainingError, match=r"validation samples \(data\.cohort, .* was 'one' and is now 'other'"):
+        start(True, other)
+    start(True, Named())
 
 
 def test_a_refused_configuration_is_not_written_down(tmp_path: Path) -> None:
@@ -201,6 +237,20 @@ def test_another_model_preprocessing_or_masking_is_refused_though_the_weights_fi
     start(False, **given)
     with pytest.raises(TrainingError, match=message):
         start(True, **given | change)
+
+
+@pytest.mark.parametrize(("made", "option"), [(MAE(MODEL), "--start"), (tiny_segmentation(), "--model")])
+def test_other_weights_at_the_start_are_refused_by_the_name_of_their_option(
+    tmp_path: Path, made: PretrainedModel, option: str
+) -> None:
+    """Saved runs call them by the same words."""
+    optimizer = torch.optim.AdamW(made.parameters())
+    key = "encoder at the start (--model)"
+    assert key in settings_of(made)
+    saved = training_state(made, optimizer, None, progress=Progress(), window={}, identity={key: "one"})
+    folder = write_checkpoint(tmp_path, 1, made, saved, lambda _, folder: (folder / "w").touch())
+    with pytest.raises(TrainingError, match=rf"encoder at the start \({option}\) was 'one' and is now 'other'"):
+        restore(folder, made, optimizer, None, {key: "other"})
 
 
 def test_a_fine_tuned_model_is_known_by_its_settings_too() -> None:

@@ -10,6 +10,7 @@ import warnings
 import pytest
 
 from bmmae.config import script
+from bmmae.errors import TrainingError
 from bmmae.training.signals import ScriptStop, StoppedEarly, StopRequest, status_of
 
 
@@ -72,6 +73,44 @@ def test_a_signal_to_a_script_that_still_prepares_asks_to_be_resumed(
     assert (
         f"stopped by {number.name} outside the training loop: start the same command again" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(("place", "told"), [(None, True), ("0", True), ("1", False)])
+def test_of_the_processes_on_a_machine_the_first_one_warns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str | None, told: bool
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if place is not None:
+        monkeypatch.setenv("LOCAL_RANK", place)
+
+    def main() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("3 studies are left out", stacklevel=1)
+        raise TrainingError("it ends here")
+
+    with pytest.raises(SystemExit):
+        script(main)
+    said = capsys.readouterr().err
+    assert ("warning: 3 studies are left out" in said) is told
+    assert "error: it ends here" in said
+
+
+def test_a_process_that_lost_another_says_so_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def main(said: str) -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(SystemExit) as ended:
+        script(lambda: main("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:5559."))
+    assert ended.value.code == 2
+    assert "error: another process of this run has ended, and its own message says why" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="a bug"):
+        script(lambda: main("a bug"))
 
 
 def test_the_loop_takes_signals_over_from_the_script_and_gives_them_back() -> None:

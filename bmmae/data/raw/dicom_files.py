@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from bmmae.arrays import Float
 from bmmae.data.contrast import names_agent
 from bmmae.data.raw.extras import require
 from bmmae.errors import ImageError
 
 GAP_TOLERANCE = 0.2
 """Slices whose distance differs from the usual one by more than this share leave a gap."""
+
+PARALLEL = 0.999
+"""Slices whose normals' product is less, at about 2.5 degrees, are not of one volume."""
 
 STRUCTURE_KINDS = ("RTSTRUCT", "SEG")
 MAGIC = b"DICM"
@@ -219,16 +223,16 @@ def _read_header(path: Path) -> _File | None:
 def _as_series(uid: str, found: list[_File]) -> Series:
     first = found[0].header
     acquisition, malformed = _acquisition(first)
-    positions: list[float] = []
+    planes: list[_Plane] = []
     short = unplaced = 0
     for file in found:
         try:
-            positions += _positions(file.header)
+            planes += _planes(file.header)
             short += _is_short(file)
         except _MalformedError as error:
             malformed.append(str(error))
             unplaced += 1
-    slices, problems = _spacing_problems(positions)
+    slices, problems = _plane_problems(planes)
     if short:
         problems = (f"{short} of {len(found)} files truncated", *problems)
     return Series(
@@ -332,8 +336,16 @@ def _nested(group: Any) -> Iterator[Any]:
             yield from element.value
 
 
-def _positions(header: Any) -> list[float]:
-    """Return the place of each slice along the normal of the slices, mm; one for each frame of a multi-frame file."""
+@dataclass(frozen=True)
+class _Plane:
+    """Where a slice lies: along its own normal, mm."""
+
+    normal: Float[np.ndarray, " 3"]
+    place: float
+
+
+def _planes(header: Any) -> list[_Plane]:
+    """Return where each slice lies; one for each frame of a multi-frame file."""
     if header.get("Modality") in STRUCTURE_KINDS:
         return []
     frames = header.get("PerFrameFunctionalGroupsSequence") or [header]
@@ -344,14 +356,22 @@ def _positions(header: Any) -> list[float]:
         planes = (_within(group, "PlaneOrientationSequence") for group in (frame, shared[0]))
         orientation = next((o for plane in planes if (o := _numbers(plane, "ImageOrientationPatient", 6))), None)
         if position and orientation:
-            axes = np.asarray(orientation).reshape(2, 3)
-            found.append(float(np.cross(*axes) @ np.asarray(position)))
+            normal = np.cross(*np.asarray(orientation).reshape(2, 3))
+            found.append(_Plane(normal, float(normal @ np.asarray(position))))
     return found
 
 
 def _within(group: Any, sequence: str) -> Any:
     items = group.get(sequence)
     return items[0] if items else group
+
+
+def _plane_problems(planes: list[_Plane]) -> tuple[int, tuple[str, ...]]:
+    """Return how many different slices there are, and what is wrong with where they lie."""
+    turned = [plane for plane in planes if plane.normal @ planes[0].normal < PARALLEL]
+    if not turned:
+        return _spacing_problems([plane.place for plane in planes])
+    return len(planes), (f"{len(turned)} of {len(planes)} slices in another orientation than the first",)
 
 
 def _spacing_problems(positions: list[float]) -> tuple[int, tuple[str, ...]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy import ndimage
 
 from bmmae.arrays import Array, Float, Shaped
 from bmmae.data.geometry import same_grid
@@ -91,7 +92,8 @@ def resample(
         matrix: Millimetres of the grid to millimetres of the source (RAS).
         grid: The target.
         how: `linear` (blurred first, by what the coarser grid cannot hold), or `label`: each label is interpolated as
-            a map of its own and the largest wins, so that borders are smooth and no label is invented.
+            a map of its own and the largest wins, so that borders are smooth and no label is invented. Of a lesion too
+            small for that, such as a single voxel, the nearest voxels are kept.
 
     Returns:
         float32 for `linear`, the source's type for `label`.
@@ -102,8 +104,19 @@ def resample(
         kind = sitk.sitkLinear
     else:
         source, kind = to_sitk(volume), sitk.sitkLabelLinear
-    resampled = sitk.Resample(source, frame(grid), itk_transform(matrix), kind, 0.0, source.GetPixelID())
-    return np.asarray(sitk.GetArrayFromImage(resampled)).T
+
+    def moved(kind: int) -> Array:
+        image = sitk.Resample(source, frame(grid), itk_transform(matrix), kind, 0.0, source.GetPixelID())
+        return np.asarray(sitk.GetArrayFromImage(image)).T
+
+    return moved(kind) if how == "linear" else _with_small(moved(kind), moved(sitk.sitkNearestNeighbor))
+
+
+def _with_small(smooth: Shaped[np.ndarray, "H W D"], nearest: Shaped[np.ndarray, "H W D"]) -> Array:
+    """Add the lesions of one resampling that another has nothing of."""
+    lesions, _ = ndimage.label(nearest, np.ones((3, 3, 3)))
+    lost = (nearest != 0) & ~np.isin(lesions, np.unique(lesions[smooth != 0]))
+    return np.where(lost, nearest, smooth)
 
 
 def coverage(source: Grid, matrix: Float[Array, "4 4"], grid: Grid) -> Shaped[np.ndarray, "H W D"]:

@@ -19,6 +19,7 @@ from bmmae._version import __version__
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import is_stripped
 from bmmae.data.cohort import Study
+from bmmae.data.geometry import unsure_axes
 from bmmae.data.location import fingerprint
 from bmmae.data.raw import stripping
 from bmmae.data.raw.atlas import Atlas
@@ -29,7 +30,7 @@ from bmmae.data.raw.resampling import Grid, Volume, coverage, resample
 from bmmae.data.reading import read_header, read_image, read_labels
 from bmmae.data.writing import write_image
 from bmmae.errors import ImageError, OccupiedError, OutputError
-from bmmae.modalities import STANDARD, in_table_order
+from bmmae.modalities import STANDARD, in_table_order, title
 
 T1, T1CE, T2, FLAIR = STANDARD
 REFERENCE_ORDER = (T1CE, T1, FLAIR, T2)
@@ -205,15 +206,25 @@ def _read(study: Study) -> tuple[_Raw, tuple[str, ...]]:
     images = {name: Volume(image.array, image.affine) for name, image in found.items()}
     reference = reference_of(study)
     masks = _given_masks(study, images)
-    remarks: tuple[str, ...] = ()
+    remarks = _open_axes(study)
     if not masks:
         program = stripping.installed()
         if program:
             masks[reference] = stripping.find_brain_mask(images[reference], program)
         elif not all(is_stripped(volume.array) for volume in images.values()):
-            remarks = (f"its skull stays: no brain mask is given and no program is installed; {stripping.ADVICE}",)
+            remarks += (f"its skull stays: no brain mask is given and no program is installed; {stripping.ADVICE}",)
     copies = {name: corrected(volume, masks.get(name)) for name, volume in images.items()}
     return _Raw(images, copies, masks, reference), remarks
+
+
+def _open_axes(study: Study) -> tuple[str, ...]:
+    """Say of which scans right and left are open: no registration tells a brain from its mirror image."""
+    doubts = {name: unsure_axes(read_header(path).raw) for name, path in study.images.items()}
+    return tuple(
+        f"right and left of its {title(name)} may be swapped: which way the axes point, {doubt}"
+        for name, doubt in doubts.items()
+        if doubt
+    )
 
 
 def _given_masks(study: Study, images: dict[str, Volume]) -> dict[str, Bool[np.ndarray, "H W D"]]:

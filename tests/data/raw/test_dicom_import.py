@@ -259,6 +259,18 @@ def test_a_missing_slice_or_a_short_file_leaves_a_series_out(
     assert "dcm2niix made no volume of 11 files: 1 of 12 slices missing" in capsys.readouterr().err
 
 
+def test_a_series_of_two_orientations_is_told(patient: Patient) -> None:
+    patient.series("T1 ax")
+    uid = patient.series("T1 ax", affine=oblique(degrees=70), number=2)
+    for path in patient.folder.glob("s1_*"):
+        header = pydicom.dcmread(path)
+        header.SeriesInstanceUID = uid
+        header.save_as(path)
+    (row,) = find_series(patient.folder).rows
+    assert (row.modality, row.verdict.status) == ("", "broken")
+    assert row.verdict.reason == "12 of 24 slices in another orientation than the first"
+
+
 def test_a_folder_without_dicom_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("no DICOM here, whatever the parser is told to force upon it")
     assert main(["import-dicom", str(tmp_path), "--out", str(tmp_path / "out")]) == 2

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from synthetic_brain import errors, rigid, synthetic_brain
@@ -103,6 +104,31 @@ def test_the_segmentation_goes_along_and_returns_to_each_scan(
     expected = resample(Volume(truth, affine), np.linalg.inv(MOVED), Grid(there.shape, scan.affine), "label")
     assert np.allclose(there_affine, scan.affine)
     assert dice(there > 0, expected > 0) > 0.85
+
+
+@pytest.mark.parametrize("degrees", [0, 10, 25])
+def test_no_lesion_is_too_small_to_go_along(degrees: float) -> None:
+    thick = np.diag([1.3, 1.3, 3.3, 1.0])
+    labels = np.zeros((30, 30, 14), np.int16)
+    places = [(x, y, z) for x in (6, 12, 18, 24) for y in (6, 12, 18, 24) for z in (3, 6, 9)]
+    for number, place in enumerate(places, 1):
+        labels[place] = number
+    turn = nib.affines.from_matvec(nib.eulerangles.euler2mat(np.deg2rad(degrees), 0, np.deg2rad(degrees / 2)))
+    fine = Grid((70, 70, 70), nib.affines.from_matvec(np.eye(3), (-10, -10, -10)))
+    moved = resample(Volume(labels, thick), turn, fine, "label")
+    assert set(np.unique(moved)) == set(range(len(places) + 1))
+    assert moved.dtype == labels.dtype
+
+
+def test_scans_whose_header_leaves_right_and_left_open_are_told(tmp_path: Path) -> None:
+    study = raw_study(tmp_path)
+    assert study_pipeline._open_axes(study) == ()
+    image = nib.load(study.images[T2])
+    image.set_qform(None, 0)
+    image.set_sform(None, 0)
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), study.images[T2])
+    (told,) = study_pipeline._open_axes(study)
+    assert told.startswith("right and left of its T2 may be swapped: which way the axes point, its header does not say")
 
 
 def test_returning_asks_for_the_right_grid_and_modality(prepared: tuple[Study, Study, Path], tmp_path: Path) -> None:
