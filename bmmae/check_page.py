@@ -9,8 +9,9 @@ from html import escape
 from pathlib import Path
 
 from bmmae.data.check import ImageGlance, StudyGlance
-from bmmae.data.findings import WHOLE, CheckReport, Finding
+from bmmae.data.findings import WHOLE, CheckReport, Finding, looked_at
 from bmmae.data.planes import colour_of, draw_planes
+from bmmae.data.problems import counted
 from bmmae.errors import OutputError
 from bmmae.modalities import title
 from bmmae.page import document, figure, table
@@ -57,7 +58,7 @@ class CheckPage:
     def _html(self, report: CheckReport, name: str) -> str:
         parts = [
             f"<h1>Check of {escape(name)}</h1>",
-            f"<p>{report.studies} studies, {report.files} files. {_verdict(report)}</p>",
+            f"<p>{looked_at(report)}. {_verdict(report)}</p>",
             *([f"<p>Note: {escape(report.note)}.</p>"] if report.note else []),
             _findings(report.findings, linked=True),
             _overview(self._glances),
@@ -82,7 +83,11 @@ def _verdict(report: CheckReport) -> str:
     counts = Counter(finding.severity for finding in report.findings)
     if not counts:
         return "<span class=fine>Nothing wrong.</span>"
-    texts = [f"<span class={kind}>{counts[kind]} {kind}s</span>" for kind in ("error", "warning") if counts[kind]]
+    texts = [
+        f"<span class={kind}>{counted(counts[kind], kind, f'{kind}s')}</span>"
+        for kind in ("error", "warning")
+        if counts[kind]
+    ]
     return ", ".join(texts) + ". Errors must be mended before training; warnings are for a person to judge."
 
 

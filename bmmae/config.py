@@ -19,7 +19,7 @@ import yaml
 
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.cache import StudyCache
-from bmmae.data.caching import warn_of_other_spacing
+from bmmae.data.caching import warn_of_other_entries
 from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.preprocess import PreprocessChoice, PreprocessConfig
 from bmmae.data.splits import train_and_validation
@@ -96,7 +96,7 @@ class DataConfig:
 
         Warns of a cache that was made otherwise.
         """
-        warn_of_other_spacing(cache, cohort.studies)
+        warn_of_other_entries(cache, cohort.studies)
         return train_and_validation(
             cohort,
             validation_share=self.validation_share,

@@ -50,7 +50,7 @@ def test_findings_are_listed_and_link_to_their_study(tmp_path: Path) -> None:
     html = page_of(studies, tmp_path / "check.html")
     assert '<a href="#b">b</a>' in html
     assert '<div class=study id="b">' in html
-    assert "<span class=error>1 errors</span>" in html
+    assert "<span class=error>1 error</span>" in html
     assert len(re.findall("<img ", html)) == 5
 
 

@@ -198,7 +198,7 @@ def test_a_part_of_the_table_or_of_a_fold_is_segmented(tmp_path: Path, capsys: p
     table, free = (Cohort(tuple(s)).write(tmp_path / f"{n}.csv") for n, s in (("marked", marked), ("free", plain)))
     command = ["segment", "--model", str(saved), "--cohort", str(table), "--out", str(tmp_path / "out"), "--metrics"]
     assert main([*command, "--part", "test"]) == 0
-    assert "1 studies: 1 segmented" in capsys.readouterr().out
+    assert "1 study: 1 segmented" in capsys.readouterr().out
     folds = tmp_path / "folds.json"
     assert main(["split", str(free), "--out", str(folds), "--folds", "3"]) == 0
     capsys.readouterr()

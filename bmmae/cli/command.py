@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
+from bmmae.data.problems import counted
 from bmmae.errors import OutputError
 from bmmae.modalities import STANDARD, find, in_table_order
 
@@ -111,4 +112,4 @@ def tally(results: Sequence[Done], said: Mapping[str, str]) -> str:
     doubted = sum(bool(result.remarks) for result in results)
     if doubted:
         done += f"; {doubted} with reasons for doubt (see above)"
-    return f"{len(results)} studies: {done}"
+    return f"{counted(len(results), 'study', 'studies')}: {done}"

@@ -158,7 +158,7 @@ def _cache(commands: Commands) -> None:
 
 def _run_cache(given: argparse.Namespace) -> int:
     from bmmae.data.cache import StudyCache
-    from bmmae.data.caching import build_cache, plan_cache, shard_of
+    from bmmae.data.caching import build_cache, plan_cache, shard_of, warn_of_other_entries
     from bmmae.data.cohort import read_cohort
     from bmmae.data.preprocess import PreprocessConfig
     from bmmae.data.problems import gathered
@@ -167,6 +167,7 @@ def _run_cache(given: argparse.Namespace) -> int:
     cohort = read_cohort(given.cohort, given_modalities(given))
     cache = StudyCache(given.out, PreprocessConfig(spacing=spacing), cohort.modalities)
     studies = shard_of(cohort.studies, given.shards, given.shard)
+    warn_of_other_entries(cache, studies)
     plan = plan_cache(cache, studies)
     print(plan, flush=True)
     left_out = build_cache(cache, plan.todo, workers=given.workers, skip_broken=given.skip_broken)

@@ -46,6 +46,7 @@ def _import_dicom(commands: Commands) -> None:
 
 
 def _run_import(given: argparse.Namespace) -> int:
+    from bmmae.data.problems import counted
     from bmmae.data.raw.dicom_import import find_series, import_series
     from bmmae.data.raw.privacy import write_mapping
     from bmmae.data.raw.series_table import apply_table, format_rows, write_table
@@ -71,7 +72,8 @@ def _run_import(given: argparse.Namespace) -> int:
     for problem in report.problems:
         print(f"left out: {problem}", file=sys.stderr)
     counts = ", ".join(f"{title(m)} {sum(m in s.images for s in report.cohort)}" for m in report.cohort.modalities)
-    print(f"{len(report.cohort)} studies in {report.table} ({counts}); next: bmmae check {report.table}")
+    studies = counted(len(report.cohort), "study", "studies")
+    print(f"{studies} in {report.table} ({counts}); next: bmmae check {report.table}")
     return 1 if report.problems else 0
 
 

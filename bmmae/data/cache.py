@@ -34,6 +34,8 @@ from bmmae.patches import Triple, as_triple
 META = "study.json"
 FORMAT = 3
 """Raised whenever entries are laid out otherwise; part of every key."""
+MADE_BY = [VERSION, FORMAT]
+"""What entries say of how they were made."""
 
 PARTIAL = ".partial-"
 
@@ -104,7 +106,7 @@ class StudyCache:
             ImageError: If a source file is gone.
         """
         content = {
-            "version": (VERSION, FORMAT),
+            "version": MADE_BY,
             "preprocess": asdict(self.config),
             "files": {role: fingerprint(file) for role, file in self._sources(study).items()},
         }
@@ -169,6 +171,7 @@ class StudyCache:
     def _prepare(self, study: Study) -> tuple[PackedStudy, dict[str, Any]]:
         prepared = prepare_study(study, self.config, self.modalities)
         notes = {
+            "version": MADE_BY,
             "spacing": self.config.spacing,
             "scales": prepared.scales,
             "brain_source": prepared.brain_source,

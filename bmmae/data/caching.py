@@ -25,7 +25,7 @@ from random import SystemRandom
 import numpy as np
 from tqdm import tqdm
 
-from bmmae.data.cache import META, PARTIAL, CachedStudy, StudyCache
+from bmmae.data.cache import MADE_BY, META, PARTIAL, CachedStudy, StudyCache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.geometry import Geometry
 from bmmae.data.loaders import end_with_parent
@@ -219,25 +219,35 @@ def _problem_of(finish: Callable[[], object]) -> str | None:
     return None
 
 
-def warn_of_other_spacing(cache: StudyCache, studies: Sequence[Study]) -> None:
-    """Warn of a cache that holds none of these studies, and others of another spacing: all are going to be prepared.
+def warn_of_other_entries(cache: StudyCache, studies: Sequence[Study]) -> None:
+    """Warn of a cache that holds none of these studies, and others made otherwise: all are going to be prepared.
 
     Warns:
-        UserWarning: Naming both spacings.
+        UserWarning: Saying what is other: the spacing, or the version of this library.
     """
     first = None if cache.folder is None else next(cache.folder.glob(f"[!.]*/{META}"), None)
-    if first is None or any(_found(cache, study) for study in studies):
+    if first is None:
         return
-    made = None
-    with suppress(OSError, ValueError):  # it may be damaged, or go meanwhile
-        made = json.loads(first.read_text()).get("spacing")  # which earlier versions did not write
-    if made and made != list(cache.config.spacing):
-        warnings.warn(
-            f"{cache.folder} holds none of the {len(studies)} studies with a spacing of {list(cache.config.spacing)} "
-            f"mm, and others with {made} mm: they are prepared from their files, which takes long; is it the cache "
-            "that you mean?",
-            stacklevel=2,
-        )
+    try:
+        meta = json.loads(first.read_text())
+    except (OSError, ValueError):  # it may be damaged, or go meanwhile
+        return
+    spacing = list(cache.config.spacing)
+    made = meta.get("spacing", spacing)  # the first versions did not write it, nor their own
+    if made != spacing:
+        ours, theirs, advice = f"with a spacing of {spacing} mm", f"with {made} mm", "is it the cache that you mean?"
+    elif meta.get("version") != MADE_BY:
+        ours, theirs = "as this version of bmmae prepares them", "by another version"
+        advice = "if nobody uses that any more, delete the folder first, which makes room"
+    else:
+        return
+    if any(_found(cache, study) for study in studies):
+        return
+    warnings.warn(
+        f"{cache.folder} holds none of the {len(studies)} studies {ours}, and others {theirs}: they are prepared from "
+        f"their files, which takes long; {advice}",
+        stacklevel=2,
+    )
 
 
 def sound_studies(

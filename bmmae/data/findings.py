@@ -65,6 +65,11 @@ class CheckReport:
         return f"no study has {names}: if there are such images, look at the table's column names" if names else ""
 
 
+def looked_at(report: CheckReport) -> str:
+    """Return how much was looked at: `2 studies, 9 files`."""
+    return f"{counted(report.studies, 'study', 'studies')}, {counted(report.files, 'file', 'files')}"
+
+
 def format_table(report: CheckReport) -> str:
     """Return the findings as a table for the terminal, with a closing line that counts them.
 
@@ -85,9 +90,8 @@ def format_table(report: CheckReport) -> str:
     lines = ["  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip() for row in (head, *rows)] if rows else []
     errors = sum(finding.severity == "error" for finding in report.findings)
     lines += [f"note: {report.note}"] if report.note else []
-    looked = f"{counted(report.studies, 'study', 'studies')}, {counted(report.files, 'file', 'files')}"
     found = ", ".join(
         (counted(errors, "error", "errors"), counted(len(report.findings) - errors, "warning", "warnings"))
     )
-    lines.append(f"{looked}: {found}" + ("" if rows else "; nothing wrong"))
+    lines.append(f"{looked_at(report)}: {found}" + ("" if rows else "; nothing wrong"))
     return "\n".join(lines)

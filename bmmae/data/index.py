@@ -17,6 +17,7 @@ from bmmae import modalities as table
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.contrast import contrast_of, names_agent
 from bmmae.data.naming import NAMELESS, Role, find_modality, role_of
+from bmmae.data.problems import counted
 from bmmae.data.reading import is_synthetic
 from bmmae.data.visits import is_visit, patient_of, without_series
 from bmmae.errors import CohortError
@@ -366,5 +367,6 @@ def _as_study(group: _Group, problems: list[Problem]) -> Study | None:
 
 
 def _nothing_found(root: Path, modalities: tuple[str, ...], problems: list[Problem]) -> str:
-    seen = f"{len(problems)} files could not be used, such as {problems[0]}" if problems else "it has no NIfTI files"
+    unused = counted(len(problems), "file", "files")
+    seen = f"{unused} could not be used, such as {problems[0]}" if problems else "it has no NIfTI files"
     return f"no study with any of {', '.join(modalities)} found in {root}: {seen}. Recognised layouts:\n{LAYOUTS}"

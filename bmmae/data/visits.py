@@ -26,7 +26,7 @@ PATIENTS = (
     re.compile(rf"(?P<patient>.*?\d.*?)[-_. ]{MOMENTS.pattern}", re.I),
     re.compile(r"(?P<patient>UPENN-GBM-\d{5})_\d\d", re.I),
     re.compile(r"(?P<patient>BraTS-[A-Z]{2,4}-\d{5})-\d{3}", re.I),
-    re.compile(r"(?P<patient>.*?\d.*?)[-_. ](v\d|scan[-_]?\d|t\d|pre|post)", re.I),
+    re.compile(rf"(?P<patient>.*?\d.*?)([-_. ](v\d|scan[-_]?\d|t\d|pre|post|{MOMENT}))+", re.I),
 )
 """Names of a patient's visit. Only a number makes a name a patient's: `scan_baseline` may be anyone's, as may
 `site1_v01`, the first of many volunteers; visits after a `v`, `scan` or `t` have one digit. Where `t1` or `pre` means a
@@ -41,7 +41,7 @@ def is_visit(place: Sequence[str]) -> bool:
 
 
 def patient_of(subject: str) -> str:
-    """Return a subject's name without the visit that it ends in: `p01` of `p01_baseline`."""
+    """Return a subject's name without the visit that it ends in: `p01` of `p01_baseline` and of `p01_v1_pre`."""
     plain = re.sub(r"[-_ ](nifti|nii)$", "", subject, flags=re.IGNORECASE)
     patient = next((found["patient"] for pattern in PATIENTS if (found := pattern.fullmatch(plain))), plain)
     return subject if MOMENTS.fullmatch(patient) else patient

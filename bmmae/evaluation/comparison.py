@@ -15,6 +15,7 @@ from bmmae.evaluation.intervals import (
     DRAWS,
     LEVEL,
     ROUNDING,
+    count_strata,
     is_point,
     patient_draws,
     percentile_interval,
@@ -135,13 +136,13 @@ def paired_bootstrap(
     """
     value = difference(np.arange(len(groups)))
     drawn = np.array([difference(rows) for rows in patient_draws(groups, strata, draws=draws, seed=seed)])
-    patients = len(set(groups))
-    interval = percentile_interval(drawn, patients, level)
+    patients, parts = len(set(groups)), count_strata(groups, strata)
+    interval = percentile_interval(drawn, patients, level, strata=parts)
     if interval is None or math.isnan(value):
         return Comparison(value, None, None, math.nan, "paired bootstrap", patients)
     if is_point(interval):
         return Comparison(value, None, None, 1.0 if abs(value) < ROUNDING else math.nan, "paired bootstrap", patients)
     defined = drawn[~np.isnan(drawn)]
     beyond = 1 + min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    p = share_beyond(beyond / (len(defined) + 1), patients)
+    p = share_beyond(beyond / (len(defined) + 1), patients, strata=parts)
     return Comparison(value, *interval, p, "paired bootstrap", patients)

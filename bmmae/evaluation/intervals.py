@@ -22,23 +22,37 @@ FEW_DEFINED = 0.5
 ROUNDING = 1e-12
 
 
-def tail_share(patients: int, level: float = LEVEL) -> float:
+def tail_share(patients: int, level: float = LEVEL, *, strata: int = 1) -> float:
     """Return the share of bootstrap draws to leave out on either side, less than `(1 - level) / 2` for few patients.
 
     It is what makes the interval of a mean as long as that by Student's t: 1.3 % instead of 2.5 % for 15 patients.
+
+    Args:
+        patients: How many are drawn from.
+        level: Coverage of the interval.
+        strata: Parts within which they are drawn (`count_strata`): draws within each part spread less, as if each had
+            lost a patient. With no more patients than parts nothing can be made up for.
     """
-    if patients < 2:
+    freedom = patients - strata
+    if freedom < 1:
         return (1 - level) / 2
-    reach = stats.t.ppf((1 + level) / 2, patients - 1)
-    return float(stats.norm.cdf(-reach * np.sqrt(patients / (patients - 1))))
+    reach = stats.t.ppf((1 + level) / 2, freedom)
+    return float(stats.norm.cdf(-reach * np.sqrt(patients / freedom)))
 
 
-def share_beyond(tail: float, patients: int) -> float:
-    """Return the two-sided p-value of what is at the edge of the interval that leaves this share out (`tail_share`)."""
-    if patients < 2:
+def share_beyond(tail: float, patients: int, *, strata: int = 1) -> float:
+    """Return the two-sided p-value of what is at the edge of the interval that leaves this share out.
+
+    Args:
+        tail: Share of the draws on one side, above 0; `tail_share` is its inverse.
+        patients: As in `tail_share`.
+        strata: As in `tail_share`.
+    """
+    freedom = patients - strata
+    if freedom < 1:
         return min(1.0, 2 * tail)
-    reach = stats.norm.ppf(min(tail, 0.5)) * np.sqrt((patients - 1) / patients)
-    return float(2 * stats.t.cdf(reach, patients - 1))
+    reach = stats.norm.ppf(min(tail, 0.5)) * np.sqrt(freedom / patients)
+    return float(2 * stats.t.cdf(reach, freedom))
 
 
 def mean_with_interval(values: Sequence[float], unit: str = "", *, level: float = 0.95, seed: int = 0) -> Metric:
@@ -80,28 +94,44 @@ def patient_draws(
         seed: Of the draws.
     """
     random = np.random.default_rng(seed)
-    names, patient = np.unique(np.asarray(groups), return_inverse=True)
-    stratum = np.full(len(names), np.iinfo(int).max)
-    np.minimum.at(stratum, patient, np.zeros(len(patient), int) if strata is None else np.asarray(strata))
+    patient, stratum = _patients_and_strata(groups, strata)
     parts = [np.flatnonzero(stratum == value) for value in np.unique(stratum)]
     for _ in range(draws):
         drawn = np.concatenate([random.choice(part, len(part)) for part in parts])
-        times = np.bincount(drawn, minlength=len(names))
+        times = np.bincount(drawn, minlength=len(stratum))
         yield np.repeat(np.arange(len(patient)), times[patient])
 
 
-def percentile_interval(values: Float[Array, " D"], patients: int, level: float = LEVEL) -> tuple[float, float] | None:
+def count_strata(groups: Sequence[str], strata: Sequence[int] | None = None) -> int:
+    """Return how many parts `patient_draws` draws within, given the same."""
+    return len(np.unique(_patients_and_strata(groups, strata)[1]))
+
+
+def _patients_and_strata(
+    groups: Sequence[str], strata: Sequence[int] | None
+) -> tuple[Int[Array, " R"], Int[Array, " P"]]:
+    """Return the place of each row's patient among all patients, and each patient's stratum."""
+    names, patient = np.unique(np.asarray(groups), return_inverse=True)
+    stratum = np.full(len(names), np.iinfo(int).max)
+    np.minimum.at(stratum, patient, np.zeros(len(patient), int) if strata is None else np.asarray(strata))
+    return patient, stratum
+
+
+def percentile_interval(
+    values: Float[Array, " D"], patients: int, level: float = LEVEL, *, strata: int = 1
+) -> tuple[float, float] | None:
     """Return the middle part of a figure's values over bootstrap draws; None where it was mostly not defined.
 
     Args:
         values: One a draw; NaN where the draw left the figure undefined (say, no patient of a class).
         patients: How many are drawn from: where they are few, more of the draws are inside (`tail_share`).
         level: Coverage of the interval.
+        strata: As in `tail_share`.
     """
     defined = values[~np.isnan(values)]
     if len(defined) <= FEW_DEFINED * len(values):
         return None
-    tail = tail_share(patients, level)
+    tail = tail_share(patients, level, strata=strata)
     low, high = np.quantile(defined, (tail, 1 - tail))
     return float(low), float(high)
 

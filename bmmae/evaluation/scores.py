@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from bmmae.arrays import Array, Float, Int
-from bmmae.evaluation.intervals import DRAWS, is_point, patient_draws, percentile_interval
+from bmmae.evaluation.intervals import DRAWS, count_strata, is_point, patient_draws, percentile_interval
 from bmmae.evaluation.predictions import PredictionKey
 from bmmae.provenance import Metric
 
@@ -89,12 +89,13 @@ def _score(
     point = _table(values, names)
     drawn = np.array([_table(figures(places), names) for places in resampled]).reshape(-1, len(folds), len(names))
     patients = {fold: len({key.group for key in own if key.fold == fold}) for fold in folds}
+    everybody, strata = len({key.group for key in own}), count_strata([key.group for key in own], fold_of.tolist())
     found = []
     for column, name in enumerate(names):
         score = partial(Score, own[0].model, own[0].subset, name)
         each, spread = point[:, column], drawn[:, :, column]
         undefined = int(np.isnan(each).sum())
-        overall = _metric(name, float(_mean(each[None])[0]), _mean(spread), len({key.group for key in own}))
+        overall = _metric(name, float(_mean(each[None])[0]), _mean(spread), everybody, strata)
         deviation = float(np.nanstd(each, ddof=1)) if len(folds) - undefined > 1 else None
         found.append(score(None, overall, deviation, undefined))
         for place, (fold, count) in enumerate(patients.items()):
@@ -115,9 +116,9 @@ def _mean(values: Float[Array, "D F"]) -> Float[Array, " D"]:
     return np.asarray(np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0))
 
 
-def _metric(name: str, value: float, drawn: Float[Array, " D"], patients: int) -> Metric:
+def _metric(name: str, value: float, drawn: Float[Array, " D"], patients: int, strata: int = 1) -> Metric:
     known = len(drawn) > 0 and not math.isnan(value) and name not in WITHOUT_INTERVAL
-    interval = percentile_interval(drawn, patients) if known else None
+    interval = percentile_interval(drawn, patients, strata=strata) if known else None
     if interval is not None and is_point(interval):
         interval = None  # 16 of 16 patients are no proof of perfection
     low, high = interval or (None, None)

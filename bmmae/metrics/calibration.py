@@ -17,7 +17,7 @@ ROUNDING = 1e-6
 CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 count as this near: the logit of certainty is infinite."""
 STEPS = 200
-"""Of Newton's method at most, each of 1 or less."""
+"""Of Newton's method at most, each of 1 or less along every coefficient."""
 TINY = 1e-12
 """Added to a curvature that may have vanished."""
 
@@ -147,7 +147,7 @@ def _most_likely(
         now = expit(found @ design + score)
         curvature = (design * (now * (1 - now))) @ design.T
         step = np.linalg.solve(curvature + TINY * np.eye(len(design)), design @ (happened - now))
-        found += np.clip(step, -1, 1)  # whole steps can leap past the maximum, and never come back
+        found += step / max(1.0, np.abs(step).max())  # longer steps can leap past the maximum, and never come back
         if np.abs(step).max() < CERTAIN:
             return found
     return np.full(len(design), math.nan)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bmmae.data.location import write_whole
+from bmmae.data.problems import counted
 from bmmae.evaluation.classification import compare_classes, evaluate_classes
 from bmmae.evaluation.clinical import NAME
 from bmmae.evaluation.intervals import DRAWS
@@ -51,8 +52,9 @@ positive one (macro F1 and balanced accuracy are of both). More classes: means o
 patients for both models; DeLong's test is for one test set. No p-value is corrected for the number of tests.</li>
 <li>A figure that is not defined (one class alone, no death) is left out of the mean, and counted.</li>
 <li>Risk: higher means that the patient dies sooner. The calibration error (ece) is biased upwards in small folds.
-Calibration slope: 1 is best, below it predictions are too extreme; calibration in the large: 0 is best, above it the
-second class is more frequent than predicted (logits).</li>
+Calibration slope: 1 is best, below it predictions are too extreme; in folds of fewer than forty patients that of a
+well-calibrated model is above 1 on average. Calibration in the large: 0 is best, above it the second class is more
+frequent than predicted (logits).</li>
 </ul>
 """
 
@@ -148,7 +150,8 @@ def _counts(keys: Sequence[PredictionKey]) -> str:
     patients, studies = {key.group for key in keys}, {(key.subject, key.session) for key in keys}
     folds = {key.fold for key in keys}
     kind = f"{len(folds)} folds of a cross-validation" if len(folds) > 1 else "one test set"
-    return f"{len(patients)} patients, {len(studies)} studies, {kind}."
+    told = counted(len(patients), "patient", "patients"), counted(len(studies), "study", "studies")
+    return f"{', '.join(told)}, {kind}."
 
 
 def _class_section(predictions: ClassPredictions, scores: Sequence[Score], reference: str, draws: int) -> str:

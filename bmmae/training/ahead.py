@@ -24,17 +24,18 @@ def look_ahead(train: TrainConfig, optim: OptimConfig, run_dir: Path) -> None:
         TrainingError: The run folder holds a run that is not to be resumed, or none that is to be.
         OutputError: The run folder cannot be written.
     """
-    require_tracker(train.tracker)
+    if os.environ.get("RANK", "0") == "0":  # the others track and write nothing
+        require_tracker(train.tracker)
+        _require_writable(run_dir)
     if train.steps is not None and optim.warmup_epochs is None and optim.schedule_epochs is None:
         make_schedule(optim, train.steps, steps_per_epoch=1.0)  # which only epochs ask for
     if train.find_batch_size:
         require_gpu("cuda" if torch.cuda.is_available() else "cpu")
     refuse_other_start(run_dir, train.resume)
-    _require_writable(run_dir)
 
 
 def _require_writable(run_dir: Path) -> None:
-    nearest = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    nearest = next(folder for folder in (run_dir, *run_dir.absolute().parents) if os.path.exists(folder))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(
             f"The run folder {run_dir} cannot be written: {nearest} is not a folder that you may write to. Choose "

@@ -26,7 +26,7 @@ from bmmae.data.caching import (
     remove_abandoned,
     shard_of,
     sound_studies,
-    warn_of_other_spacing,
+    warn_of_other_entries,
 )
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.dataset import StudyDataset, View
@@ -390,14 +390,30 @@ def test_a_cache_of_another_spacing_is_told(studies: list[Study], cache: StudyCa
     assert cache.folder is not None
     cache.folder.mkdir()
     (cache.folder / f"{PARTIAL}host-1-abc").mkdir()
-    warn_of_other_spacing(cache, studies)  # nothing is in it yet
+    warn_of_other_entries(cache, studies)  # nothing is in it yet
     cache.store(studies[0])
-    warn_of_other_spacing(cache, studies)
+    warn_of_other_entries(cache, studies)
     other = StudyCache(cache.folder, SPACED, STANDARD)
-    warn_of_other_spacing(StudyCache(cache.folder, PLAIN, ("t1", "dwi")), [replace(studies[1], seg=None)])
+    warn_of_other_entries(StudyCache(cache.folder, PLAIN, ("t1", "dwi")), [replace(studies[1], seg=None)])
     with pytest.warns(UserWarning, match=r"holds none of the 4 studies with a spacing of \[2\.0, 2\.0, 2\.0\] mm"):
-        warn_of_other_spacing(other, studies)
-    warn_of_other_spacing(StudyCache(None, SPACED, STANDARD), studies)
+        warn_of_other_entries(other, studies)
+    warn_of_other_entries(StudyCache(None, SPACED, STANDARD), studies)
+
+
+def test_a_cache_of_another_version_is_told(
+    studies: list[Study], cache: StudyCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store(studies[0])
+    monkeypatch.setattr(cache_module, "MADE_BY", [0, 0])
+    monkeypatch.setattr("bmmae.data.caching.MADE_BY", [0, 0])
+    with pytest.warns(UserWarning, match="holds none of the 4 studies as this version of bmmae prepares them"):
+        warn_of_other_entries(cache, studies)
+    first = next(cache.folder.glob(f"*/{META}"))  # type: ignore[union-attr]
+    first.write_text(first.read_text().replace('"version"', '"of"').replace('"spacing"', '"between"'))
+    with pytest.warns(UserWarning, match="and others by another version: they are prepared .* delete the folder first"):
+        warn_of_other_entries(cache, studies)
+    cache.store(studies[1])
+    warn_of_other_entries(cache, studies)
 
 
 def test_training_removes_what_a_killed_one_left_in_the_cache(studies: list[Study], cache: StudyCache) -> None:

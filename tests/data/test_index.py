@@ -392,7 +392,7 @@ def test_nothing_found_names_the_layouts(tmp_path: Path) -> None:
         index_folder(tmp_path / "none")
     with pytest.raises(CohortError, match=r"it has no NIfTI files\. Recognised layouts:\nBraTS 2017(.|\n)*BIDS"):
         index_folder(tmp_path)
-    with pytest.raises(CohortError, match=r"1 files could not be used, such as .*x\.nii"):
+    with pytest.raises(CohortError, match=r"1 file could not be used, such as .*x\.nii"):
         index_folder(tree(tmp_path, "x.nii"))
 
 

@@ -90,6 +90,9 @@ def test_paired_bootstrap_finds_a_better_risk_and_no_other() -> None:
     assert better.low is not None
     assert 0 < better.low < better.difference
     assert paired_bootstrap(lambda rows: 0.0, names, draws=50).p == 1
+    folds = np.arange(80) % 20
+    within = paired_bootstrap(gain, names, folds.tolist(), draws=200)
+    assert within.p == pytest.approx(share_beyond(1 / 201, 80, strata=20))
 
 
 def test_draws_keep_a_patients_rows_together_and_strata_full() -> None:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bmmae.evaluation.intervals import mean_with_interval, percentile_interval, share_beyond, tail_share
+from bmmae.evaluation.intervals import (
+    count_strata,
+    mean_with_interval,
+    patient_draws,
+    percentile_interval,
+    share_beyond,
+    tail_share,
+)
+from bmmae.evaluation.predictions import PredictionKey
+from bmmae.evaluation.scores import score_folds
 
 
 def test_the_interval_surrounds_the_mean_and_is_the_same_again() -> None:
@@ -51,9 +60,36 @@ def test_the_mean_of_eight_patients_is_covered_nearly_as_often_as_stated() -> No
     assert hits >= 183
 
 
-@pytest.mark.parametrize("patients", [3, 15, 400])
-def test_p_values_agree_with_intervals(patients: int) -> None:
+def test_intervals_over_small_folds_are_as_long_as_students() -> None:
+    folds = np.repeat(np.arange(6), 4)
+    values = np.random.default_rng(1).normal(size=24) + folds
+    groups = [f"p{number}" for number in range(24)]
+    drawn = np.array([values[rows].mean() for rows in patient_draws(groups, folds.tolist(), draws=5000)])
+    low, high = percentile_interval(drawn, 24, strata=6)
+    pooled = np.mean([values[folds == fold].var(ddof=1) for fold in range(6)])
+    assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 24 - 6) * (pooled / 24) ** 0.5, rel=0.05)
+
+    keys = [PredictionKey(name, "", name, "m", "all", fold) for name, fold in zip(groups, folds.tolist(), strict=True)]
+    scores = score_folds(keys, lambda _: lambda rows: {"mean": values[rows].mean() if len(rows) else math.nan})
+    overall = next(score.value for score in scores if score.fold is None)
+    assert overall.high - overall.low == pytest.approx(high - low, rel=0.05)
+
+
+def test_strata_are_those_of_patients_not_of_rows() -> None:
+    assert count_strata(["a", "a", "b", "c", "c"], [0, 1, 0, 3, 3]) == 2  # nobody is of stratum 1 alone
+    assert count_strata(["a", "a", "b"]) == 1
+
+
+def test_folds_of_one_patient_widen_nothing() -> None:
+    assert tail_share(5, strata=5) == pytest.approx(0.025)
+    assert share_beyond(0.025, 5, strata=5) == 0.05
+
+
+@pytest.mark.parametrize(("patients", "strata"), [(3, 1), (15, 1), (400, 1), (20, 5), (20, 17)])
+def test_p_values_agree_with_intervals(patients: int, strata: int) -> None:
     for level in (0.8, 0.95):
-        assert share_beyond(tail_share(patients, level), patients) == pytest.approx(1 - level)
-    assert share_beyond(0.5, patients) == pytest.approx(1)
-    assert share_beyond(0.7, patients) == pytest.approx(1)
+        assert share_beyond(tail_share(patients, level, strata=strata), patients, strata=strata) == pytest.approx(
+            1 - level
+        )
+    assert share_beyond(0.5, patients, strata=strata) == pytest.approx(1)
+    assert share_beyond(0.7, patients, strata=strata) == pytest.approx(1)

@@ -60,6 +60,14 @@ def test_what_is_not_defined_is_nan() -> None:
     assert np.isnan(net_benefit(np.zeros(0), np.zeros(0, bool), np.array([0.5]))).all()
 
 
+def test_a_slope_is_found_though_most_predictions_are_the_same() -> None:
+    predicted = np.array([0.32, 0.31, 0.23, 0, 0, 0, 0])
+    happened = np.array([True, False, True, True, True, True, True])
+    clipped = logit(predicted.clip(1e-6))
+    theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(clipped[:, None], happened)
+    assert calibration_slope(predicted, happened) == pytest.approx(theirs.coef_[0, 0], rel=1e-3)
+
+
 def test_net_benefit_by_hand() -> None:
     predicted, happened = np.array([0.1, 0.3, 0.6, 0.9]), np.array([False, True, False, True])
     found = net_benefit(predicted, happened, np.array([0.0, 0.2, 0.5, 0.75, 0.95]))

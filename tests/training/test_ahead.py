@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from importlib import util
 from pathlib import Path
@@ -63,6 +65,30 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(OutputError, match=r"new/run cannot be written: .* Choose another one \(`out`\)"):
         look_ahead(settings(), PLAIN, tmp_path / "new" / "run")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, look = tmp_path / "closed", os.stat
+    closed.mkdir()
+
+    def stat(path: str | Path, **given: bool) -> os.stat_result:
+        if closed in Path(path).parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path, **given)
+
+    monkeypatch.setattr("os.stat", stat)
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != closed)
+    with pytest.raises(OutputError, match=r"closed/run cannot be written: .*closed is not a folder that you may write"):
+        look_ahead(settings(), PLAIN, closed / "run")
+
+
+def test_only_the_process_that_writes_and_tracks_has_to_be_able_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv("RANK", "1")
+    look_ahead(settings(tracker="wandb"), PLAIN, tmp_path)
 
 
 @pytest.mark.parametrize("script", ["pretrain/train.py", "finetune/segmentation.py"])
