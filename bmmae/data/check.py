@@ -211,12 +211,10 @@ def _check_acquired(look: _Look) -> None:
 
 def _check_axes(look: _Look) -> None:
     """Warn of the first image whose header leaves right and left open; the others often are as it is."""
-    doubted = next((scan for scan in look.scans.values() if scan.axes_doubt), None)
+    doubted = next((scan for scan in look.scans.values() if scan.open_axes), None)
     if doubted is not None:
-        message = (
-            f"which way the axes of {doubted.path.name} point is open: {doubted.axes_doubt}; right and left may be "
-            "swapped: convert it again from DICOM or repair the header"
-        )
+        advice = "right and left may be swapped: convert it again from DICOM or repair the header"
+        message = f"{doubted.open_axes}; {advice}"
         look.add("warning", "axes", doubted.path, message)
 
 

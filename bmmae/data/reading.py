@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bmmae.arrays import Array, Float, Int
+from bmmae.data.geometry import unsure_axes
 from bmmae.data.location import File, RemoteFile, locate
 from bmmae.data.millimetres import spacing_of, usable_affine
 from bmmae.errors import ImageError, LabelError
@@ -71,12 +72,14 @@ class Image:
         affine: float64, voxel indices to world coordinates (mm).
         path: The file it came from.
         description: The header's free text.
+        axes_doubt: Why the header leaves right and left open (`unsure_axes`); empty if it does not.
     """
 
     array: Float[Array, "H W D"]
     affine: Float[Array, "4 4"]
     path: File
     description: str = ""
+    axes_doubt: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,6 +90,11 @@ class Image:
     def spacing(self) -> tuple[float, ...]:
         """Voxel size along each array axis, mm."""
         return spacing_of(self.affine)
+
+    @property
+    def open_axes(self) -> str:
+        """A sentence without its end on which way the axes point; empty if the header tells."""
+        return f"which way the axes of {self.path.name} point is open: {self.axes_doubt}" if self.axes_doubt else ""
 
     @property
     def synthetic(self) -> bool:
@@ -205,7 +213,7 @@ def _read(path: File) -> Image:
             f"{count} voxels of {path} are not finite (NaN or infinite, {count / array.size:.1%} of them): expected "
             "numbers; find the step that divided by zero, or set them to 0 if they are background"
         )
-    return Image(array, affine, path, _description(image.header))
+    return Image(array, affine, path, _description(image.header), unsure_axes(image.header))
 
 
 def _decompressed(path: File) -> bytes:

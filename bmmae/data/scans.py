@@ -9,10 +9,10 @@ import numpy as np
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import is_stripped
-from bmmae.data.geometry import axes_of, grid_difference, same_grid, unsure_axes
+from bmmae.data.geometry import axes_of, grid_difference, same_grid
 from bmmae.data.location import File
 from bmmae.data.millimetres import spacing_of
-from bmmae.data.reading import array_hash, read_header, read_image
+from bmmae.data.reading import array_hash, read_image
 
 KEPT_VOXELS = 96
 """An axis is thinned by whole steps as long as more voxels than this stay."""
@@ -70,7 +70,7 @@ class Scan:
         nonzero: Bool[H, W, D].
         stripped: Whether it looks skull-stripped.
         synthetic: Whether its header says that it was synthesised.
-        axes_doubt: Why its header leaves right and left open; empty if it does not.
+        open_axes: As of an `Image`: which way its axes point, if its header leaves that open.
         digest: Hash of its voxels.
         thin: Float[h, w, d], the voxels that `Grid.thinned` keeps.
         extremes: Smallest and largest intensity.
@@ -82,7 +82,7 @@ class Scan:
     nonzero: Bool[Array, "H W D"]
     stripped: bool
     synthetic: bool
-    axes_doubt: str
+    open_axes: str
     digest: str
     thin: Float[Array, "h w d"]
     extremes: tuple[float, float]
@@ -111,7 +111,7 @@ def read_scan(path: File) -> Scan:
         nonzero=np.asarray(array != 0),
         stripped=is_stripped(array),
         synthetic=image.synthetic,
-        axes_doubt=unsure_axes(read_header(path).raw),
+        open_axes=image.open_axes,
         digest=array_hash(array),
         thin=thin,
         extremes=(float(array.min()), float(array.max())),

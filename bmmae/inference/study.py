@@ -13,7 +13,6 @@ import numpy as np
 
 from bmmae.arrays import Array, Bool
 from bmmae.checkpoint import preprocessing_of, provenance_of
-from bmmae.data.geometry import unsure_axes
 from bmmae.data.location import File, RemoteFile, locate
 from bmmae.data.preprocess import (
     PreparedStudy,
@@ -164,7 +163,7 @@ def load_files(model: PretrainedModel, files: StudyFiles, absent: Sequence[str] 
     masks = [read_on_grid(files.masks[n], first, "the brain mask ") if n in files.masks else None for n in names]
     prepared = prepare_images(names, list(read.values()), grid_for(model, names, first, absent), masks=masks)
     unlike = unlike_training(prepared, provenance_of(model).population, preprocessing_of(model).spacing)
-    remarks = (*_not_acquired(read), *_unsure_axes(first), *unlike)
+    remarks = (*_not_acquired(read), *_open_axes(first), *unlike)
     for remark in remarks:
         warnings.warn(remark, UnlikeTrainingWarning, stacklevel=3)
     return LoadedStudy(read, prepared, remarks)
@@ -180,15 +179,10 @@ def _not_acquired(images: Mapping[str, Image]) -> tuple[str, ...]:
     )
 
 
-def _unsure_axes(image: Image) -> tuple[str, ...]:
+def _open_axes(image: Image) -> tuple[str, ...]:
     """Say so if left and right are open: the images of a study share a grid, so one is enough."""
-    doubt = unsure_axes(read_header(image.path).raw)
-    if not doubt:
-        return ()
-    return (
-        f"which way the axes of {image.path.name} point is open: {doubt}. Right and left may be swapped, in the result "
-        "too; convert it again from DICOM or repair the header",
-    )
+    advice = "Right and left may be swapped, in the result too; convert it again from DICOM or repair the header"
+    return (f"{image.open_axes}. {advice}",) if image.open_axes else ()
 
 
 def grid_for(
