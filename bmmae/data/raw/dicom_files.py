@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bmmae.arrays import Float
 from bmmae.data.contrast import names_agent
+from bmmae.data.raw.dicom_elements import MalformedError, number_of, numbers_of, text_of, words_of
+from bmmae.data.raw.dicom_planes import STRUCTURE_KINDS, Plane, plane_problems, planes_of
 from bmmae.data.raw.extras import require
 from bmmae.errors import ImageError
 
-GAP_TOLERANCE = 0.2
-"""Slices whose distance differs from the usual one by more than this share leave a gap."""
-
-PARALLEL = 0.999
-"""Slices whose normals' product is less, at about 2.5 degrees, are not of one volume."""
-
-STRUCTURE_KINDS = ("RTSTRUCT", "SEG")
 MAGIC = b"DICM"
 PREAMBLE = bytes(128) + MAGIC
 """What a DICOM file begins with; its first 128 bytes may be anything."""
@@ -40,8 +31,6 @@ TIMES = {
     "ti": ("InversionTime", "InversionTimes"),
 }
 """Elements that hold them, the likeliest first."""
-DECIMAL_COMMA = re.compile(r",(?=\d{1,2}$)")
-"""Before three digits a comma may part thousands."""
 
 
 @dataclass(frozen=True)
@@ -186,10 +175,6 @@ class _UnreadableError(Exception):
     """A file that says it is DICOM, and nothing further that can be understood."""
 
 
-class _MalformedError(Exception):
-    """An element that does not hold the numbers which it should."""
-
-
 def _read_header(path: Path) -> _File | None:
     """Return the header, or None if this is no DICOM file of a series (a DICOMDIR, a text).
 
@@ -223,16 +208,16 @@ def _read_header(path: Path) -> _File | None:
 def _as_series(uid: str, found: list[_File]) -> Series:
     first = found[0].header
     acquisition, malformed = _acquisition(first)
-    planes: list[_Plane] = []
+    planes: list[Plane] = []
     short = unplaced = 0
     for file in found:
         try:
-            planes += _planes(file.header)
+            planes += planes_of(file.header)
             short += _is_short(file)
-        except _MalformedError as error:
+        except MalformedError as error:
             malformed.append(str(error))
             unplaced += 1
-    slices, problems = _plane_problems(planes)
+    slices, problems = plane_problems(planes)
     if short:
         problems = (f"{short} of {len(found)} files truncated", *problems)
     return Series(
@@ -248,20 +233,20 @@ def _as_series(uid: str, found: list[_File]) -> Series:
 
 def _series_number(header: Any) -> int:
     try:
-        return int(_numbers(header, "SeriesNumber", 1)[0])
-    except (_MalformedError, IndexError):  # it only serves to be shown
+        return int(numbers_of(header, "SeriesNumber", 1)[0])
+    except (MalformedError, IndexError):  # it only serves to be shown
         return 0
 
 
 def _identity(header: Any) -> Identity:
     others = ("OtherPatientIDs", "AccessionNumber", "StudyID", "ReferringPhysicianName", "InstitutionName")
     return Identity(
-        patient_id=_text(header, "PatientID"),
-        patient_name=_text(header, "PatientName"),
-        birth_date=_text(header, "PatientBirthDate"),
-        study_uid=_text(header, "StudyInstanceUID"),
-        study_date=_text(header, "StudyDate") + _text(header, "StudyTime"),
-        others=tuple(text for name in others if (text := _text(header, name))),
+        patient_id=text_of(header, "PatientID"),
+        patient_name=text_of(header, "PatientName"),
+        birth_date=text_of(header, "PatientBirthDate"),
+        study_uid=text_of(header, "StudyInstanceUID"),
+        study_date=text_of(header, "StudyDate") + text_of(header, "StudyTime"),
+        others=tuple(text for name in others if (text := text_of(header, name))),
     )
 
 
@@ -271,129 +256,22 @@ def _acquisition(header: Any) -> tuple[Acquisition, list[str]]:
     malformed = []
     for name, elements in TIMES.items():
         try:
-            times[name] = _number(header, *elements)
-        except _MalformedError as error:
+            times[name] = number_of(header, *elements)
+        except MalformedError as error:
             malformed.append(str(error))
-    agent = _text(header, "ContrastBolusAgent")
+    agent = text_of(header, "ContrastBolusAgent")
     acquisition = Acquisition(
-        kind=_text(header, "Modality").upper(),
+        kind=text_of(header, "Modality").upper(),
         description=tuple(
-            text for name in ("SeriesDescription", "ProtocolName", "SequenceName") if (text := _text(header, name))
+            text for name in ("SeriesDescription", "ProtocolName", "SequenceName") if (text := text_of(header, name))
         ),
         contrast=agent if names_agent(agent) else "",
         **times,
-        scanning=_words(header, "ScanningSequence"),
-        image_type=_words(header, "ImageType"),
-        body_part=_text(header, "BodyPartExamined").lower(),
+        scanning=words_of(header, "ScanningSequence"),
+        image_type=words_of(header, "ImageType"),
+        body_part=text_of(header, "BodyPartExamined").lower(),
     )
     return acquisition, malformed
-
-
-def _text(header: Any, name: str) -> str:
-    return str(header.get(name) or "").strip()
-
-
-def _words(header: Any, name: str) -> tuple[str, ...]:
-    value = header.get(name) or ()
-    return (value.upper(),) if isinstance(value, str) else tuple(str(word).upper() for word in value)
-
-
-def _number(header: Any, *names: str) -> float | None:
-    """Return the first of these elements that is filled; enhanced files keep them in shared functional groups."""
-    groups = [
-        header,
-        *(item for group in header.get("SharedFunctionalGroupsSequence") or () for item in _nested(group)),
-    ]
-    for group in groups:
-        for name in names:
-            if numbers := _numbers(group, name):
-                return numbers[0]
-    return None
-
-
-def _numbers(group: Any, name: str, count: int | None = None) -> list[float]:
-    """Return the numbers of an element, none where it is not filled.
-
-    Raises:
-        _MalformedError: If it holds something else, or not so many of them.
-    """
-    try:
-        value = group.get(name)
-        values = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
-        numbers = [float(DECIMAL_COMMA.sub(".", str(item))) for item in values if item not in (None, "")]
-    except Exception as error:  # a parser's own exceptions: whatever it cannot read is no number
-        raise _MalformedError(f"{name} is no number") from error
-    if not all(map(math.isfinite, numbers)):
-        raise _MalformedError(f"{name} is no number")
-    if numbers and count and len(numbers) != count:
-        raise _MalformedError(f"{name} holds {len(numbers)} numbers: expected {count}")
-    return numbers
-
-
-def _nested(group: Any) -> Iterator[Any]:
-    for element in group:
-        if element.VR == "SQ":
-            yield from element.value
-
-
-@dataclass(frozen=True)
-class _Plane:
-    """Where a slice lies: along its own normal, mm."""
-
-    normal: Float[np.ndarray, " 3"]
-    place: float
-
-
-def _planes(header: Any) -> list[_Plane]:
-    """Return where each slice lies; one for each frame of a multi-frame file."""
-    if header.get("Modality") in STRUCTURE_KINDS:
-        return []
-    frames = header.get("PerFrameFunctionalGroupsSequence") or [header]
-    shared = header.get("SharedFunctionalGroupsSequence") or [header]
-    found = []
-    for frame in frames:
-        position = _numbers(_within(frame, "PlanePositionSequence"), "ImagePositionPatient", 3)
-        planes = (_within(group, "PlaneOrientationSequence") for group in (frame, shared[0]))
-        orientation = next((o for plane in planes if (o := _numbers(plane, "ImageOrientationPatient", 6))), None)
-        if position and orientation:
-            normal = np.cross(*np.asarray(orientation).reshape(2, 3))
-            found.append(_Plane(normal, float(normal @ np.asarray(position))))
-    return found
-
-
-def _within(group: Any, sequence: str) -> Any:
-    items = group.get(sequence)
-    return items[0] if items else group
-
-
-def _plane_problems(planes: list[_Plane]) -> tuple[int, tuple[str, ...]]:
-    """Return how many different slices there are, and what is wrong with where they lie."""
-    turned = [plane for plane in planes if plane.normal @ planes[0].normal < PARALLEL]
-    if not turned:
-        return _spacing_problems([plane.place for plane in planes])
-    return len(planes), (f"{len(turned)} of {len(planes)} slices in another orientation than the first",)
-
-
-def _spacing_problems(positions: list[float]) -> tuple[int, tuple[str, ...]]:
-    """Return how many different slices there are, and what is wrong with their spacing."""
-    places = sorted({round(place, 2) for place in positions})
-    problems: list[str] = []
-    if len(places) > 1 and len(positions) != len(places):
-        volumes = len(positions) / len(places)
-        problems.append(
-            f"{volumes:g} volumes in one series"
-            if volumes.is_integer()
-            else "slices repeated or missing in one of several volumes"
-        )
-    gaps = np.diff(places)
-    if len(gaps) > 1:
-        usual = float(np.median(gaps))
-        missing = int(np.rint(gaps / usual - 1).clip(min=0).sum())
-        if missing:
-            problems.append(f"{missing} of {len(places) + missing} slices missing")
-        elif np.any(np.abs(gaps - usual) > GAP_TOLERANCE * usual):
-            problems.append(f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart")
-    return len(places), tuple(problems)
 
 
 def _is_short(file: _File) -> bool:
@@ -403,6 +281,6 @@ def _is_short(file: _File) -> bool:
     if not header.get("Rows") or str((meta or {}).get("TransferSyntaxUID", "")) not in IMPLICIT_LENGTHS:
         return False
     names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
-    voxels = math.prod(int(number) for name in names for number in _numbers(header, name, 1))
-    bits = _numbers(header, "BitsAllocated", 1) or [16]
+    voxels = math.prod(int(number) for name in names for number in numbers_of(header, name, 1))
+    bits = numbers_of(header, "BitsAllocated", 1) or [16]
     return file.rest < voxels * int(bits[0]) // 8
