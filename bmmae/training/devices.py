@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,9 +55,15 @@ def start_accelerator() -> Any:
 def _leave() -> None:
     """End the process group before the interpreter ends: threads of it that still run then abort the process.
 
-    After an exception it is left as it is, for other ranks may be waiting in it.
+    After an exception other ranks may be waiting in it, and to end it could mean to wait for them: the process then
+    ends here, with what it has to say written.
     """
-    if torch.distributed.is_initialized() and getattr(sys, "last_value", None) is None:
+    failure = getattr(sys, "last_value", None)
+    if failure is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + signal.SIGINT if isinstance(failure, KeyboardInterrupt) else 1)
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 

@@ -45,6 +45,24 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.M
         start_accelerator()
 
 
+@pytest.mark.parametrize(("error", "code"), [("ValueError('torn')", 1), ("KeyboardInterrupt", 130)])
+def test_a_process_of_several_that_fails_ends_before_threads_of_the_group_can_abort_it(error: str, code: int) -> None:
+    script = f"""
+import atexit, os, types
+from bmmae.training import devices
+atexit.register(os.abort)  # in the place of those threads, which run until the interpreter is gone
+kind = types.SimpleNamespace(value="MULTI_CPU")
+devices._start = lambda cpu: types.SimpleNamespace(num_processes=2, distributed_type=kind)
+devices.start_accelerator()
+print("said before")
+raise {error}
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode == code
+    assert done.stdout == "said before\n"
+    assert error.partition("(")[0] in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configurations_are_what_accelerate_reads(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
