@@ -63,11 +63,11 @@ def _index(commands: Commands) -> None:
 
 def _run_index(given: argparse.Namespace) -> int:
     from bmmae.data.index import index_folder
-    from bmmae.data.problems import counted, gathered
+    from bmmae.data.problems import counted, lines_of
     from bmmae.data.replacing import refuse_losing
 
     report = index_folder(given.folder, given_modalities(given))
-    for line in gathered(map(str, report.problems), MOST_NAMES):
+    for line in lines_of(((str(item.path), item.told) for item in report.problems), MOST_NAMES):
         print(f"warning: {line}", file=sys.stderr)
     refuse_losing(given.out, report.cohort)
     path = report.cohort.write(given.out)
@@ -161,7 +161,7 @@ def _run_cache(given: argparse.Namespace) -> int:
     from bmmae.data.caching import build_cache, plan_cache, shard_of, warn_of_other_entries
     from bmmae.data.cohort import read_cohort
     from bmmae.data.preprocess import PreprocessConfig
-    from bmmae.data.problems import gathered
+    from bmmae.data.problems import lines_of
 
     spacing = tuple(given.spacing) * (3 if len(given.spacing) == 1 else 1)
     cohort = read_cohort(given.cohort, given_modalities(given))
@@ -171,7 +171,7 @@ def _run_cache(given: argparse.Namespace) -> int:
     plan = plan_cache(cache, studies)
     print(plan, flush=True)
     left_out = build_cache(cache, plan.todo, workers=given.workers, skip_broken=given.skip_broken)
-    for line in gathered(left_out):
+    for line in lines_of(left_out):
         print(f"left out: {line}", file=sys.stderr)
     print(f"{len(studies) - len(left_out)} of {len(studies)} studies are prepared in {given.out}")
     return 0

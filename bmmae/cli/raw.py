@@ -96,6 +96,7 @@ def _preprocess(commands: Commands) -> None:
 def _run_preprocess(given: argparse.Namespace) -> int:
     from bmmae.data.cohort import read_cohort
     from bmmae.data.location import refuse_overwriting
+    from bmmae.data.problems import lines_of
     from bmmae.data.raw.atlas import MNI152
     from bmmae.data.raw.cohort_pipeline import preprocess_cohort
     from bmmae.data.raw.study_pipeline import PipelineConfig
@@ -113,9 +114,9 @@ def _run_preprocess(given: argparse.Namespace) -> int:
     report = preprocess_cohort(
         read_cohort(given.cohort, given_modalities(given)), given.out, config, workers=given.workers
     )
-    for line in report.remarks:
+    for line in lines_of(report.remarks):
         print(f"note: {line}", file=sys.stderr)
-    for line in report.failures:
+    for line in lines_of(report.failures):
         print(f"failed: {line}", file=sys.stderr)
     total = report.done + len(report.failures)
     print(f"{report.done} of {total} studies are in {report.table}; next: bmmae check {report.table}")

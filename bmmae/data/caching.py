@@ -30,7 +30,7 @@ from bmmae.data.cohort import Cohort, Study
 from bmmae.data.geometry import Geometry
 from bmmae.data.loaders import end_with_parent
 from bmmae.data.packing import flag_type
-from bmmae.data.problems import counted, gathered
+from bmmae.data.problems import NamedProblem, counted, lines_of
 from bmmae.data.reading import read_header
 from bmmae.errors import BmmaeError, CohortError, ConfigError, OutputError
 from bmmae.patches import as_triple
@@ -131,7 +131,7 @@ def _study_size(cache: StudyCache, study: Study) -> int:
 
 def build_cache(
     cache: StudyCache, cohort: Cohort | Sequence[Study], *, workers: int = 2, skip_broken: bool = False
-) -> list[str]:
+) -> list[NamedProblem]:
     """Store every study of a cohort; what is there already is skipped.
 
     Args:
@@ -141,7 +141,7 @@ def build_cache(
         skip_broken: Leave broken studies out instead of stopping.
 
     Returns:
-        One line for each study left out.
+        Each study left out, and what is wrong with it.
 
     Raises:
         CohortError: If a study is broken and not skipped; the others are stored all the same.
@@ -162,17 +162,17 @@ def build_cache(
     return sorted(problems)
 
 
-def _in_short(problems: Sequence[str]) -> str:
-    """Return in one sentence what is wrong with many studies, from one line for each."""
-    lines = gathered(problems, MOST_NAMES)
+def _in_short(problems: Sequence[NamedProblem]) -> str:
+    """Return in one sentence what is wrong with many studies."""
+    lines = lines_of(problems, MOST_NAMES)
     more = [f"{len(lines) - MOST_KINDS} more"] if len(lines) > MOST_KINDS else []
     return "; ".join([*lines[:MOST_KINDS], *more])
 
 
-def _store_all(cache: StudyCache, todo: Sequence[Study], workers: int) -> list[str]:
-    """Store studies, and return one line for each that is broken."""
+def _store_all(cache: StudyCache, todo: Sequence[Study], workers: int) -> list[NamedProblem]:
+    """Store studies, and return what is wrong with those that are broken."""
     outcomes = tqdm(_outcomes(cache, todo, workers), total=len(todo), desc="caching", unit="study")
-    return [f"{study.name}: {problem}" for study, problem in outcomes if problem]
+    return [(study.name, problem) for study, problem in outcomes if problem]
 
 
 def _outcomes(cache: StudyCache, todo: Sequence[Study], workers: int) -> Iterator[tuple[Study, str | None]]:
@@ -281,7 +281,7 @@ def sound_studies(
         bar = tqdm(opened, total=len(order), desc="opening", unit="study", disable=None, leave=False)  # on a terminal
         found = dict(zip(order, bar, strict=True))
     problems = [found[index] for index in range(len(studies))]
-    broken = [f"{study.name}: {problem}" for study, problem in zip(studies, problems, strict=True) if problem]
+    broken = [(study.name, problem) for study, problem in zip(studies, problems, strict=True) if problem]
     if not broken:
         return list(studies)
     said = f"{len(broken)} of {len(studies)} studies cannot be read ({_in_short(broken)})"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from bmmae import modalities as table
 from bmmae.data.location import File
-from bmmae.data.problems import counted, gathered
+from bmmae.data.problems import NamedProblem, counted, gathered
 
 Severity = Literal["error", "warning"]
 MOST_NAMES = 5
@@ -75,15 +75,13 @@ def format_table(report: CheckReport) -> str:
 
     What many studies have alike is one row: see `gathered`.
     """
-    kinds: dict[tuple[Severity, str], list[str]] = {}
+    kinds: dict[tuple[Severity, str], list[NamedProblem]] = {}
     for finding in report.findings:
-        kinds.setdefault((finding.severity, finding.code), []).append(f"{finding.study}: {finding.message}")
+        kinds.setdefault((finding.severity, finding.code), []).append((finding.study, finding.message))
     rows = [
         (severity, study, code, told)
-        for (severity, code), lines in kinds.items()
-        for study, _, told in (
-            line.partition(": ") for line in gathered(lines, None if severity == "error" else MOST_NAMES)
-        )
+        for (severity, code), problems in kinds.items()
+        for study, told in gathered(problems, None if severity == "error" else MOST_NAMES)
     ]
     head = ("", "study", "code", "what was found")
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(3)]

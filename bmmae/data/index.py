@@ -54,8 +54,13 @@ class Problem:
     reason: str
     advice: str
 
+    @property
+    def told(self) -> str:
+        """Both in one sentence."""
+        return f"{self.reason}; {self.advice}"
+
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}; {self.advice}"
+        return f"{self.path}: {self.told}"
 
 
 @dataclass(frozen=True)

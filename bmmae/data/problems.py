@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from bmmae.errors import few
 
@@ -14,25 +15,34 @@ _PARTICULAR = re.compile(r"\S*[\d/\\]\S*|\S+\.\S+")
 """What differs between two sentences about the same kind of problem: numbers, paths and names of files."""
 
 
-def gathered(lines: Iterable[str], most: int | None = None) -> list[str]:
-    """Return lines `name: what is wrong`, in which many that say the same have become one.
+NamedProblem: TypeAlias = tuple[str, str]
+"""The name of a study or file, and what is wrong with it."""
+
+
+def gathered(problems: Iterable[NamedProblem], most: int | None = None) -> list[NamedProblem]:
+    """Return problems in which many of a kind have become one: the first, which then names the others too.
 
     Args:
-        lines: One for each study or file.
+        problems: In the order in which they are to be told.
         most: Names listed beside the first one of a kind; all if None.
     """
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for name, _, told in (line.partition(": ") for line in lines):
+    kinds: dict[str, list[NamedProblem]] = {}
+    for name, told in problems:
         kinds.setdefault(_PARTICULAR.sub("*", told), []).append((name, told))
-    return [line for kind in kinds.values() for line in _lines(kind, most)]
+    return [problem for kind in kinds.values() for problem in _told(kind, most)]
 
 
-def _lines(kind: list[tuple[str, str]], most: int | None) -> list[str]:
-    told = [f"{name}: {problem}" for name, problem in kind]
+def _told(kind: list[NamedProblem], most: int | None) -> list[NamedProblem]:
     if len(kind) <= ALIKE:
-        return told
-    names = few((name for name, _ in kind[1:]), most or len(kind), quote="")
-    return [f"{told[0]} (and {len(kind) - 1} more like it: {names})"]
+        return kind
+    (name, told), *others = kind
+    names = few((other for other, _ in others), most or len(kind), quote="")
+    return [(name, f"{told} (and {len(others)} more like it: {names})")]
+
+
+def lines_of(problems: Iterable[NamedProblem], most: int | None = None) -> list[str]:
+    """Return `gathered` problems as lines `name: what is wrong`."""
+    return [f"{name}: {told}" for name, told in gathered(problems, most)]
 
 
 def counted(number: int, one: str, many: str) -> str:

@@ -236,8 +236,7 @@ def test_a_cohort_is_stored_but_for_its_broken_studies(tmp_path: Path, cache: St
     with pytest.raises(CohortError, match=r"1 of 3 studies cannot be cached .*bmmae check"):
         build_cache(cache, cohort, workers=1)
     problems = build_cache(cache, cohort, workers=1, skip_broken=True)
-    assert len(problems) == 1
-    assert problems[0].startswith("b")
+    assert [name for name, _ in problems] == ["b"]
     assert [cache.find(study) is not None for study in studies] == [True, False, True]
 
 

@@ -12,12 +12,16 @@ from pathlib import Path
 
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.origin import pass_mark_on
+from bmmae.data.problems import NamedProblem, lines_of
 from bmmae.data.raw.atlas import Atlas, load_atlas
 from bmmae.data.raw.extras import require
 from bmmae.data.raw.native import read_registration
 from bmmae.data.raw.study_pipeline import PipelineConfig, Prepared, prepare_study, prepared_before, state_of
 from bmmae.data.replacing import filled_cells, refuse_losing_columns
 from bmmae.errors import BmmaeError, CohortError, ImageError
+
+MOST_NAMES = 5
+"""Kinds of failures that one sentence tells, and studies that it names of each beside the first."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,14 @@ class PipelineReport:
     Attributes:
         table: The new cohort table.
         done: How many studies are in it.
-        remarks: What the user should know, a sentence each.
-        failures: Studies that are not in it, a sentence each.
+        remarks: What the user should know, by the study's name.
+        failures: Studies that are not in it, and why.
     """
 
     table: Path
     done: int
-    remarks: tuple[str, ...]
-    failures: tuple[str, ...]
+    remarks: tuple[NamedProblem, ...]
+    failures: tuple[NamedProblem, ...]
 
 
 def preprocess_cohort(
@@ -67,11 +71,12 @@ def preprocess_cohort(
         bar = tqdm(results, total=len(cohort), desc="preprocess", unit="study", disable=not progress, leave=False)
         outcomes = list(bar)
     prepared = [outcome for outcome in outcomes if isinstance(outcome, Prepared)]
-    failures = tuple(outcome for outcome in outcomes if isinstance(outcome, str))
+    named = zip(cohort, outcomes, strict=True)
+    failures = tuple((study.name, outcome) for study, outcome in named if isinstance(outcome, str))
     if not prepared:
-        raise CohortError(f"no study could be prepared: {'; '.join(failures[:5])}")
+        raise CohortError(f"no study could be prepared: {'; '.join(lines_of(failures, MOST_NAMES)[:MOST_NAMES])}")
     pass_mark_on(cohort, out)
-    remarks = tuple(f"{item.study.name}: {remark}" for item in prepared for remark in item.remarks)
+    remarks = tuple((item.study.name, remark) for item in prepared for remark in item.remarks)
     table = Cohort(tuple(item.study for item in prepared), cohort.modalities).write(out / "cohort.csv")
     return PipelineReport(table, len(prepared), remarks, failures)
 
@@ -95,7 +100,7 @@ def _prepare(study: Study, out: Path, config: PipelineConfig, atlas: Atlas | Non
         before = _finished(study, folder, config, atlas)
         return before or prepare_study(study, folder, config, atlas)
     except BmmaeError as error:
-        return f"{study.name}: {error}"
+        return str(error)
 
 
 def _finished(study: Study, folder: Path, config: PipelineConfig, atlas: Atlas | None) -> Prepared | None:

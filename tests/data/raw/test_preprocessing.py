@@ -218,7 +218,7 @@ def test_without_a_mask_a_program_on_the_path_strips_the_skull(tmp_path: Path, m
     write_image(study.images[T1CE], head, scan.affine)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     left = preprocess_cohort(Cohort((study,)), tmp_path / "head", COARSE, progress=False)
-    assert "its skull stays: no brain mask is given and no program is installed" in left.remarks[0]
+    assert "its skull stays: no brain mask is given and no program is installed" in left.remarks[0][1]
     again = preprocess_cohort(Cohort((study,)), tmp_path / "head", COARSE, progress=False)
     assert again.remarks == left.remarks
     program = tmp_path / "bin" / "mri_synthstrip"
