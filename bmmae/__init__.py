@@ -1,6 +1,6 @@
 """bmmae: masked pretraining for multi-sequence brain MRI. One model, any subset of sequences.
 
-Models: `load_model`, `save_model`; new ones by `recipe`, `MAE`, `SegmentationModel`. From files or arrays to images:
+Models: `load_model`, `save_model`; new ones by `recipe`, `MAE`, `SegmentationModel`. From files to images:
 `reconstruct`, `segment`. Tables of studies: `read_cohort`, `Cohort`. What goes wrong is a `BmmaeError`. The names are
 loaded when they are first used, so that `import bmmae` is fast and silent.
 """

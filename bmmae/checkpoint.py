@@ -145,17 +145,23 @@ def save_model(
         The folder.
 
     Raises:
-        ConfigError: If it is no model of this library.
+        ConfigError: If it is no model of this library, or what describes it is of other classes.
         OutputError: If the folder holds other files, or cannot be written.
     """
     if not isinstance(model, PretrainedModel):
-        raise ConfigError(
-            f"expected a model of this library, got {type(model).__name__}: save others with torch.save, or derive "
-            "their class from bmmae.model.pretrained.PretrainedModel"
-        )
+        raise ConfigError(_not_ours(model))
     describe(model, preprocessing, provenance)
     model.save_pretrained(folder)
     return Path(folder).expanduser()
+
+
+def _not_ours(model: object) -> str:
+    told = f"expected a model of this library, got {type(model).__name__}: "
+    # As torch.compile and the wrappers of distributed training keep what they wrap.
+    for name in ("_orig_mod", "module"):
+        if isinstance(getattr(model, name, None), PretrainedModel):
+            return f"{told}it holds one, so pass model.{name}"
+    return told + "save others with torch.save, or derive their class from bmmae.model.pretrained.PretrainedModel"
 
 
 def describe(
@@ -164,7 +170,13 @@ def describe(
     """Set what travels with a model's weights; None leaves it as it is.
 
     A model whose encoder is frozen, and came from a synthetic model, stays synthetic whatever the provenance says.
+
+    Raises:
+        ConfigError: If they are of other classes.
     """
+    for given, kind in ((preprocessing, PreprocessConfig), (provenance, Provenance)):
+        if given is not None and not isinstance(given, kind):
+            raise ConfigError(f"expected a {kind.__name__}, got a {type(given).__name__}: {given!r}")
     if provenance is not None and _frozen(model) and model.metadata.provenance.get("synthetic"):
         generator = provenance.generator or model.metadata.provenance.get("generator")
         provenance = replace(provenance, synthetic=True, generator=generator)
@@ -286,7 +298,7 @@ def load_encoder(
     Raises:
         CheckpointError: If the source cannot be loaded or its encoder has another shape.
         ModalityError: If the pretrained encoder does not know all of the model's modalities.
-        ConfigError: If the pretrained encoder has fewer blocks.
+        ConfigError: If the pretrained encoder has fewer blocks, or the model is none of this library.
     """
     if isinstance(source, PretrainedModel):
         return transplant_encoder(model, source)

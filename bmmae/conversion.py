@@ -15,11 +15,12 @@ import torch
 
 from bmmae.arrays import Tensor
 from bmmae.errors import CheckpointError, ConfigError, ModalityError, few
-from bmmae.keys import KeyReport, compare, require_complete, strip_prefixes
-from bmmae.modalities import find, in_table_order
+from bmmae.keys import KeyReport, compare, require_complete, require_finite, strip_prefixes
+from bmmae.modalities import in_table_order, table_names
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
 from bmmae.model.embed import sincos_positions
 from bmmae.model.mae import MAE
+from bmmae.model_folder import pointer_told
 from bmmae.patches import Triple, as_triple, patch_grid
 
 PUBLISHED_HEADS = 12
@@ -59,12 +60,16 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"there is no file {path}") from None
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: download it again") from error
     return _state_dict(content, path)
 
 
 def _refusal(path: Path, reason: str) -> str:
+    if told := pointer_told(path):
+        return f"cannot read {path}: {told}"
     with path.open("rb") as file:
         plain_pickle = file.read(1) == pickle.PROTO
     if plain_pickle or "Unsupported global" in reason or "Unsupported class" in reason:
@@ -104,8 +109,8 @@ def convert_state(state: Mapping[str, Tensor], source: str, *, partial: bool = F
         The model in eval mode; `key_report` says what became of the keys.
 
     Raises:
-        CheckpointError: If it is of another architecture, its position tables are not the fixed ones, or keys are
-            missing, unexpected or misshapen.
+        CheckpointError: If it is of another architecture, its position tables are not the fixed ones, keys are
+            missing, unexpected or misshapen, or values are NaN or infinite.
     """
     state = _with_table_names(state)
     config = infer_config(state, source)
@@ -114,6 +119,7 @@ def convert_state(state: Mapping[str, Tensor], source: str, *, partial: bool = F
     report = compare(kept, published_shapes(config), dead)
     if not partial:
         require_complete(report, source, "the published architecture")
+    require_finite(kept, source)
     tables = [key for key in report.loaded if _POSITIONS in key]
     _check_tables({key: kept[key] for key in tables}, config, source)
     with torch.random.fork_rng(devices=[]):
@@ -132,9 +138,7 @@ def convert_state(state: Mapping[str, Tensor], source: str, *, partial: bool = F
 def _with_table_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Call modalities as the table does, unless two would then be one."""
     names = {match[2] for key in state if (match := _OF_MODALITY.match(key))}
-    ours = {name: find(name) or name for name in names}
-    if len(set(ours.values())) < len(ours):
-        return dict(state)
+    ours = dict(zip(names, table_names(names), strict=True))
     return {_OF_MODALITY.sub(lambda match: f"{match[1]}.{ours[match[2]]}", key): state[key] for key in state}
 
 
@@ -145,6 +149,11 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
         CheckpointError: If it is of another architecture.
     """
     names = [match[1] for key in state if (match := _PATCHES.fullmatch(key)) and match[2] == "weight"]
+    if "encoder.cls_token" in state:
+        raise CheckpointError(
+            f"{source} holds weights of this library without the config that says of which model: build that model, "
+            "model.load_state_dict(torch.load(...)), and save it with bmmae.save_model(model, FOLDER)"
+        )
     if not names or "cls_token" not in state:
         raise CheckpointError(
             f"{source} is no BM-MAE state dict: expected cls_token, tokenizers.<modality>.patch_embedding..., "

@@ -13,7 +13,7 @@ from torch import nn
 from bmmae.arrays import Tensor
 from bmmae.errors import CheckpointError, ConfigError, ModalityError
 from bmmae.keys import KeyReport, load_state
-from bmmae.modalities import canonical, in_table_order
+from bmmae.modalities import canonical, in_table_order, table_names
 from bmmae.model.config import ModelConfig
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import ModelMetadata, PretrainedModel, with_model_config
@@ -42,9 +42,11 @@ def add_modality(model: Model, name: str, like: str) -> Model:
 
     Raises:
         ModalityError: If the model knows `name` already, does not know `like`, or `name` cannot be one.
+        ConfigError: If the voxel-wise regression would have more modalities than it can.
     """
     old = model.model_config
     like = canonical(like, old.modalities)
+    name = table_names(in_table_order((name,)))[0]
     if name in old.modalities:
         raise ModalityError(f"the model knows '{name}' already: it has {', '.join(old.modalities)}")
     new = replace(old, modalities=in_table_order((*old.modalities, name)))
@@ -128,7 +130,8 @@ def transplant_encoder(model: PretrainedModel, donor: PretrainedModel) -> KeyRep
     """Copy a model's encoder into another kind of model, in place.
 
     Modalities are matched by name. The receiver may know fewer of them, and may have fewer blocks: those of the
-    donor's start are taken. It inherits the preprocessing, which its encoder was trained with.
+    donor's start are taken. It inherits the preprocessing, which its encoder was trained with, and what its provenance
+    has to say of weights that training started from.
 
     Args:
         model: What receives the encoder.
@@ -139,9 +142,16 @@ def transplant_encoder(model: PretrainedModel, donor: PretrainedModel) -> KeyRep
 
     Raises:
         ModalityError: If the donor does not know all of the receiver's modalities.
-        ConfigError: If the receiver has more blocks than the donor.
+        ConfigError: If the receiver has more blocks than the donor, or one of them is no model of this library.
         CheckpointError: If patch, heads or positions differ, or any shape.
     """
+    for given, role in ((model, "receive"), (donor, "give")):
+        if not isinstance(given, PretrainedModel):
+            raise ConfigError(
+                f"expected a model of this library to {role} an encoder, got a {type(given).__name__}: "
+                "load_encoder(model, source) takes what receives it first; a module of your own takes "
+                "bmmae.load_model(...).encoder as it is"
+            )
     ours, theirs = model.model_config, donor.model_config
     unknown = [name for name in ours.modalities if name not in theirs.modalities]
     if unknown:
@@ -163,9 +173,14 @@ def transplant_encoder(model: PretrainedModel, donor: PretrainedModel) -> KeyRep
     report = load_state(
         cast(nn.Module, model.encoder), {k.removeprefix(_ENCODER): v for k, v in state.items()}, "the pretrained model"
     )
-    provenance = {key: donor.metadata.provenance.get(key) for key in ("synthetic", "generator")}
-    kept = {key: value for key, value in provenance.items() if value}
-    model.metadata = ModelMetadata(donor.metadata.preprocessing, {**model.metadata.provenance, **kept})
+    own, before = Provenance.of(model.metadata.provenance), Provenance.of(donor.metadata.provenance)
+    made = replace(
+        own.inherit(before),
+        parent=before.origin(donor.kind),
+        synthetic=own.synthetic or before.synthetic,
+        generator=before.generator or own.generator,
+    )
+    model.metadata = ModelMetadata(donor.metadata.preprocessing, made.as_dict())
     return report
 
 

@@ -84,8 +84,16 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 @contextmanager
-def hub_errors(repo_id: str, filename: str | None = None, revision: str | None = None) -> Iterator[None]:
+def hub_errors(
+    repo_id: str, filename: str | None = None, revision: str | None = None, *, pushing: bool = False
+) -> Iterator[None]:
     """Turn the hub client's errors into one sentence each, with the way out.
+
+    Args:
+        repo_id: `org/name`.
+        filename: What is fetched of it.
+        revision: Branch, tag or commit.
+        pushing: Whether something is sent, not fetched.
 
     Raises:
         HubError: In place of any error of the client or its transport.
@@ -95,7 +103,8 @@ def hub_errors(repo_id: str, filename: str | None = None, revision: str | None =
     except Exception as error:
         if not _of_client(error):
             raise
-        raise HubError(_explain(error, repo_id, filename, revision)) from error
+        told = _explain_push(error, repo_id) if pushing else None
+        raise HubError(told or _explain(error, repo_id, filename, revision)) from error
 
 
 def _of_client(error: BaseException | None) -> bool:
@@ -107,10 +116,35 @@ def _of_client(error: BaseException | None) -> bool:
     return not homes.isdisjoint(_CLIENTS) or _of_client(error.__cause__)
 
 
+def _explain_push(error: Exception, repo_id: str) -> str | None:
+    """Say why nothing was sent; None where that is as in fetching: the mode without a network, a name that is none."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"OfflineModeIsEnabled", "HFValidationError"}:
+        return None
+    if _status(error) in (401, 403, 404):
+        return (
+            f"the hub does not let you write to {repo_id}: log in with `hf auth login` and a token that may write, of "
+            "an account that may write there, and check the name"
+        )
+    return f"{repo_id} was not pushed: {_reason(error)}. Push again: a model appears there as a whole or not at all"
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Return the hub's answer, which an upload's error holds in its cause."""
+    if error is None:
+        return None
+    number = getattr(getattr(error, "response", None), "status_code", None)
+    return _status(error.__cause__) if number is None else int(number)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _explain(error: Exception, repo_id: str, filename: str | None, revision: str | None) -> str:
     at = f"{repo_id}@{revision}" if revision else repo_id
     what = f"{filename} of {at}" if filename else at
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = _reason(error)
     # Order matters: the client's gated is a kind of its not found, and its not cached of its no such entry.
     causes = {
         "GatedRepoError": f"{repo_id} is gated: accept its terms on the hub's page and log in with `hf auth login`",
@@ -129,7 +163,7 @@ def _explain(error: Exception, repo_id: str, filename: str | None, revision: str
             return message
     if "EntryNotFoundError" in names:
         return f"{at} has no file {filename}{_listing(repo_id, revision)}"
-    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+    if _status(error) in (401, 403):
         return _no_repository(repo_id)
     return f"the transfer of {what} failed: {reason}. Try again. {_OFFLINE}"
 

@@ -102,6 +102,20 @@ def require_complete(report: KeyReport, source: str, target: str) -> None:
         )
 
 
+def require_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that turn every result into NaN.
+
+    Raises:
+        CheckpointError: If a value is NaN or infinite.
+    """
+    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise CheckpointError(
+            f"{source} holds NaN or infinity in {few(broken, quote='')}: its training diverged, or half precision was "
+            "too narrow for them. Take an earlier checkpoint, or save it in float32"
+        )
+
+
 def load_state(
     module: nn.Module,
     state: Mapping[str, Tensor],

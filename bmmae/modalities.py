@@ -85,6 +85,8 @@ def canonical(name: str, known: Iterable[str] = ()) -> str:
         ModalityError: If the name is not known; the message proposes the nearest one.
     """
     allowed = tuple(known) or tuple(_ORDER)
+    if not isinstance(name, str):
+        raise ModalityError(f"a modality goes by its name, got {name!r}: expected one of {', '.join(allowed)}")
     found = name if name in allowed else find(name)
     if found is None or found not in allowed:
         near = difflib.get_close_matches(name.lower(), allowed, n=1)
@@ -93,15 +95,32 @@ def canonical(name: str, known: Iterable[str] = ()) -> str:
     return found
 
 
+def table_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Spell names as the table does (`t1c` and `T1Gd` are `t1ce`), unless two would then be one; keeps the order.
+
+    Raises:
+        ModalityError: If one text is given in place of names.
+    """
+    listed = _listed(names)
+    spelt = tuple((isinstance(name, str) and find(name)) or name for name in listed)
+    return spelt if len(set(spelt)) == len(set(listed)) else listed
+
+
+def _listed(names: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise ModalityError(f"expected a list of modality names, got the text '{names}'")
+    return tuple(names)
+
+
 def in_table_order(names: Iterable[str]) -> tuple[str, ...]:
     """Sort names into table order; names that the table lacks follow, in the order given.
 
     Raises:
         ModalityError: If a name occurs twice, or is not a lower-case word usable as a column name.
     """
-    listed = list(names)
+    listed = _listed(names)
     for name in listed:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]*", name)):
             raise ModalityError(
                 f"'{name}' cannot be a modality name: expected lower-case letters, digits and '_', "
                 "starting with a letter"

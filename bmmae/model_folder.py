@@ -23,6 +23,8 @@ FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
 
+_POINTER = b"version https://git-lfs"
+
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 """Endings of PyTorch's own files, such as published weights."""
 
@@ -172,8 +174,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_file(str(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} lacks its weights: expected a file {path.name} in it") from None
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise CheckpointError(
-            f"cannot read {path}: it is truncated or no safetensors file ({error}). Download or save it again."
+            f"cannot read {path}: {pointer_told(path) or f'it is truncated or no safetensors file ({error})'}. "
+            "Download or save it again."
         ) from error
     return state
+
+
+def pointer_told(path: Path) -> str:
+    """Say so if a file is what stands for a large one in a clone without Git LFS; else nothing."""
+    with path.open("rb") as file:
+        pointer = file.read(len(_POINTER)) == _POINTER
+    return "it is a Git LFS pointer, not the weights: run `git lfs pull` in the clone" if pointer else ""

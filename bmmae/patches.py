@@ -6,7 +6,8 @@ Patches are numbered (h, w, d) over the grid of patches, voxels (h, w, d) inside
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from typing import TypeVar
 
 import numpy as np
@@ -25,12 +26,15 @@ def as_triple(value: int | Sequence[int]) -> Triple:
     """Return `(n, n, n)` for a number, or the three numbers given.
 
     Raises:
-        ConfigError: If there are not one or three positive numbers.
+        ConfigError: If there are not one or three positive whole numbers.
     """
-    values = (value,) * 3 if isinstance(value, int) else tuple(value)
+    try:
+        values = tuple(map(index, value if isinstance(value, Iterable) else (value,) * 3))
+    except TypeError:  # 8.0, or a text
+        values = ()
     if len(values) != 3 or any(v < 1 for v in values):
-        raise ConfigError(f"expected one or three positive numbers for the axes H, W, D, got {value!r}")
-    return (int(values[0]), int(values[1]), int(values[2]))
+        raise ConfigError(f"expected one or three positive numbers for the axes H, W, D, all whole, got {value!r}")
+    return (values[0], values[1], values[2])
 
 
 def patch_grid(size: Sequence[int], patch: Triple) -> Triple:

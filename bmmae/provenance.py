@@ -112,6 +112,10 @@ class Provenance:
             parent_limits=tuple(dict.fromkeys(limits)),
         )
 
+    def origin(self, kind: str) -> str:
+        """Return in words what a model of this provenance is."""
+        return f"a {kind} model trained on {self.data or 'data that are not recorded'}"
+
     def changed(self, kind: str, change: str) -> Provenance:
         """Return that of a model made from this one without training: it was never measured.
 
@@ -120,7 +124,7 @@ class Provenance:
             change: What was done to it.
         """
         before = f", which started from {self.parent}" if self.parent else ""
-        origin = f"a {kind} model trained on {self.data or 'data that are not recorded'}{before}"
+        origin = self.origin(kind) + before
         complete = self.parent is None or bool(self.parent_hashes)
         return replace(
             self,

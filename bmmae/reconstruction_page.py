@@ -188,12 +188,16 @@ def _figures(made: Reconstruction) -> str:
     if not made.agreement:
         return "<p>The real images of the synthetic ones are not known: nothing can be said of how close they are.</p>"
     rows = [(title(name), *_row(found)) for name, found in made.agreement.items()]
-    head = ("", "PSNR after affine map, dB", "PSNR as written, dB", "SSIM after affine map")
-    return table(head, rows) + "<p>Over the brain on the images' own grid; higher is closer.</p>"
+    head = ("", "PSNR after affine map, dB", "PSNR as written, dB", "SSIM after affine map", "share compared")
+    told = (
+        "<p>Over the given images' brain on their own grid; higher is closer. The share compared is that of the real "
+        "image's voxels: what the given images do not cover is not made, and counts for nothing.</p>"
+    )
+    return table(head, rows) + told
 
 
-def _row(found: Agreement) -> tuple[str, str, str]:
-    return f"{found.psnr_fitted:.2f}", f"{found.psnr:.2f}", f"{found.ssim:.3f}"
+def _row(found: Agreement) -> tuple[str, ...]:
+    return f"{found.psnr_fitted:.2f}", f"{found.psnr:.2f}", f"{found.ssim:.3f}", f"{found.covered:.1%}"
 
 
 def _scales(made: Reconstruction) -> list[str]:

@@ -34,10 +34,12 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
         revision: Branch, tag or commit of a hub repository.
 
     Raises:
-        CheckpointError: If there is nothing of the kind, a manifest lists another hash, or a revision is asked of
-            what is no hub repository.
+        CheckpointError: If there is nothing of the kind, a manifest lists another hash, a revision is asked of what is
+            no hub repository, or the source is no text and no path.
         HubError: If it cannot be fetched.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"a model goes by its name or path, got a {type(source).__name__}")
     text = str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
     name, tag = _tagged(text)
     if Path(text).exists():

@@ -28,7 +28,15 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the synthesised images")
     parser.add_argument("--keep-out", nargs="+", default=[], metavar="NAME", help="hide these, and compare with them")
     given = parser.parse_args(words)
+    try:
+        complete(given, parser)
+    except bmmae.BmmaeError as error:  # a file that is not there, an unknown sequence: one sentence says it all
+        parser.exit(2, f"error: {error}\n")
+    return 0
 
+
+def complete(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Synthesise what is absent, and say where it is."""
     model = bmmae.load_model(given.model)
     known = model.model_config.modalities
     pairs = [pair.partition("=") for pair in given.images]
@@ -38,13 +46,14 @@ def main(words: list[str] | None = None) -> int:
     hidden = {canonical(name, known) for name in given.keep_out}
     if hidden - images.keys():
         parser.error(f"--keep-out {', '.join(hidden - images.keys())}: no such image is given")
+    if hidden == images.keys():
+        parser.error("--keep-out leaves no image to start from: give one more, or hide fewer")
 
     options = ReconstructOptions(subset=tuple(name for name in images if name not in hidden))
     page = study_page if hidden else None
     for name, path in reconstruct_to_folder(model, images, given.out, options=options, page=page).items():
         values = np.asarray(nib.load(path).dataobj)
         print(f"{path}: {name}, {values.shape} voxels, median {np.median(values[values != 0]):.1f} inside the brain")
-    return 0
 
 
 if __name__ == "__main__":

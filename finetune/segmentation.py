@@ -6,7 +6,7 @@ accelerate launch finetune/segmentation.py --config configs/finetune/segmentatio
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from bmmae.data.cohort import Cohort, Study
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.labels import CODINGS, Coding, labels_from_regions, own_coding
 from bmmae.data.origin import training_provenance
-from bmmae.data.reading import read_labels
-from bmmae.data.small_lesions import warn_of_lost_lesions
+from bmmae.data.problems import counted
+from bmmae.data.small_lesions import warn_of_empty_regions, warn_of_lost_lesions
+from bmmae.data.splits import warn_of_absent
 from bmmae.errors import ConfigError, LabelError
 from bmmae.evaluation.overlap import warn_of_overlap
 from bmmae.masking import MaskingConfig
@@ -49,7 +50,7 @@ def main() -> int:
 
     cohort = config.data.read(shape.modalities)
     train, validation = labelled_parts(config, cohort, cache)
-    coding = coding_for(config, cohort, [*train, *validation])
+    coding = coding_for(config, cohort, train, validation, cache)
     view = View.of(shape)
     masking = MaskingConfig(config.visible_share) if config.visible_share < 1 else None
     training_data = StudyDataset(train, view, cache, seed=seed, coding=coding, augment=config.augment, masking=masking)
@@ -76,28 +77,52 @@ def main() -> int:
 
 
 def labelled_parts(config: SegmentConfig, cohort: Cohort, cache: StudyCache) -> tuple[list[Study], list[Study]]:
-    """Return the studies to train and to validate on; refuses a part without any labelled voxel."""
-    parts = config.data.divide(cohort, config.train.seed, cache)
-    train, validation = (sound_studies(part, cache, skip_broken=config.data.skip_broken) for part in parts)
-    for name, part in (("training", train), ("validation", validation)):
-        labelled = [study.seg for study in part if study.seg is not None]
-        if not any(read_labels(seg)[0].any() for seg in labelled):
+    """Return the studies to train and to validate on, all with a segmentation.
+
+    Raises:
+        LabelError: If a part has no labelled voxel.
+
+    Warns:
+        UserWarning: Of studies without a segmentation, sequences that no training study has, and lost lesions.
+    """
+    labelled = tuple(study for study in cohort if study.seg is not None)
+    at_random = config.data.splits is None and not any(study.split for study in cohort)
+    # By chance all labelled studies could end in one part.
+    divided = replace(cohort, studies=labelled) if at_random and labelled else cohort
+    parts = dict(zip(("training", "validation"), config.data.divide(divided, config.train.seed, cache), strict=True))
+    lacking = len(cohort) - len(divided) + sum(study.seg is None for part in parts.values() for study in part)
+    if lacking:
+        warnings.warn(f"{counted(lacking, 'study', 'studies')} without a segmentation left out", stacklevel=2)
+    kept = {}
+    for name, part in parts.items():
+        studies = [study for study in part if study.seg is not None]
+        kept[name] = sound_studies(studies, cache, skip_broken=config.data.skip_broken)
+        if not any(np.any(cache.load(study).label) for study in kept[name]):
             raise LabelError(
-                f"no {name} study has a labelled voxel ({len(labelled)} of {len(part)} have a segmentation): look at "
-                "the column 'seg', or divide the studies otherwise"
+                f"no {name} study has a labelled voxel ({len(studies)} of {len(part)} have a segmentation) on the "
+                f"model's grid of {cache.config.grid}: look at the column 'seg', or divide the studies otherwise"
             )
-    warn_of_lost_lesions(train, cache)
-    return train, validation
+    warn_of_absent(kept["training"], cache.modalities)
+    warn_of_lost_lesions(kept["training"], cache)
+    return kept["training"], kept["validation"]
 
 
-def coding_for(config: SegmentConfig, cohort: Cohort, studies: Sequence[Study]) -> Coding:
-    """Return what label values mean, by the configuration or by the table; warns of labels that are predictions."""
+def coding_for(
+    config: SegmentConfig, cohort: Cohort, train: Sequence[Study], validation: Sequence[Study], cache: StudyCache
+) -> Coding:
+    """Return what label values mean, by the configuration or by the table.
+
+    Warns:
+        UserWarning: Of regions without an example, and of labels that are predictions.
+    """
+    studies = [*train, *validation]
     said: str | Coding | None = config.data.labels
     if config.classes:
         said = own_coding({value: name for name, value in config.classes.items()}, config.regions)
     # A proposal is about the whole table: folds must not differ in what a rare value makes of it.
     coding = coding_of(studies if said else [*cohort, *cohort.bare], said)
     labels_from_regions(np.zeros((len(coding.regions), 1, 1, 1), bool), coding)  # refuses what could not be written
+    warn_of_empty_regions(train, coding, cache)
     predicted = sum(map(is_predicted, studies))
     if predicted:
         warnings.warn(

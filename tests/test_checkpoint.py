@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from full_disk import files_of_at_most
+from safetensors.torch import load_file
 from saved_models import CONFIG, PROVENANCE, equal, model_fixture, run_fixture, saved_fixture  # noqa: F401
 
 from bmmae.checkpoint import (
@@ -22,10 +25,10 @@ from bmmae.checkpoint import (
     save_model,
 )
 from bmmae.data.preprocess import PreprocessConfig
-from bmmae.errors import CheckpointError, OutputError
+from bmmae.errors import CheckpointError, ConfigError, OutputError
 from bmmae.model.config import RECIPES, EncoderConfig, ModelConfig
 from bmmae.model.mae import MAE
-from bmmae.model.pretrained import ModelMetadata, PretrainedModel
+from bmmae.model.pretrained import ModelMetadata, PretrainedModel, digest
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 from bmmae.model_info import summarise
 
@@ -116,6 +119,39 @@ def test_from_pretrained_of_a_class_takes_only_that_class(saved) -> None:
         SegmentationModel.from_pretrained(saved)
 
 
+def test_a_class_derived_from_a_model_does_not_stand_in_for_it(model, saved, monkeypatch) -> None:
+    monkeypatch.setattr(PretrainedModel, "registry", dict(PretrainedModel.registry))
+
+    class Mine(MAE):
+        pass
+
+    assert type(load_model(saved)) is MAE
+    assert type(loaded := Mine.from_pretrained(saved)) is Mine
+    assert equal(loaded, model)
+    with pytest.raises(
+        ConfigError, match=r"Other cannot be of kind 'mae', which is bmmae.model.mae.MAE: give it a kind"
+    ):
+        type("Other", (MAE,), {"kind": "mae"})
+    for _ in range(2):  # as when the cell of a notebook is run again
+        again = type("Again", (MAE,), {"kind": "again"})
+    assert PretrainedModel.registry["again"] is again
+
+
+def test_a_class_whose_config_is_not_known_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(PretrainedModel, "registry", dict(PretrainedModel.registry))
+
+    class Bare(PretrainedModel):
+        kind = "bare"
+
+        def __init__(self, config) -> None:
+            super().__init__()
+
+    with pytest.raises(
+        ConfigError, match=r"Bare.__init__ must annotate its argument config with a dataclass, got None"
+    ):
+        Bare.config_class()
+
+
 def test_a_model_file_stands_for_its_folder(model, saved) -> None:
     assert equal(load_model(saved / "model.safetensors"), model)
 
@@ -159,6 +195,29 @@ def test_a_pretrained_encoder_goes_into_a_head_by_modality_name(saved, model) ->
     assert equal(head.encoder.blocks[0], model.encoder.blocks[0])
     assert preprocessing_of(head).spacing == (1, 1, 2)
     assert provenance_of(head).parent == saved.name
+
+
+def test_a_head_carries_what_holds_of_its_encoder(model) -> None:
+    before = Provenance(data="9 studies", content_hashes=("ab",), licence="MIT", limits=("One site.",))
+    describe(model, provenance=replace(before, parent="older", parent_hashes=("cd",), parent_licences=("CC0-1.0",)))
+    load_encoder(head := MAE(CONFIG), model)
+    found = provenance_of(head)
+    assert (found.seen, found.parent_licences, found.parent_limits) == (
+        ("ab", "cd"),
+        ("MIT", "CC0-1.0"),
+        ("One site.",),
+    )
+    assert (found.parent, found.synthetic) == ("a mae model trained on 9 studies", False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_saved_as_it_is_and_read_into_float32(model, tmp_path, dtype) -> None:
+    half = copy.deepcopy(model).to(dtype)
+    saved = load_file(save_model(half, tmp_path / "half") / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {dtype, torch.bool}
+    loaded = load_model(tmp_path / "half")
+    assert torch.equal(loaded.encoder.cls_token, half.encoder.cls_token.float())
+    assert len({digest(one) for one in (model, half, loaded)}) == 3
 
 
 def test_info_tells_what_the_model_is(saved, model) -> None:

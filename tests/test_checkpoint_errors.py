@@ -6,12 +6,15 @@ import inspect
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from saved_models import CONFIG, model_fixture, run_fixture, saved_fixture  # noqa: F401
 
+from bmmae import checkpoint
 from bmmae.checkpoint import (
     PartialLoadWarning,
     Provenance,
@@ -25,6 +28,7 @@ from bmmae.errors import CheckpointError, ConfigError, OutputError
 from bmmae.hub import sha256_of
 from bmmae.keys import KeyMismatchError, compare
 from bmmae.model.pretrained import PretrainedModel
+from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -37,6 +41,54 @@ def test_a_truncated_safetensors_file_is_named(saved) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"cannot read .*model.safetensors: it is truncated.*save it again"):
         load_model(saved)
+
+
+def test_a_pointer_in_place_of_weights_says_how_to_get_them(saved) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
+    for name in ("model.safetensors", "bmmae.pth"):
+        (saved / name).write_text(pointer)
+        with pytest.raises(CheckpointError, match=rf"cannot read .*{name}: it is a Git LFS pointer.*`git lfs pull`"):
+            load_model(saved, filename=name)
+
+
+def test_weights_that_cannot_be_read_are_not_called_damaged(saved) -> None:
+    for name in ("model.safetensors", "bmmae.pth"):
+        (saved / name).unlink(missing_ok=True)
+        (saved / name).mkdir()
+    for source in (saved, saved / "bmmae.pth"):
+        with pytest.raises(CheckpointError) as caught:
+            load_model(source)
+        assert "truncated" not in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_are_refused(saved) -> None:
+    path = saved / "model.safetensors"
+    weights = load_file(path)
+    weights["head.bias"][0] = torch.nan
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match=r"holds NaN or infinity in head.bias: .* earlier checkpoint"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("kind", ["mae", "segmentation"])
+def test_modalities_in_another_order_than_the_librarys_are_refused(saved, tmp_path, kind) -> None:
+    folder = saved
+    if kind == "segmentation":
+        folder = save_model(
+            SegmentationModel(SegmentationConfig(model=replace(CONFIG, patch=(8, 8, 8)))), tmp_path / "head"
+        )
+    config = json.loads((folder / "config.json").read_text())["model"]
+    shape = config if kind == "mae" else config["model"]
+    assert shape["modalities"] == ["t1", "flair", "dwi"]
+    shape["modalities"] = ["t1", "T2-FLAIR", "DWI"]
+    edit(folder, model=config)
+    assert load_model(folder).model_config.modalities == ("t1", "flair", "dwi")
+    shape["modalities"] = ["flair", "t1", "dwi"]
+    edit(folder, model=config)
+    with pytest.raises(
+        CheckpointError, match=r"has the modalities flair, t1, dwi, which bmmae .* order t1, flair, dwi"
+    ):
+        load_model(folder)
 
 
 def test_missing_weights_are_named(saved) -> None:
@@ -151,12 +203,36 @@ def test_a_model_is_saved_to_and_loaded_from_the_home_folder(
     monkeypatch.chdir(tmp_path)
     assert save_model(model, "~/mine") == tmp_path / "mine"
     assert load_model("~/mine").config == model.config
+    assert PretrainedModel.from_pretrained("~/mine").config == model.config
     assert not (tmp_path / "~").exists()
 
 
 def test_what_is_no_model_of_this_library_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected a model of this library, got Linear: save others with torch.save"):
         inspect.unwrap(save_model)(torch.nn.Linear(1, 1), tmp_path / "model")
+
+
+def test_a_wrapped_model_says_where_the_model_is(model: PretrainedModel, tmp_path: Path) -> None:
+    save = inspect.unwrap(save_model)
+    with pytest.raises(ConfigError, match=r"got DataParallel: it holds one, so pass model.module$"):
+        save(torch.nn.DataParallel(model), tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"got OptimizedModule: it holds one, so pass model._orig_mod$"):
+        save(torch.compile(model, backend="eager"), tmp_path / "model")
+
+
+def test_what_describes_a_model_must_be_of_its_class(model: PretrainedModel, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "describe", inspect.unwrap(checkpoint.describe))
+    for given, kind in (({"provenance": {"data": "9 studies"}}, "Provenance"), ({"preprocessing": {}}, "Preprocess")):
+        with pytest.raises(ConfigError, match=f"expected a {kind}.*, got a dict"):
+            inspect.unwrap(save_model)(model, tmp_path / "model", **given)
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_is_no_name_of_a_model_is_refused(model: PretrainedModel, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "locate", inspect.unwrap(checkpoint.locate))
+    for given, told in ((model, "MAE"), (None, "NoneType")):
+        with pytest.raises(CheckpointError, match=f"a model goes by its name or path, got a {told}$"):
+            inspect.unwrap(load_model)(given)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "weights.pth", "a/b/c", "./here/it"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,7 @@ from bmmae.checkpoint import (
 )
 from bmmae.conversion import convert_state
 from bmmae.errors import CheckpointError, ConfigError, ModalityError
-from bmmae.growth import continue_from
+from bmmae.growth import continue_from, transplant_encoder
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, SynthesisConfig
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
@@ -156,6 +157,8 @@ def test_growing_refuses_what_makes_no_sense(ours) -> None:
         add_modality(ours, "flair", like="t1")
     with pytest.raises(ModalityError, match="unknown modality 't2': expected one of t1, flair"):
         add_modality(ours, "dwi", like="t2")
+    with pytest.raises(ModalityError, match="the model knows 'flair' already"):
+        add_modality(ours, "tirm", like="flair")
     with pytest.raises(ModalityError, match="'D W I' cannot be a modality name"):
         add_modality(ours, "D W I", like="t1")
 
@@ -193,6 +196,13 @@ def test_an_encoder_that_lacks_a_modality_says_how_to_add_it(published, ours) ->
     head = add_modality(published, "ct", like="t1")
     with pytest.raises(ModalityError, match=r"does not know ct, only t1, .*add_modality\(donor, 'ct', like='t1'\)"):
         load_encoder(head, published)
+
+
+def test_an_encoder_goes_from_model_to_model(ours) -> None:
+    with pytest.raises(ConfigError, match=r"to receive an encoder, got a Linear: load_encoder\(model, source\) takes"):
+        inspect.unwrap(transplant_encoder)(torch.nn.Linear(1, 1), ours)
+    with pytest.raises(ConfigError, match="to give an encoder, got a str"):
+        inspect.unwrap(transplant_encoder)(ours, "checkpoints/tiny")
 
 
 def test_an_encoder_of_another_shape_is_refused(ours, published) -> None:

@@ -193,6 +193,18 @@ def test_a_file_without_state_dict_is_named(tmp_path) -> None:
         load_model(tmp_path / "bmmae.pth")
 
 
+def test_a_state_dict_of_this_library_says_what_it_lacks(tmp_path) -> None:
+    torch.save(MAE(SMALL).state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(CheckpointError, match=r"weights of this library without the config .* bmmae.save_model\("):
+        load_model(tmp_path / "mine.pth")
+
+
+def test_published_weights_that_are_no_numbers_are_refused(small) -> None:
+    small["norm.bias"][0] = torch.inf
+    with pytest.raises(CheckpointError, match=r"a test holds NaN or infinity in norm.bias"):
+        convert_state(small, "a test")
+
+
 def test_converting_writes_a_folder_that_loads_the_same(tmp_path, small) -> None:
     torch.save(small, tmp_path / "bmmae.pth")
     report = convert(tmp_path / "bmmae.pth", tmp_path / "base")

@@ -16,11 +16,13 @@ from tiny_studies import SHAPE, lesion, save, write_study
 from bmmae.checkpoint import SyntheticWeightsWarning, load_model, preprocessing_of, save_model
 from bmmae.cli import main
 from bmmae.config import SegmentConfig, parse
+from bmmae.data.cache import StudyCache
 from bmmae.data.coding import PREDICTED, SEG_ORIGIN
 from bmmae.data.cohort import Cohort, read_cohort
 from bmmae.data.labels import BRATS2023
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.errors import BmmaeError, ConfigError, LabelError, TrainingError
+from bmmae.modalities import STANDARD
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
 
@@ -169,6 +171,49 @@ def test_segmentations_that_are_all_empty_end_before_the_first_step(
     assert not (world / "run").exists()
 
 
+def test_a_validation_lesion_that_is_too_small_for_the_grid_ends_before_the_first_step(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = lesion() * 0
+    label[11, 9, 10] = 1  # between the centres of voxels of 3 mm
+    save(world / "in" / "p3" / "seg.nii.gz", label)
+    asked = ("--data.labels", "brats2017", "--train.steps", 1)
+    told = r"no validation study has a labelled voxel \(1 of 1 .* on the model's grid of 3 x 3 x 3 mm"
+    with pytest.warns(UserWarning, match="go on with images of 3 x 3 x 3 mm"), pytest.raises(LabelError, match=told):
+        finetune(world, monkeypatch, *asked, "--preprocess.spacing", "[3, 3, 3]")
+    assert not (world / "run").exists()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_chance_divides_the_studies_with_a_segmentation(world: Path, seed: int) -> None:
+    studies = read_cohort(world / "cohort.csv").studies
+    kept = (*(study.seg for study in studies[:2]), None, None)
+    some = tuple(replace(study, split=None, seg=seg) for study, seg in zip(studies, kept, strict=True))
+    told = ("--model", "x", "--data.cohort", world / "cohort.csv", "--train.steps", 1, "--train.seed", seed)
+    config, cache = parse(SegmentConfig, list(map(str, told))), StudyCache(None, PreprocessConfig(), STANDARD)
+    with (
+        pytest.warns(UserWarning, match="^2 studies without a segmentation left out$"),
+        pytest.warns(UserWarning, match="no training study has"),  # a sequence that the other one has
+    ):
+        parts = runpy.run_path(str(SCRIPT))["labelled_parts"](config, Cohort(some), cache)
+    assert sorted(study.subject for part in parts for study in part) == ["p0", "p1"]
+    assert all(parts)
+
+
+def test_what_no_training_study_has_is_said(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = read_cohort(world / "cohort.csv").studies
+    for study in studies[:3]:
+        assert isinstance(study.seg, Path)
+        save(study.seg, lesion() // 4 * 2)
+    flair = tuple(replace(study, images={"flair": study.images["flair"]}) for study in studies if study.name != "p1")
+    Cohort(flair).write(world / "cohort.csv")
+    with (
+        pytest.warns(UserWarning, match=r"no training study has a voxel of ET \(4\); TC \(1 or 4\): the model learns"),
+        pytest.warns(UserWarning, match="no training study has t1, t1ce, t2, and nothing will be learned of it"),
+    ):
+        finetune(world, monkeypatch, "--data.labels", "brats2017", "--train.steps", 1)
+
+
 def test_waiting_has_no_effect_on_a_frozen_encoder(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"optim\.frozen_steps has no effect with frozen"):
         finetune(world, monkeypatch, "--train.steps", 1, "--frozen", "true", "--optim.frozen_steps", 3)
@@ -192,6 +237,9 @@ def test_studies_without_the_models_modalities_leave_folds_as_they_are(
         "--data.fold",
         tested.index(True),
     )
-    with pytest.warns(UserWarning, match="1 of the 4 studies of .* have none of the modalities t1, t2, flair"):
+    with (
+        pytest.warns(UserWarning, match="1 of the 4 studies of .* have none of the modalities t1, t2, flair"),
+        pytest.warns(UserWarning, match="no training study has t2, and nothing will be learned of it"),
+    ):
         made = finetune(world, monkeypatch, *asked, model="fewer")
     assert made.metadata.provenance["subjects"] == 1

@@ -262,9 +262,18 @@ def test_pushing_in_offline_mode_says_why_it_cannot(hub, model, monkeypatch) -> 
 
 
 def test_pushing_without_the_right_to_is_one_sentence(hub, model) -> None:
-    with pytest.raises(HubError, match=r"log in with `hf auth login`"):
+    with pytest.raises(HubError, match=r"does not let you write to lab/new: log in with `hf auth login`"):
         model.push_to_hub("lab/new")
     assert "lab/new" not in hub.repositories
+
+
+def test_a_push_that_breaks_does_not_talk_of_fetching(hub, model, monkeypatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionError("the line is dead")
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi.create_repo", broken)
+    with pytest.raises(HubError, match=r"^lab/new was not pushed: the line is dead. Push again"):
+        model.push_to_hub("lab/new")
 
 
 @pytest.mark.slow

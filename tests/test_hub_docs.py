@@ -12,10 +12,12 @@ import torch
 from hub_server import Repository
 from published import SMALL, published_state
 from test_hub import files_of, hub, make_model  # noqa: F401 - `hub` is a fixture
+from tiny_studies import write_study
 
 from bmmae import checkpoint
 from bmmae.checkpoint import PartialLoadWarning, save_model
 from bmmae.model.pretrained import PretrainedModel
+from bmmae.model.tokens import TokenIndex
 
 PAGE = (Path(__file__).parents[1] / "docs" / "weights.md").read_text()
 ROWS = re.findall(r"^\| (.+?) \| (`.+`) \|$", PAGE, flags=re.MULTILINE)
@@ -57,6 +59,21 @@ def test_each_row_of_the_page_works(world, source, commands) -> None:
         if command.startswith("load_model"):
             assert isinstance(result, PretrainedModel)
             assert not result.training
+
+
+def test_the_code_for_features_and_heads_works(world, monkeypatch) -> None:
+    monkeypatch.setattr(PretrainedModel, "registry", dict(PretrainedModel.registry))
+    write_study(Path(), ("t1", "flair"), labelled=False)
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if "tokens = " in b]
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/weights.md", "exec", dont_inherit=True), world)
+    assert world["embedding"].shape == (1, 24)
+    assert world["logits"].shape == (1, 2)
+    loaded = world["load_model"]("grader")
+    assert torch.equal(loaded(world["volumes"], world["available"], world["brain"]), world["logits"])
+    chosen = TokenIndex.of(world["model"].tokens(world["volumes"], world["available"], world["brain"]))
+    assert torch.equal(loaded.encoder(world["volumes"], chosen), world["tokens"])
 
 
 def test_the_pages_other_code_works(world) -> None:

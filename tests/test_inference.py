@@ -19,6 +19,7 @@ from bmmae.data.brain import head_foreground
 from bmmae.data.preprocess import PreprocessConfig, prepare_study
 from bmmae.errors import BmmaeError, ConfigError, GeometryError, ImageError, ModalityError, OutputError
 from bmmae.inference import (
+    ReconstructOptions,
     UnlikeTrainingWarning,
     load_study,
     reconstruct,
@@ -163,6 +164,17 @@ def test_inference_equals_the_tensor_interface(tmp_path: Path) -> None:
     inner = tuple(slice(a, 24 - b) for a, b in pads)
     made = reconstruct_prepared(mae, prepared, ["t1ce", "t2"])["t2"]
     assert np.allclose(made, np.where(prepared.brain, expected[inner], 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("units", [0, 8], ids=["patches", "voxels"])
+def test_files_are_read_in_the_precision_of_the_weights(dtype: torch.dtype, units: int, tmp_path: Path) -> None:
+    given = files(tmp_path, "t1", "flair")
+    mae = tiny_mae(SIZE, kind="cross", colocated=True, synthesis=units)
+    exact = reconstruct(mae, given, only="t2")["t2"].get_fdata()
+    made = reconstruct_to_folder(mae.to(dtype), given, tmp_path / "out", options=ReconstructOptions(only=("t2",)))
+    assert np.allclose(nib.load(made["t2"]).get_fdata(), exact, rtol=0, atol=0.05 * exact.std())
+    assert segment(tiny_segmentation(SIZE).to(dtype), given).shape == exact.shape
 
 
 def test_what_is_asked_for_is_not_read(mae: MAE, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from itertools import permutations
@@ -9,7 +10,7 @@ from itertools import permutations
 import pytest
 
 from bmmae.errors import ModalityError
-from bmmae.modalities import STANDARD, TABLE, canonical, find, in_table_order, subset_label, title
+from bmmae.modalities import STANDARD, TABLE, canonical, find, in_table_order, subset_label, table_names, title
 
 
 def test_every_alias_belongs_to_one_modality() -> None:
@@ -40,6 +41,19 @@ def test_names_sort_into_table_order_and_declared_ones_follow() -> None:
 def test_a_name_given_twice_is_refused() -> None:
     with pytest.raises(ModalityError, match="modality 't1' is declared twice"):
         in_table_order(["t1", "t1"])
+
+
+def test_names_are_spelt_as_in_the_table_unless_two_would_be_one() -> None:
+    assert table_names(["FLAIR", "T1-Gd", "pet"]) == ("flair", "t1ce", "pet")
+    assert table_names(["t1", "mprage"]) == ("t1", "mprage")
+    assert table_names(["t1", "t1"]) == ("t1", "t1")
+
+
+def test_what_is_no_name_is_refused_as_such() -> None:
+    with pytest.raises(ModalityError, match="a modality goes by its name, got 0: expected one of t1, t2"):
+        inspect.unwrap(canonical)(0, ("t1", "t2"))
+    with pytest.raises(ModalityError, match="expected a list of modality names, got the text 't1'"):
+        in_table_order("t1")
 
 
 @pytest.mark.parametrize("name", ["T1", "1t", "", "t1 ce"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -55,9 +57,10 @@ def test_sizes_that_do_not_divide_are_refused(size: Triple) -> None:
 
 def test_one_number_stands_for_three() -> None:
     assert as_triple(4) == as_triple([4, 4, 4]) == (4, 4, 4)
+    assert inspect.unwrap(as_triple)(np.int64(4)) == as_triple(torch.Size([4, 4, 4])) == (4, 4, 4)
 
 
-@pytest.mark.parametrize("value", [0, [1, 2], [8, 8, -8]])
+@pytest.mark.parametrize("value", [0, [1, 2], [8, 8, -8], 8.0, [8, 8, 8.5], "888"])
 def test_other_than_one_or_three_positive_numbers_are_refused(value: int | list[int]) -> None:
     with pytest.raises(ConfigError, match="expected one or three positive numbers"):
-        as_triple(value)
+        inspect.unwrap(as_triple)(value)

@@ -119,12 +119,13 @@ def test_a_subset_hides_the_rest_and_is_judged_by_it(mae: MAE, cohort: Cohort, t
     note = json.loads((out / "a" / "reconstruction.json").read_text())
     assert note["given"] == {"t1": "t1.nii.gz", "t2": "t2.nii.gz"}
     assert note["hidden"] == {"t1ce": "t1ce.nii.gz", "flair": "flair.nii.gz"}
-    assert set(note["agreement"]["flair"]) == {"psnr", "psnr_fitted", "ssim"}
+    assert set(note["agreement"]["flair"]) == {"psnr", "psnr_fitted", "ssim", "covered"}
     assert json.loads((out / "b" / "reconstruction.json").read_text())["agreement"] == {}
     with (out / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["subject"], row["modality"]) for row in rows] == [("a", "t1ce"), ("a", "flair")]
     assert {row["seen_in_training"] for row in rows} == {"no"}
+    assert [float(row["covered"]) for row in rows] == [1, 1]
     assert float(rows[1]["ssim"]) == pytest.approx(note["agreement"]["flair"]["ssim"])
     shown = {name: str(cohort[0].images[name]) for name in ("t1", "t2")}
     assert np.array_equal(nib.load(out / "a" / "flair.nii.gz").dataobj, reconstruct(mae, shown)["flair"].dataobj)
@@ -193,6 +194,30 @@ def test_a_study_without_the_subset_is_skipped_and_no_failure(
     told = capsys.readouterr()
     assert "3 studies: 2 made, 1 skipped, with nothing of the subset" in told.out
     assert f"skipped: {cohort[2].name}: it has none of T1, T2" in told.err
+
+
+def test_studies_that_are_skipped_are_named_in_one_line(saved: Path, cohort: Cohort, tmp_path: Path, capsys) -> None:
+    flairs = [replace(cohort[2], subject=f"f{number}", group="") for number in range(7)]
+    many = read_cohort(Cohort((cohort[1], *flairs)).write(tmp_path / "many.csv"))
+    assert command(saved, many, tmp_path / "out", "--subset", "t1") == 0
+    told = capsys.readouterr().err
+    assert told.count("skipped") == 1
+    assert "skipped: f0, f1, f2, f3, f4 and 2 more: it has none of T1\n" in told
+
+
+def test_a_note_from_before_a_figure_existed_leaves_it_open(
+    saved: Path, cohort: Cohort, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    assert command(saved, cohort, out, "--subset", "t1", "t2") == 0
+    note = json.loads((out / "a" / "reconstruction.json").read_text())
+    for figures in note["agreement"].values():
+        del figures["covered"]
+    (out / "a" / "reconstruction.json").write_text(json.dumps(note))
+    assert command(saved, cohort, out, "--subset", "t1", "t2") == 0
+    assert "2 finished before" in capsys.readouterr().out
+    with (out / "metrics.csv").open() as stream:
+        assert [row["covered"] for row in csv.DictReader(stream)] == ["", ""]
 
 
 def test_a_subset_that_no_study_has_is_an_error(saved: Path, cohort: Cohort, tmp_path: Path, capsys: Capture) -> None:

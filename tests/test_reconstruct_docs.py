@@ -83,6 +83,22 @@ def test_the_example_takes_each_sequence_once_and_by_name(
     assert f"expected NAME=FILE, each name once, got {' '.join(words)}" in capsys.readouterr().err
 
 
+def test_the_example_says_in_a_sentence_what_cannot_be(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    words = ["--model", str(model), "--out", str(tmp_path / "out")]
+    for images, told in (
+        (["t1=nowhere.nii"], "error: nowhere.nii does not exist"),
+        (["dwi=a.nii"], "error: unknown modality 'dwi'"),
+        (["t1=a.nii", "t2=b.nii", "--keep-out", "t2", "t1"], "error: --keep-out leaves no image to start from"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*images, *words])
+        assert ended.value.code == 2
+        assert told in capsys.readouterr().err
+
+
 def test_the_example_makes_no_page_without_anything_to_compare_and_keeps_out_only_what_is_given(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

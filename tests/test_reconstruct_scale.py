@@ -275,6 +275,11 @@ def test_agreement_is_perfect_up_to_an_affine_map_and_undefined_without_truth() 
     assert found.psnr_fitted > 60
     assert found.ssim == pytest.approx(1, abs=1e-4)
     assert found.psnr < 10
+    assert found.covered == 1
+    half = brain().copy()
+    half[: len(half) // 2] = False
+    assert agreement(truth, truth, half).covered == np.count_nonzero(truth[half]) / np.count_nonzero(truth)
     nothing = agreement(truth, np.zeros_like(truth), brain())
     assert math.isnan(nothing.psnr)
+    assert math.isnan(nothing.covered)
     assert math.isnan(nothing.ssim)

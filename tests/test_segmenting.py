@@ -424,6 +424,18 @@ def test_a_file_that_no_run_has_made_is_not_replaced(model: SegmentationModel, t
     assert result.status == "kept"
 
 
+def test_a_segmentation_corrected_by_hand_is_not_replaced(model: SegmentationModel, tmp_path: Path) -> None:
+    studies = Cohort((write_study(tmp_path / "a", ("t1",), labelled=False),))
+    segment_cohort(model, studies, tmp_path / "out")
+    made = tmp_path / "out" / "a" / "seg.nii.gz"
+    save(made, lesion(SHAPE))
+    before = made.read_bytes()
+    (result,) = segment_cohort(model, studies, tmp_path / "out", CohortOptions(probabilities=True))
+    assert result.status == "failed"
+    assert "a/seg.nii.gz was changed since an earlier run made it" in result.problem
+    assert made.read_bytes() == before
+
+
 def test_one_study_is_not_written_over_its_own_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from bmmae.checkpoint import save_model
 
@@ -449,6 +461,15 @@ def test_cleaning_fills_holes_removes_specks_and_says_so() -> None:
     assert str(told["WT"]) == "0.00 ml of holes filled, 1 components (0.00 ml) removed"
     with pytest.raises(ConfigError, match="zero or more mm3"):
         PostprocessConfig(smallest_mm3=-1.0)
+
+
+def test_oedema_beside_a_core_is_one_component_with_it() -> None:
+    masks = np.zeros((3, 12, 12, 12), bool)
+    masks[1, 4:7, 4:7, 4:7] = True  # a core that the mask of the whole tumour leaves out
+    masks[2, 3, 4:7, 4:7] = True
+    cleaned, told = clean_regions(masks, BRATS2017, (1.0, 1.0, 1.0), PostprocessConfig(smallest_mm3=20.0))
+    assert np.array_equal(labels_from_regions(cleaned, BRATS2017), labels_from_regions(masks, BRATS2017))
+    assert all(change.removed == 0 for change in told.values())
 
 
 def test_the_necrosis_within_an_enhancing_ring_is_no_hole() -> None:

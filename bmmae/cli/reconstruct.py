@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bmmae.cli.command import Commands, add_command, require_writable, tally
 from bmmae.cli.images import add_images, given_images, load, required_images
-from bmmae.errors import ConfigError
+from bmmae.errors import ConfigError, few
 from bmmae.modalities import title
 from bmmae.notice import NOTICE
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from bmmae.model.pretrained import PretrainedModel
 
 INTENSITIES = ("cohort", "given", "zscore")
+ENOUGH_COVERED = 0.95
+"""Share of a real image from which on it goes without saying over how much of it the figures are."""
 
 
 def add_reconstruct(commands: Commands) -> None:
@@ -100,11 +102,16 @@ def _run_cohort(given: argparse.Namespace, options: ReconstructOptions, page: Pa
 def _tell(outcomes: list[Outcome], folder: Path) -> None:
     from bmmae.inference.cohort import LEFT_OUT
 
+    skipped: dict[str, list[str]] = {}
     for outcome in outcomes:
-        if outcome.problem:
+        if outcome.status == "skipped":
+            skipped.setdefault(outcome.problem, []).append(outcome.study.name)
+        elif outcome.problem:
             print(f"{outcome.status}: {outcome.study.name}: {outcome.problem}", file=sys.stderr)
         for remark in outcome.remarks:
             print(f"warning: {outcome.study.name}: {remark}", file=sys.stderr)
+    for problem, names in skipped.items():  # one line for all: a cohort may have hundreds
+        print(f"skipped: {few(names, quote='')}: {problem}", file=sys.stderr)
     said: dict[str, str] = {
         "made": "made",
         "kept": "finished before",
@@ -141,4 +148,6 @@ def _tell_agreement(model: PretrainedModel, outcomes: list[Outcome], folder: Pat
 def _close(figures: Mapping[str, float | None]) -> str:
     """Return how close an image is to the real one, in words."""
     told = {key: "not defined" if value is None else f"{value:.3g}" for key, value in figures.items()}
-    return f"PSNR {told['psnr_fitted']} dB (as written {told['psnr']}), SSIM {told['ssim']}"
+    share = figures["covered"]
+    partly = f", over {share:.0%} of the real image" if share is not None and share < ENOUGH_COVERED else ""
+    return f"PSNR {told['psnr_fitted']} dB (as written {told['psnr']}), SSIM {told['ssim']}{partly}"

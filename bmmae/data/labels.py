@@ -163,7 +163,7 @@ def check_values(values: Iterable[int], coding: Coding, where: str = "the segmen
     if strange:
         raise LabelError(
             f"{where} has label values {strange}: coding '{coding.name}' knows only 0 and {sorted(coding.classes)}; "
-            "name the right one (data.labels in a config, --labels of a command)"
+            "name the right one, or a YAML file with `classes` (data.labels in a config, --labels of a command)"
         )
 
 
@@ -197,9 +197,11 @@ def propose_coding(names: Iterable[str | Path], values: Iterable[int]) -> Coding
         return coding
     if found == {1}:
         return BINARY
+    known = ", ".join(fitting(found))
+    advice = "which" if known else "what they mean in a YAML file with `classes: {lesion: 1}`"
     raise LabelError(
         f"the label coding is open: values {sorted(found)} under names like '{_first(text)}' fit "
-        f"{', '.join(fitting(found)) or 'no known coding'}; say which (data.labels in a config, --labels of a command)"
+        f"{known or 'no known coding'}; say {advice} (data.labels in a config, --labels of a command)"
     )
 
 

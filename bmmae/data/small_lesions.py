@@ -1,4 +1,4 @@
-"""Do small lesions survive the grid that a model works on? What is lost there can be neither learned nor found."""
+"""What is left of labels on the grid that a model works on: what is not there can be neither learned nor found."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scipy import ndimage
 from bmmae.arrays import Array
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
+from bmmae.data.labels import Coding
 from bmmae.data.measures import TOUCHING
 from bmmae.data.reading import read_labels
 
@@ -54,6 +55,31 @@ def warn_of_lost_lesions(studies: Sequence[Study], cache: StudyCache) -> None:
             "preprocess.spacing, or take weights of a finer grid",
             stacklevel=2,
         )
+
+
+def warn_of_empty_regions(studies: Sequence[Study], coding: Coding, cache: StudyCache) -> None:
+    """Warn of regions that no study has a voxel of: a model learns of them that they are never there.
+
+    Args:
+        studies: The training studies, all with a segmentation.
+        coding: Which values make a region.
+        cache: Where prepared studies are; it is their labels, on the model's grid, that are looked at.
+
+    Warns:
+        UserWarning: Naming the regions.
+    """
+    empty = dict(coding.regions)
+    for study in studies:
+        values = set(np.unique(np.asarray(cache.load(study).label)).tolist())
+        empty = {name: united for name, united in empty.items() if values.isdisjoint(united)}
+        if not empty:
+            return
+    told = "; ".join(f"{name} ({' or '.join(map(str, united))})" for name, united in empty.items())
+    warnings.warn(
+        f"no training study has a voxel of {told}: the model learns that it is never there. Is '{coding.name}' what "
+        "the label values mean? Else leave the region out, with `classes` and `regions` of your own",
+        stacklevel=2,
+    )
 
 
 def _lesions(labels: Array, smallest: float) -> int:

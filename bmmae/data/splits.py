@@ -81,8 +81,8 @@ def warn_of_absent(studies: Sequence[Study], modalities: Sequence[str]) -> None:
     absent = [name for name in modalities if not any(name in study.images for study in studies)]
     if absent:
         warnings.warn(
-            f"no training study has {', '.join(absent)}, and nothing will be learned of it: look at the table's column "
-            "names, or leave it out of the model's modalities",
+            f"no training study has {', '.join(absent)}, and nothing will be learned of it: if there are such images, "
+            "look at the table's column names",
             stacklevel=2,
         )
 

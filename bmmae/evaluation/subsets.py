@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -29,6 +29,9 @@ LEAST_GAIN = 0.01
 LOWER_IS_BETTER = frozenset({"hd95", "false_lesions"})
 ZERO_IS_BEST = frozenset({"volume_error_ml", "volume_error_relative"})
 UNITS = {"hd95": "mm", "volume_error_ml": "ml"}
+
+WHOLE: tuple[str, ...] = ()
+"""In place of a subset: all modalities that each study has, whichever these are."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,23 @@ def _mean_gain(less: Mapping[str, float], more: Mapping[str, float]) -> float:
     return sum(more[subject] - less[subject] for subject in shared) / len(shared) if shared else math.nan
 
 
+def of_whole_studies(scores: Sequence[RegionScore]) -> list[RegionScore]:
+    """Return each study's scores from all that it has, as of the subset `WHOLE`.
+
+    Args:
+        scores: From any number of subsets.
+
+    Returns:
+        Nothing if all studies have the same modalities: theirs are the scores of a subset like any other.
+    """
+    whole: dict[str, tuple[str, ...]] = {}
+    for score in scores:
+        whole[score.subject] = max(whole.get(score.subject, ()), score.subset, key=len)
+    if len(set(whole.values())) < 2:
+        return []
+    return [replace(score, subset=WHOLE) for score in scores if score.subset == whole[score.subject]]
+
+
 def summarise_subsets(scores: Sequence[RegionScore], metric: str = "dice") -> list[SubsetSummary]:
     """Summarise one metric for every subset and region, and for the mean over regions.
 
@@ -203,6 +223,8 @@ def _mean(values: Sequence[float]) -> float:
 def subset_table(scores: Sequence[RegionScore], metric: str = "dice", *, digits: int = 3) -> str:
     """Return a Markdown table: a row a subset and region, with mean, interval, median and worst.
 
+    Where studies have different modalities the first rows are of them all, each from what it has.
+
     Args:
         scores: One a patient, subset and region.
         metric: Name of a field of `RegionMetrics`.
@@ -213,10 +235,10 @@ def subset_table(scores: Sequence[RegionScore], metric: str = "dice", *, digits:
         return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
     lines = [f"| modalities | region | mean {metric} | 95 % interval | median | worst | patients |", "|" + "---|" * 7]
-    for row in summarise_subsets(scores, metric):
+    for row in summarise_subsets([*of_whole_studies(scores), *scores], metric):
         interval = "-" if row.mean.low is None else f"{number(row.mean.low)} to {number(row.mean.high)}"
         counted = f"{row.mean.n}" + (f" ({row.undefined} undefined)" if row.undefined else "")
-        name = " + ".join(map(title, row.subset))
+        name = " + ".join(map(title, row.subset)) or "all of each study"
         worst = f"{number(row.worst)} ({row.worst_subject})" if row.worst_subject else "-"
         cells = (name, row.region, number(row.mean.value), interval, number(row.median), worst, counted)
         lines.append("| " + " | ".join(cells) + " |")

@@ -21,11 +21,14 @@ class Agreement:
         psnr: dB as written; higher is better.
         psnr_fitted: dB after the least-squares affine map onto the truth, as MR has no scale; higher is better.
         ssim: Mean structural similarity after that map; higher is better.
+        covered: Share of the real image's voxels that are not 0 that these are; 1 where the given images' brain covers
+            all of it. The lower it is, the less the others say of the whole.
     """
 
     psnr: float
     psnr_fitted: float
     ssim: float
+    covered: float
 
 
 def agreement(
@@ -39,7 +42,13 @@ def agreement(
         brain: The brain.
     """
     mapped, inside = fitted(made, truth, brain)
-    return Agreement(psnr(made, truth, inside), psnr(mapped, truth, inside), ssim(mapped, truth, inside))
+    there = int(np.count_nonzero(truth))
+    return Agreement(
+        psnr=psnr(made, truth, inside),
+        psnr_fitted=psnr(mapped, truth, inside),
+        ssim=ssim(mapped, truth, inside),
+        covered=int(np.count_nonzero(inside)) / there if there else np.nan,
+    )
 
 
 def fitted(

@@ -60,6 +60,9 @@ def clean_regions(
 ) -> tuple[Bool[np.ndarray, "R X Y Z"], Mapping[str, Cleaned]]:
     """Fill holes, then remove small components, region by region.
 
+    What a region inside another holds is the outer one's too, as in the labels that are written: oedema beside a core
+    is one component with it, though the outer region's own mask may leave the core out.
+
     Args:
         masks: Predicted regions, on a grid of known spacing; not changed.
         coding: Names the regions, in the order of the masks, and says which lie inside which.
@@ -70,7 +73,8 @@ def clean_regions(
         The cleaned regions, and what changed in each.
     """
     parts = {name: set(values) for name, values in coding.regions.items()}
-    masks_of = dict(zip(parts, masks, strict=True))
+    given = dict(zip(parts, masks, strict=True))
+    masks_of = {name: np.any([given[part] for part in parts if parts[part] <= parts[name]], axis=0) for name in parts}
     voxel, cleaned, told = prod(spacing), [], {}
     for name, mask in masks_of.items():
         outer = [other for other in parts if parts[other] > parts[name]]

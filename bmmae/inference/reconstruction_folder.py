@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from bmmae.data.location import File, refuse_overwriting
 from bmmae.data.preprocess import VERSION as PREPROCESSING
 from bmmae.data.reading import Image, is_synthetic, read_image
 from bmmae.errors import GeometryError, ModalityError
-from bmmae.inference.agreement import agreement
+from bmmae.inference.agreement import Agreement, agreement
 from bmmae.inference.reconstruction import (
     DEVIATION,
     Reconstruction,
@@ -171,9 +171,13 @@ def seen_in_training(model: PretrainedModel, identity: Mapping[str, Any]) -> boo
 
 
 def agreement_in(folder: Path) -> dict[str, dict[str, float | None]]:
-    """Return how close a folder's images are to the real ones: figures by modality, None where one is not defined."""
+    """Return how close a folder's images are to the real ones: figures by modality.
+
+    None where one is not defined, or was not yet written when the folder was made.
+    """
     note: Mapping[str, Any] = read_note(folder, NOTE) or {}
-    return dict(note.get("agreement", {}))
+    figures = [item.name for item in fields(Agreement)]
+    return {name: {key: found.get(key) for key in figures} for name, found in note.get("agreement", {}).items()}
 
 
 def is_finished(folder: Path, identity: Mapping[str, object]) -> bool:

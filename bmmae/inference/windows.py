@@ -41,7 +41,7 @@ def over_windows(
         model: Says how large a window is and in which order modalities come.
         prepared: The study.
         predict: From images Float[1, M, h, w, d], valid Bool[1, M, h, w, d] (False for absent modalities) and brain
-            Bool[1, 1, h, w, d], on the model's device, to Float[1, C, h, w, d].
+            Bool[1, 1, h, w, d], on the model's device and in its precision, to Float[1, C, h, w, d].
         share: By how much neighbouring windows overlap, at least.
         fitted: Take windows no larger than that needs: as many, but with less to compute and less context.
 
@@ -50,7 +50,7 @@ def over_windows(
     """
     config = model.model_config
     size = fitted_size(prepared.shape, config.size, config.patch, share) if fitted else config.size
-    device = next(model.parameters()).device
+    like = next(model.parameters())
     weight = _weight(size)
     total: Array | None = None
     weights = np.zeros(prepared.shape, dtype=np.float32)
@@ -59,7 +59,7 @@ def over_windows(
             window = prepared.window(start, size)
             if not window.brain.any():
                 continue
-            found = predict(*_as_tensors(window, config.modalities, device))[0].float().cpu().numpy()
+            found = predict(*_as_tensors(window, config.modalities, like))[0].float().cpu().numpy()
             there, here = overlap(start, size, prepared.shape)
             if total is None:
                 total = np.zeros((len(found), *prepared.shape), dtype=np.float32)
@@ -111,8 +111,8 @@ def _weight(size: Triple) -> Array:
     return np.asarray(np.maximum(bell / bell.max(), LEAST_WEIGHT), dtype=np.float32)
 
 
-def _as_tensors(window: Window, modalities: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay a window out in the model's modality order."""
+def _as_tensors(window: Window, modalities: tuple[str, ...], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay a window out in the model's modality order, on the device and in the precision of its weights."""
     shape = window.brain.shape
     images = torch.zeros(1, len(modalities), *shape)
     valid = torch.zeros(1, len(modalities), *shape, dtype=torch.bool)
@@ -121,7 +121,7 @@ def _as_tensors(window: Window, modalities: tuple[str, ...], device: torch.devic
         images[0, slot] = torch.from_numpy(window.images[index])
         valid[0, slot] = torch.from_numpy(window.valid[index])
     brain = torch.from_numpy(window.brain)[None, None]
-    return images.to(device), valid.to(device), brain.to(device)
+    return images.to(like), valid.to(like.device), brain.to(like.device)
 
 
 def to_native(

@@ -44,6 +44,8 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> Path:
 def refuse_replacing(written: Iterable[Path], folder: Path, note_name: str) -> None:
     """Refuse to replace files that no earlier run here has made: acquired images, segmentations drawn by hand.
 
+    A file that an earlier run has made, and that has another size since, was corrected by hand.
+
     Args:
         written: Where something is going to be written.
         folder: Whose note lists what an earlier run made.
@@ -52,10 +54,17 @@ def refuse_replacing(written: Iterable[Path], folder: Path, note_name: str) -> N
     Raises:
         OccupiedError: Naming the file.
     """
-    made = _listed(folder, note_name)
+    made, sizes = _listed(folder, note_name), _sizes(folder, note_name)
     for path in written:
-        if path.exists() and path.name not in made:
+        if not path.exists():
+            continue
+        size = path.stat().st_size
+        if path.name not in made:
             raise OccupiedError(f"{path} exists, and no earlier run has made it: move it away, or choose another --out")
+        if sizes.get(path.name, size) != size:
+            raise OccupiedError(
+                f"{path} was changed since an earlier run made it: move it away, or choose another --out"
+            )
 
 
 def refuse_foreign_table(path: Path, column: str) -> None:
@@ -86,7 +95,7 @@ def write_together(
 
     Args:
         images: By the stem of their file names.
-        note: What is told of them, for JSON; its `files` will list the names of all.
+        note: What is told of them, for JSON; its `files` will list the names of all, and `bytes` how large each is.
         folder: Created if need be. What an earlier note there listed and is not written again, is removed.
         note_name: The note's file name.
         pages: Text files by name.
@@ -104,7 +113,9 @@ def write_together(
             for name, text in (pages or {}).items():
                 (Path(partial) / name).write_text(text, encoding="utf-8")
             names += pages or {}
-            (Path(partial) / note_name).write_text(json.dumps({**note, "files": names}, indent=2, default=str))
+            sizes = {name: (Path(partial) / name).stat().st_size for name in names}
+            told = {**note, "files": names, "bytes": sizes}
+            (Path(partial) / note_name).write_text(json.dumps(told, indent=2, default=str))
             for name in _listed(folder, note_name):
                 (folder / Path(name).name).unlink(missing_ok=True)
             for name in (note_name, *names):
@@ -130,3 +141,11 @@ def _listed(folder: Path, note_name: str) -> tuple[str, ...]:
         return tuple(map(str, json.loads((folder / note_name).read_text())["files"]))
     except (OSError, ValueError, KeyError, TypeError):
         return ()
+
+
+def _sizes(folder: Path, note_name: str) -> dict[str, int]:
+    """Return how large the files were that a folder's note lists; of earlier versions' nothing is known."""
+    try:
+        return dict(json.loads((folder / note_name).read_text())["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from bmmae.errors import ConfigError
-from bmmae.modalities import STANDARD, in_table_order
+from bmmae.modalities import STANDARD, in_table_order, table_names
 from bmmae.patches import as_triple, patch_grid
 
 
@@ -113,7 +113,7 @@ class ModelConfig:
     """Everything that fixes a masked autoencoder's weights and what it expects to see.
 
     Attributes:
-        modalities: Canonical names; always in table order, however they are given.
+        modalities: Canonical names; always in table order, however they are given and spelt (`T1Gd` is `t1ce`).
         patch: Voxels of a patch along H, W, D.
         size: Voxels of the window it was trained on; other multiples of the patch work too.
         encoder: Shape of the encoder.
@@ -140,7 +140,10 @@ class ModelConfig:
         object.__setattr__(self, "surroundings", tuple(self.surroundings))
         if any(width < 1 or width % 2 == 0 for width in self.surroundings):
             raise ConfigError(f"model.surroundings must be odd numbers of patches, got {self.surroundings}")
-        object.__setattr__(self, "modalities", in_table_order(self.modalities))
+        for name, kind in (("encoder", EncoderConfig), ("decoder", DecoderConfig), ("synthesis", SynthesisConfig)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"model.{name} must be of type {kind.__name__}, got {getattr(self, name)!r}")
+        object.__setattr__(self, "modalities", in_table_order(table_names(self.modalities)))
         object.__setattr__(self, "patch", as_triple(self.patch))
         object.__setattr__(self, "size", as_triple(self.size))
         if not self.modalities:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bmmae.arrays import Float, Tensor
+from bmmae.errors import ConfigError
 from bmmae.model.tokens import TokenIndex
 from bmmae.patches import Triple, gather_patches, patch_grid
 
@@ -57,7 +58,15 @@ class PatchEmbedding(nn.Module):
         nn.init.trunc_normal_(self.modality, std=0.02)
 
     def forward(self, images: Float[Tensor, "B M H W D"], tokens: TokenIndex) -> Float[Tensor, "T E"]:
-        """Return the embedded tokens in the order of `tokens`, positions and modality embeddings added."""
+        """Return the embedded tokens in the order of `tokens`, positions and modality embeddings added.
+
+        Raises:
+            ConfigError: If the images have another number of modalities.
+        """
+        if images.shape[1] != len(self.weight):
+            raise ConfigError(
+                f"expected images [B, M, H, W, D] of M = {len(self.weight)} modalities, got {tuple(images.shape)}"
+            )
         patches = gather_patches(images, self.patch, tokens.sample, tokens.modality, tokens.place)
         grid = patch_grid(images.shape[-3:], self.patch)
         positions = sincos_positions(grid, self.bias.shape[1]).to(self.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ from bmmae.model.surroundings import Surroundings
 from bmmae.model.synthesis import VoxelSynthesis
 from bmmae.model.tokens import TokenIndex, existing_tokens
 from bmmae.patches import Triple, as_triple, patch_grid, spread, unpatchify
+
+
+class UnpreparedWarning(UserWarning):
+    """Volumes hold values that the preprocessing which the model was trained with never gives."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,20 @@ class MAE(PretrainedModel):
 
         Floats of any precision are taken, and converted to that of the weights.
 
+        Args:
+            images: Preprocessed volumes by modality name, in any order: z-scores inside the brain and exactly 0 outside
+                it, on axes that run to the right, anterior and superior, with the spacing that
+                `bmmae.checkpoint.preprocessing_of(model)` names.
+
         Raises:
             ModalityError: If none is given, or one is not known to the model.
             ConfigError: If these are no volumes by name, of one shape that divides into patches, or not finite floats.
+
+        Warns:
+            UnpreparedWarning: If a volume is no z-score, as far as its range shows.
         """
         volumes, available = stack_modalities(images, self.config)
+        _doubt_range(images, self.metadata.preprocessing.get("clip"))
         return volumes.to(self.encoder.cls_token.dtype), available
 
     def encode(
@@ -103,18 +117,25 @@ class MAE(PretrainedModel):
         images: Mapping[str, Float[Tensor, "B 1 H W D"]],
         tissue: Bool[Tensor, "B 1 H W D"] | None = None,
     ) -> Float[Tensor, "B S E"]:
-        """Encode all patches of the modalities given.
+        """Encode all patches of the modalities given; with gradients, unless they are switched off.
 
         Args:
-            images: Preprocessed volumes by modality name, in any order.
-            tissue: Where the brain is; if given, patches without brain are left out of the tokens.
+            images: Preprocessed volumes by modality name, in any order; see `stack`.
+            tissue: Where the brain is; if given, patches without brain are left out of the tokens. A model with
+                `config.tissue_only` has not seen such patches in training: give it.
 
         Returns:
-            The class token, then the tokens of the modalities in table order.
+            The class token, then the tokens of the modalities in table order, of each in the order of
+            `bmmae.patches.patchify`: S = 1 + modalities x patches. With `tissue`, those that are left out are missing
+            from that order, and shorter sequences end in padding; `bmmae.model.tokens.TokenIndex.of(model.tokens(...))`
+            says which token is which, and its `keep()` where there is one.
 
         Raises:
             ModalityError: If none is given, or one is not known to the model.
             ConfigError: As `stack`, and if `tissue` is no mask of the volumes.
+
+        Warns:
+            UnpreparedWarning: As `stack`.
         """
         volumes, available = self.stack(images)
         encoded: Tensor = self.encoder(volumes, TokenIndex.of(self.tokens(volumes, available, tissue)))
@@ -126,7 +147,17 @@ class MAE(PretrainedModel):
         available: Bool[Tensor, "B M"],
         tissue: Bool[Tensor, "B _ H W D"] | None = None,
     ) -> Bool[Tensor, "B M L"]:
-        """Return which tokens exist: those of available modalities that hold any of `tissue` (default: all)."""
+        """Return which tokens exist: those of available modalities that hold any of `tissue` (default: all).
+
+        Raises:
+            ConfigError: If these are not of the model's modalities, or do not fit each other.
+        """
+        wanted = (len(volumes), len(self.config.modalities))
+        if tuple(volumes.shape[:2]) != wanted or tuple(available.shape) != wanted:
+            raise ConfigError(
+                f"expected volumes [B, M, H, W, D] and available [B, M] with M = {wanted[1]}, as the model knows "
+                f"{', '.join(self.config.modalities)}; got {tuple(volumes.shape)} and {tuple(available.shape)}"
+            )
         return existing_tokens(available, volumes.shape[-3:], self.config.patch, tissue)
 
     @torch.no_grad()
@@ -138,15 +169,18 @@ class MAE(PretrainedModel):
         """Predict the absent modalities from those given.
 
         Args:
-            images: Preprocessed volumes by modality name, in any order.
+            images: Preprocessed volumes by modality name, in any order; see `stack`.
             tissue: Where the brain is; patches without brain are neither read nor predicted (zero).
 
         Returns:
-            The absent modalities by name, z-scored.
+            The absent modalities by name, z-scored, without gradients.
 
         Raises:
             ModalityError: If none is given, one is not known to the model, or none is absent.
             ConfigError: As `stack`, and if `tissue` is no mask of the volumes.
+
+        Warns:
+            UnpreparedWarning: As `stack`.
         """
         volumes, available = self.stack(images)
         if bool(available.all()):
@@ -243,6 +277,26 @@ def stack_modalities(
     volumes = torch.cat([named.get(name, absent) for name in config.modalities], dim=1)
     flags = torch.tensor([name in named for name in config.modalities], device=first.device)
     return volumes, flags.expand(len(first), -1)
+
+
+def _doubt_range(images: Mapping[str, Tensor], clip: float | None) -> None:
+    """Say so if volumes are no z-scores: raw intensities, or scaled to 0 and 1, would give features of nothing.
+
+    Args:
+        images: Volumes by name.
+        clip: Where z-scores were clipped when the model was trained; None if that is not recorded.
+    """
+    if clip is None:
+        return
+    for name, volume in images.items():
+        low, high = (float(value) for value in volume.detach().aminmax())
+        if max(-low, high) > clip or (low >= 0 and high > 0):
+            warnings.warn(
+                f"{name}: values from {low:.4g} to {high:.4g}, but the model knows z-scores inside the brain, with 0 "
+                f"outside it, between -{clip:g} and {clip:g}: preprocess images before a model sees them",
+                UnpreparedWarning,
+                stacklevel=4,
+            )
 
 
 def _require_names(images: object, config: ModelConfig) -> None:

@@ -15,10 +15,12 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
+from bmmae._version import __version__
 from bmmae.card import model_card
 from bmmae.errors import CheckpointError, ConfigError
 from bmmae.hub import fetch_model, hub_errors
-from bmmae.keys import KeyReport, load_state
+from bmmae.keys import KeyReport, load_state, require_finite
+from bmmae.modalities import table_names
 from bmmae.model.config import ModelConfig
 from bmmae.model_folder import WEIGHTS, SavedConfig, read_config, read_weights, write_folder
 from bmmae.schema import from_dict, to_dict
@@ -43,8 +45,9 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
     """A model that is built from its config alone, saved as a folder and shared through a hub.
 
     A subclass names its `kind` and takes one argument, `config`, annotated with its dataclass: `ModelConfig`, or one
-    with a `ModelConfig` among its fields. The hub mixin's loading is replaced: that one loads what fits, prints, and
-    falls back to pickles.
+    with a `ModelConfig` among its fields. Without a kind of its own it is saved as the class that it derives from, and
+    is loaded by its own `from_pretrained` alone. The hub mixin's loading is replaced: that one loads what fits, prints,
+    and falls back to pickles.
 
     Attributes:
         kind: What config.json calls the class.
@@ -59,8 +62,15 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.kind:
-            cls.registry[cls.kind] = cls
+        if not cls.__dict__.get("kind"):  # who derives from a model without a new kind does not stand in for it
+            return
+        known = cls.registry.get(cls.kind, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(
+                f"{cls.__name__} cannot be of kind '{cls.kind}', which is {known.__module__}.{known.__qualname__}: "
+                "give it a kind of its own"
+            )
+        cls.registry[cls.kind] = cls
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,8 +79,14 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def config_class(cls) -> type[Any]:
-        """Return the dataclass of this class's config."""
-        kind: type[Any] = get_type_hints(cls.__init__)["config"]
+        """Return the dataclass of this class's config.
+
+        Raises:
+            ConfigError: If its argument `config` is not annotated with one.
+        """
+        kind: type[Any] | None = get_type_hints(cls.__init__).get("config")
+        if not is_dataclass(kind):
+            raise ConfigError(f"{cls.__name__}.__init__ must annotate its argument config with a dataclass, got {kind}")
         return kind
 
     @classmethod
@@ -156,7 +172,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
         Raises:
             HubError: If the hub cannot be reached or refuses.
         """
-        with hub_errors(repo_id):
+        with hub_errors(repo_id, pushing=True):
             return super().push_to_hub(repo_id, **kwargs)
 
     def parameter_count(self) -> int:
@@ -189,7 +205,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
             **model_kwargs: None are taken.
 
         Returns:
-            The model in eval mode, of the class that its config names.
+            The model in eval mode, of the class that its config names, or of this one if that derives from it.
 
         Raises:
             HubError: If it cannot be fetched.
@@ -197,7 +213,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
         """
         if model_kwargs:
             raise ConfigError(f"from_pretrained takes no {', '.join(model_kwargs)}: a model's shape is in its config")
-        folder = Path(pretrained_model_name_or_path)
+        folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir():
             folder = fetch_model(
                 str(pretrained_model_name_or_path),
@@ -213,6 +229,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
     def _from_folder(cls, folder: Path, partial: bool) -> PretrainedModel:
         saved = read_config(folder)
         target = class_of_kind(saved.kind)
+        target = cls if issubclass(cls, target) else target
         if not issubclass(target, cls):
             raise CheckpointError(
                 f"{folder} holds a model of kind '{saved.kind}', expected '{cls.kind}': load it with bmmae.load_model"
@@ -227,9 +244,30 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
                 f"the config of {folder}, written by bmmae {saved.bmmae_version}, describes no model of this library: "
                 f"{error}"
             ) from error
-        model.key_report = load_state(model, read_weights(folder / WEIGHTS), str(folder), partial=partial)
+        _check_order(config, saved, folder)
+        weights = read_weights(folder / WEIGHTS)
+        require_finite(weights, str(folder / WEIGHTS))
+        model.key_report = load_state(model, weights, str(folder), partial=partial)
         model.metadata = ModelMetadata(saved.preprocessing, saved.provenance)
         return model.eval()
+
+
+def _check_order(config: Any, saved: SavedConfig, folder: Path) -> None:
+    """Refuse weights that a library with another table of modalities laid out: each would be another's.
+
+    Raises:
+        CheckpointError: If the config lists the modalities in another order than they get here.
+    """
+    ours = find_model_config(config).modalities
+    place = None if config is find_model_config(config) else name_of_model_config(config)
+    listed = (saved.model if place is None else saved.model.get(place, {})).get("modalities", ours)
+    if table_names(listed) != ours:
+        raise CheckpointError(
+            f"the config of {folder}, written by bmmae {saved.bmmae_version}, has the modalities {', '.join(listed)}, "
+            f"which bmmae {__version__} puts in the order {', '.join(ours)}: the weights of one would be taken for "
+            "another's. Load it with the version that wrote it; in a config written by hand, list them in that order, "
+            "and the weights as well"
+        )
 
 
 def _said(value: object) -> str:
@@ -259,8 +297,13 @@ def with_model_config(config: Any, new: ModelConfig) -> Any:
     old = find_model_config(config)
     if config is old:
         return new
-    name = next(item.name for item in fields(config) if getattr(config, item.name) is old)
-    return replace(config, **{name: new})
+    return replace(config, **{name_of_model_config(config): new})
+
+
+def name_of_model_config(config: Any) -> str:
+    """Return the field of a config that holds its `ModelConfig`."""
+    old = find_model_config(config)
+    return next(item.name for item in fields(config) if getattr(config, item.name) is old)
 
 
 def digest(model: PretrainedModel) -> str:
@@ -269,7 +312,7 @@ def digest(model: PretrainedModel) -> str:
     total = hashlib.sha256(json.dumps([saved.model, saved.preprocessing], sort_keys=True, default=str).encode())
     for name, value in model.state_dict().items():
         total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().numpy().data)
+        total.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -285,5 +328,8 @@ def class_of_kind(kind: str) -> type[PretrainedModel]:
             importlib.import_module(module.name)
     if kind not in PretrainedModel.registry:
         known = ", ".join(sorted(PretrainedModel.registry))
-        raise CheckpointError(f"unknown kind of model '{kind}': this library has {known}. A newer one may have it.")
+        raise CheckpointError(
+            f"unknown kind of model '{kind}': this library has {known}. A newer one may have it, or a "
+            "module that is not imported."
+        )
     return PretrainedModel.registry[kind]

@@ -213,7 +213,7 @@ class SegmentationModel(PretrainedModel):
     def take_decoder(self, donor: SegmentationModel) -> bool:
         """Copy what stands around another segmentation model's encoder: stem and decoder, and heads of equal regions.
 
-        Heads of coarser resolutions that the donor lacks stay as they are.
+        Regions are equal by name, in any order. Heads of coarser resolutions that the donor lacks stay as they are.
 
         Args:
             donor: Trained for the same modalities.
@@ -226,8 +226,14 @@ class SegmentationModel(PretrainedModel):
         same = {key: getattr(one, key) for key in free}
         if replace(other, **same) != one:
             return False
-        left = ("encoder.",) if one.regions == other.regions else ("encoder.", "heads.")
-        state = {key: value for key, value in donor.state_dict().items() if not key.startswith(left)}
+        state = {key: value for key, value in donor.state_dict().items() if not key.startswith("encoder.")}
+        heads = [key for key in state if key.startswith("heads.")]
+        if sorted(one.regions) == sorted(other.regions):
+            order = [other.regions.index(region) for region in one.regions]
+            # A head's channels are those of all regions, at each of the eight voxels of a place where it has them.
+            state |= {key: state[key].unflatten(0, (-1, len(order)))[:, order].flatten(0, 1) for key in heads}
+        else:
+            state = {key: value for key, value in state.items() if key not in heads}
         self.load_state_dict(state, strict=False)
         return True
 

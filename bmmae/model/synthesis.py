@@ -88,8 +88,9 @@ class VoxelSynthesis(nn.Module):
         super().__init__()
         if modalities > MOST_MODALITIES:
             raise ConfigError(
-                f"voxel-wise synthesis knows subsets of at most {MOST_MODALITIES} modalities, got {modalities}: "
-                "set synthesis.units to 0"
+                f"voxel-wise synthesis knows subsets of at most {MOST_MODALITIES} modalities, got {modalities}: leave "
+                "it out, with bmmae.recipe(..., synthesis=SynthesisConfig()) in Python (from bmmae.model.config), or "
+                "model.synthesis.units 0 in a config; the decoder's patches then do alone"
             )
         self.modalities = modalities
         self.config = config

@@ -95,7 +95,7 @@ def test_names_and_values_propose(name: str, values: set[int], coding: Coding) -
         (["patient1/seg.nii.gz"], {0, 1, 2, 4}, "is open.*brats2017, brats2024-post; say which"),
         (["patient1/seg.nii.gz"], {0, 1, 2}, "is open"),
         (["patient1/seg.nii.gz"], {0}, "is open"),
-        (["patient1/seg.nii.gz"], {0, 9}, "no known coding"),
+        (["patient1/seg.nii.gz"], {0, 9}, "no known coding; say what they mean in a YAML file"),
         (["BRATS_001.nii.gz"], {0, 1, 2, 3}, "is open"),
         (["BraTS-PED-00002-000-seg.nii.gz"], {0, 1, 2, 3, 4}, "is open"),
         (["Brats18_2013_2_1_seg.nii.gz"], {0, 1, 3}, "named like brats2017.*values \\[3\\]"),
@@ -122,6 +122,8 @@ def test_own_codings_are_checked() -> None:
     own = own_coding({1: "a", 7: "b"})
     assert own.regions == {"a": (1,), "b": (7,)}
     check_values((0, 7), own)
+    with pytest.raises(LabelError, match=r"values \[255\].*name the right one, or a YAML file with `classes`"):
+        check_values((0, 255), own)
     assert own_coding({1: "a", 7: "b"}, {"all": [1, 7]}).regions == {"all": (1, 7)}
     for classes, regions, message in (
         ({0: "background"}, None, "from 1 on"),

@@ -127,6 +127,14 @@ def test_the_table_has_a_row_a_subset_and_region() -> None:
     assert lines[-1].startswith("| T1 + T1ce + T2 + FLAIR | mean | ")
 
 
+def test_studies_of_different_modalities_are_also_summed_up_together() -> None:
+    full = [score("a", ("t1", "flair"), 0.8), score("b", ("t1",), 0.5), score("c", ("flair",), 0.2)]
+    lines = subset_table([score("a", ("t1",), 0.1), *full]).splitlines()
+    assert lines[2].startswith("| all of each study | WT | 0.500 | ")
+    assert lines[2].endswith("| 0.500 | 0.200 (c) | 3 |")
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| T1", "| T1", "| FLAIR", "| FLAIR"] + ["| T1 + FLAIR"] * 2
+
+
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     path = save_subset_plot(many(), tmp_path / "plots" / "subsets.png")
     assert path.stat().st_size > 10_000

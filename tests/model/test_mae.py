@@ -13,8 +13,9 @@ from tiny_models import DECODERS, flags, tiny_mae, tiny_segmentation, volumes
 
 from bmmae.errors import ConfigError, ModalityError
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, recipe
-from bmmae.model.mae import MAE
+from bmmae.model.mae import MAE, UnpreparedWarning
 from bmmae.model.patient import PatientModel
+from bmmae.model.pretrained import ModelMetadata
 from bmmae.model.segmentation import SegmentationModel
 from bmmae.model.tokens import TokenIndex
 from bmmae.patches import Triple, patchify, unpatchify
@@ -276,6 +277,8 @@ def test_what_is_no_config_of_a_model_is_refused() -> None:
         ):
             with pytest.raises(ConfigError, match=message):
                 build(config)
+        with pytest.raises(ConfigError, match=r"model.encoder must be of type EncoderConfig, got \{'dim': 192\}"):
+            recipe("tiny", encoder={"dim": 192})
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
     with pytest.raises(ConfigError, match="a recipe has no modality: expected some of modalities, patch, size"):
@@ -316,6 +319,33 @@ def test_aliases_are_accepted() -> None:
     assert torch.equal(model.encode({"T2-FLAIR": data}), model.encode({"flair": data}))
 
 
+@pytest.mark.parametrize("run", ["encode", "reconstruct"])
+def test_volumes_that_no_preprocessing_gives_are_doubted(run: str) -> None:
+    model, volume = tiny_mae(), volumes(1, 1)
+    look = getattr(model, run)
+    look({"t1": 1000 * volume})  # no word of how images were prepared: nothing to compare with
+    model.metadata = ModelMetadata({"spacing": [1.0, 1.0, 1.0], "clip": 8.0})
+    look({"t1": volume.clamp(-8, 8)})
+    look({"t1": torch.zeros_like(volume)})
+    for unlike, told in ((1000 * volume, r"t1: values from -\d+ to \d+"), (volume.sigmoid(), r"t1: values from 0\.")):
+        with pytest.warns(UnpreparedWarning, match=told + ".* between -8 and 8: preprocess images"):
+            look({"t1": unlike})
+
+
+def test_flags_of_other_modalities_than_the_models_are_refused() -> None:
+    # Read from the left, three of four modalities would be taken for the model's first three.
+    model, data, available = tiny_mae(), volumes(2), torch.ones(2, 4) > 0
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        for images, given in ((data, available[:, :3]), (data[:, :3], available[:, :3]), (data, available[:1])):
+            with pytest.raises(ConfigError, match=r"with M = 4, as the model knows t1, t1ce, t2, flair; got \(2, "):
+                model.tokens(images, given)
+        with pytest.raises(ConfigError, match=r"images \[B, M, H, W, D\] of M = 4 modalities, got \(2, 5, 16"):
+            model.encoder(torch.cat([data, data[:, :1]], 1), TokenIndex.of(model.tokens(data, available)))
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -336,6 +366,7 @@ def test_shapes_that_contradict_themselves_are_refused(make: Any, message: str) 
 
 def test_a_model_has_its_modalities_in_table_order() -> None:
     assert ModelConfig(modalities=("flair", "t1")).modalities == ("t1", "flair")
+    assert ModelConfig(modalities=("FLAIR", "T1Gd")).modalities == ("t1ce", "flair")
 
 
 def test_the_tiny_recipe_is_tiny() -> None:

@@ -221,6 +221,17 @@ def test_a_decoder_of_the_same_shape_is_taken_over() -> None:
     assert torch.equal(fewer.stem.down[0].first.weight, donor.stem.down[0].first.weight)
 
 
+def test_heads_are_taken_over_by_the_names_of_their_regions() -> None:
+    donor = tiny_segmentation()
+    for parameter in donor.heads.parameters():
+        parameter.data.copy_(torch.randn_like(parameter))
+    other = SegmentationModel(replace(donor.config, regions=("WT", "ET", "TC"))).eval()
+    other.encoder.load_state_dict(donor.encoder.state_dict())
+    assert other.take_decoder(donor)
+    everything = torch.ones(1, 4, dtype=torch.bool)
+    assert torch.equal(other(volumes(), everything), donor(volumes(), everything)[:, [2, 0, 1]])
+
+
 def test_the_unetr_decoder_reads_intermediate_layers() -> None:
     deep = replace(tiny_config(), encoder=replace(tiny_config().encoder, depth=6))
     model = SegmentationModel(SegmentationConfig(deep, width=4, decoder="unetr"))
