@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -35,6 +36,9 @@ RARE = 0.01
 
 FEW = 5
 """So many names are listed."""
+
+FAR = 4.0
+"""Where half of the patients are more deviations than this from the training patients' mean, units may differ."""
 
 
 class RareSubsetWarning(UserWarning):
@@ -238,6 +242,25 @@ def warn_of_unseen_categories(model: PatientModel, studies: Sequence[Study]) -> 
                 warnings.warn(
                     f"column '{variable.name}' holds values that count as missing: {listed}; training knew "
                     f"{', '.join(variable.categories[:FEW])}",
+                    stacklevel=2,
+                )
+
+
+def warn_of_other_units(model: PatientModel, studies: Sequence[Study]) -> None:
+    """Warn of clinical numbers far from those of training: ages in days where the model knows years, say.
+
+    Raises:
+        CohortError: If a cell holds something else than a number.
+    """
+    for variable in model.config.clinical:
+        if variable.kind == "numeric" and variable.modality is None:
+            encoded = [variable.encode(study.values.get(variable.name)) for study in studies]
+            values = np.array([value for value, known in encoded if known])
+            if len(values) and np.median(np.abs(values)) > FAR:
+                middle = variable.mean + variable.deviation * float(np.median(values))
+                warnings.warn(
+                    f"column '{variable.name}' holds numbers around {middle:g}, and training knew "
+                    f"{variable.mean:.3g} with a deviation of {variable.deviation:.3g}: are they in the same unit?",
                     stacklevel=2,
                 )
 

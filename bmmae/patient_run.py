@@ -7,7 +7,6 @@ the test fold is looked at once, at the end.
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -45,6 +44,7 @@ from bmmae.patient_prediction import (
     columns_of,
     over_subsets,
     predict,
+    warn_of_other_units,
     warn_of_unseen_categories,
     warn_of_unseen_classes,
 )
@@ -93,9 +93,10 @@ def fine_tune(config: PatientConfig) -> int:
     Raises:
         BmmaeError: As the parts of the configuration say.
     """
-    main = int(os.environ.get("RANK", "0")) == 0
-    if config.mode == "features" and not main:
-        return 0  # linear heads are fitted at once, by one process
+    if config.mode == "features":
+        if not _is_main():
+            return 0  # linear heads are fitted at once, by one process
+        _refuse_run(config.out)
     pretrained = None if config.model.startswith(SCRATCH) else load_model(config.model)
     known = pretrained.model_config if pretrained else recipe(config.model.removeprefix(SCRATCH))
     shape = _shape(config, known)
@@ -107,7 +108,7 @@ def fine_tune(config: PatientConfig) -> int:
     columns, train = _fitted(config, parts)
     warn_of_unseen_classes(columns.targets, [*parts.validation, *parts.test])
     parts = replace(parts, train=train, validation=_labelled(parts.validation, columns.targets, "validation"))
-    print(format_targets(columns.targets), flush=True)  # noqa: T201 - a program's output
+    _say(format_targets(columns.targets))
     for study in (*parts.validation, *parts.test):
         columns.encode(study)  # what cannot be read ends here, not after training
 
@@ -121,6 +122,7 @@ def fine_tune(config: PatientConfig) -> int:
     inherited = provenance_of(pretrained) if pretrained else None
     describe(model, preprocess, training_provenance(parts.cohort, parts.train, parent, cache, inherited))
     warn_of_unseen_categories(model, [*parts.validation, *parts.test])
+    warn_of_other_units(model, [*parts.validation, *parts.test])
     warn_of_overlap(model, [*parts.validation, *parts.test], cache)
 
     code = (
@@ -128,9 +130,19 @@ def fine_tune(config: PatientConfig) -> int:
         if config.mode == "features"
         else _fit_network(config, model, parts, cache)
     )
-    if code == 0 and main:
+    if code == 0 and _is_main():
         finish(config, parts, cache, columns)
     return code
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(text: str) -> None:
+    """Print what every process of the run could say, once."""
+    if _is_main():
+        print(text, flush=True)  # noqa: T201 - a program's output
 
 
 def _shape(config: PatientConfig, shape: ModelConfig) -> ModelConfig:
@@ -242,16 +254,16 @@ def _require_comparisons(config: PatientConfig, targets: Sequence[Target], valid
         warnings.warn(f"{said}: the checkpoint is chosen by the other targets alone", stacklevel=2)
 
 
+def _refuse_run(out: Path) -> None:
+    if list_checkpoints(out):
+        raise TrainingError(f"{out} already holds a run: linear heads are fitted at once, so choose another folder")
+
+
 def _fit_features(config: PatientConfig, model: PatientModel, parts: Parts, cache: StudyCache) -> int:
-    if list_checkpoints(config.out):
-        raise TrainingError(
-            f"{config.out} already holds a run: linear heads are fitted at once, so choose another folder"
-        )
+    write_config(config.out, asdict(config))  # a folder that cannot be written ends here, not after the work
     _fit_heads(config, model, parts, cache)
-    config.out.mkdir(parents=True, exist_ok=True)
     folder = write_checkpoint(config.out, 0, model, {}, _save)
     write_index(config.out, {"status": "finished", "step": 0, "steps": 0, "last": folder.name, "best": folder.name})
-    write_config(config.out, asdict(config))
     return 0
 
 
@@ -262,7 +274,7 @@ def _fit_heads(config: PatientConfig, model: PatientModel, parts: Parts, cache: 
         collect_features(model, part, cache, progress=config.train.progress) for part in (parts.train, parts.validation)
     ]
     for name, told in fit_linear_heads(model, rows[0], rows[1], columns_of(model)).items():
-        print(f"{name}: {told}", flush=True)  # noqa: T201 - a program's output
+        _say(f"{name}: {told}")
 
 
 def _device() -> str:
@@ -357,4 +369,4 @@ def _write_predictions(
     name = CLINICAL if place.parts[0] == "clinical-only" else config.mode
     found = tables(model.config.targets, outputs, name, config.data.fold, pooled=True)
     for path in write_tables(config.out / PREDICTIONS / place, found):
-        print(path, file=sys.stdout)  # noqa: T201 - a program's output
+        _say(str(path))

@@ -38,6 +38,9 @@ LONGEST, MEDIAN = 360, 120
 DAYS = 30.44
 """Of a month."""
 
+NOT_KNOWN = frozenset({"?", "-", "unknown", "unk", "unclear", "missing", "not known", "not available", "n.a."})
+"""What tables say of what is not known, but for what is read as a blank cell."""
+
 YES_OR_NO = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 
 
@@ -156,27 +159,24 @@ def fit_label(name: str, cells: Sequence[Cell], classes: Sequence[str] = (), *, 
 
     Raises:
         CohortError: If nothing is labelled, there is one class only, or a class that was named is absent.
+        ConfigError: If a class is named twice.
 
     Warns:
-        UserWarning: If names differ in case or in blanks around them only.
+        UserWarning: If names differ in case or in blanks around them only, or one that nobody has named as a class says
+            that nothing is known.
     """
     labels = [as_label(cell) for cell in cells]
     present = Counter(label for label in labels if label is not None and (not classes or label in classes))
     names = tuple(classes) or tuple(sorted(present))
-    if not present:
-        raise CohortError(f"column '{name}' is blank for all {len(cells)} training studies: expected labels in it")
-    if len(names) < 2 or len(present) < 2:
-        only = next(iter(present))
-        raise CohortError(
-            f"column '{name}' holds one class only among the training studies ('{only}', {present[only]} times): "
-            "expected two or more"
-        )
-    absent = [label for label in names if label not in present]
-    if absent:
-        raise CohortError(
-            f"class '{absent[0]}' of column '{name}' has no training study: it holds {', '.join(sorted(present))}"
-        )
+    _refuse_unlearnable(name, names, labels, present)
     warn_of_spellings(name, names, labels)
+    unsaid = [] if classes else [label for label in names if label.strip().casefold() in NOT_KNOWN]
+    if unsaid:
+        warnings.warn(
+            f"{few(unsaid)} of column '{name}' counts as a class: leave cells blank where it is not known, or name the "
+            "classes that count in targets.classes",
+            stacklevel=2,
+        )
     counts = np.array([present[label] for label in names], float)
     weights = tuple((counts.sum() / len(names) / counts).tolist()) if balanced else ()
     blank = sum(label is None for label in labels)
@@ -184,6 +184,34 @@ def fit_label(name: str, cells: Sequence[Cell], classes: Sequence[str] = (), *, 
     kind: Kind = "binary" if len(names) == 2 else "multiclass"
     shares = tuple((counts / counts.sum()).tolist())
     return Target(name, kind, (name,), names, weights, shares, counts=told)
+
+
+def _refuse_unlearnable(
+    name: str, classes: Sequence[str], labels: Sequence[str | None], present: Mapping[str, int]
+) -> None:
+    """Refuse classes of a column that cannot be told from each other by its labels; see `fit_label`."""
+    repeated = next((label for label in classes if classes.count(label) > 1), None)
+    if repeated is not None:
+        raise ConfigError(f"class '{repeated}' of column '{name}' is named twice: expected each class once")
+    others = sorted(set(filter(None, labels)) - present.keys())
+    if not present and others:
+        raise CohortError(
+            f"no training study is of a class that counts ({few(classes)}): column '{name}' holds {few(others)}"
+        )
+    if not present:
+        raise CohortError(f"column '{name}' is blank for all {len(labels)} training studies: expected labels in it")
+    if len(classes) < 2 or len(present) < 2:
+        only = next(iter(present))
+        beside = f", and {few(others)}, which do not count" if others else ""
+        raise CohortError(
+            f"column '{name}' holds one class only among the training studies ('{only}', {present[only]} times)"
+            f"{beside}: expected two or more"
+        )
+    absent = [label for label in classes if label not in present]
+    if absent:
+        raise CohortError(
+            f"class '{absent[0]}' of column '{name}' has no training study: it holds {few([*present, *others])}"
+        )
 
 
 def warn_of_spellings(name: str, classes: Sequence[str], labels: Sequence[str | None] = ()) -> None:

@@ -134,6 +134,12 @@ def test_patients_without_the_modalities_are_counted(
         assert run(world, "predict", tmp_path / "p.csv", "--subset", "flair") == 0
     assert "8 predictions" in (said := capsys.readouterr().out)
     assert "4 patients without these modalities left out" in said
+    assert run(world, "embed", tmp_path / "e.csv", "--subset", "flair") == 0
+    assert "4 patients without these modalities left out" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run(world, "evaluate", tmp_path / "ev", "--subset", "flair", "--draws", "0") == 0
+    assert "model: 8 predictions, 4 patients without these modalities left out" in capsys.readouterr().out
 
 
 def test_a_patient_without_any_image_of_the_models_is_left_out(
@@ -167,6 +173,21 @@ def test_values_that_training_has_not_seen_are_told(
     assert "column 'sex' holds values that count as missing: 'female' (6), 'male' (5); training knew F, M" in said.err
     assert "count as not labelled: 'subtype' is learned for NSCLC, SCLC alone" in said.err
     assert "subtype: the cohort knows no truth of it" in said.out
+
+
+def test_clinical_numbers_in_another_unit_are_told(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(world / "cohort.csv")
+    table.assign(age=table["age"] * 365).to_csv(world / "days.csv", index=False)
+    for name, told in (("days.csv", 1), ("cohort.csv", 0)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            assert run(world, "predict", tmp_path / "p.csv", table=name) == 0
+        said = capsys.readouterr().err
+        assert (
+            len(re.findall(r"column 'age' holds numbers around 20.*, and training knew 53.* same unit\?", said)) == told
+        )
 
 
 def test_a_batch_of_nobody_is_refused(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

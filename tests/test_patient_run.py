@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from bmmae.cli import main
 from bmmae.config import parse
 from bmmae.data.cohort import read_cohort
 from bmmae.data.synthetic import SyntheticConfig, make_cohort
-from bmmae.errors import CohortError, ConfigError, TrainingError
+from bmmae.errors import CohortError, ConfigError, OutputError, TrainingError
 from bmmae.evaluation.predictions import read_predictions
 from bmmae.model.mae import MAE
 from bmmae.model.patient import PatientModel
@@ -282,6 +283,26 @@ def test_what_training_could_not_use_is_refused_before_it(
         fine_tune(config)
 
 
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_targets_are_told_by_one_process(
+    world: Path,
+    tmp_path: Path,
+    rank: str,
+    times: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    config = configured(
+        world, tmp_path / "run", "classification", "--targets.labels", "[site]", "--head.start", "linear"
+    )
+    monkeypatch.setattr("bmmae.patient_run.fit", lambda *_, **__: SimpleNamespace(exit_code=75))
+    assert fine_tune(config) == 75
+    said = capsys.readouterr().out
+    assert said.count("site (multiclass): 7 labelled") == times
+    assert said.count("inverse penalty") == times
+
+
 @pytest.mark.slow
 def test_a_cox_target_that_validation_cannot_judge_is_told_beside_others(world: Path, tmp_path: Path) -> None:
     table = pd.read_csv(world / "cohort.csv", dtype=str)
@@ -315,6 +336,16 @@ def test_a_run_folder_is_not_overwritten(world: Path, tmp_path: Path) -> None:
     assert fine_tune(config) == 0
     with pytest.raises(TrainingError, match="already holds a run"):
         fine_tune(config)
+
+
+def test_a_run_folder_that_cannot_be_is_refused_before_the_work(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bmmae.patient_run.collect_features", lambda *_, **__: pytest.fail("the work has begun"))
+    (tmp_path / "file").touch()
+    given = ("--targets.labels", "[subtype]", "--mode", "features")
+    with pytest.raises(OutputError, match="cannot be written"):
+        fine_tune(configured(world, tmp_path / "file" / "run", "classification", *given))
 
 
 def test_linear_heads_do_not_go_on_in_steps(world: Path, tmp_path: Path) -> None:

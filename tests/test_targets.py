@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 import warnings
 
@@ -49,7 +50,8 @@ def test_numeric_codes_keep_all_their_digits() -> None:
         "1163375112",
         "393563007",
     )
-    assert fit_label("idh", ["1.0", "0", "unknown", "007"]).classes == ("0", "007", "1", "unknown")
+    with pytest.warns(UserWarning, match="'unknown' of column 'idh' counts as a class"):
+        assert fit_label("idh", ["1.0", "0", "unknown", "007"]).classes == ("0", "007", "1", "unknown")
 
 
 def test_months_that_float32_rounds_belong_where_they_did() -> None:
@@ -84,6 +86,13 @@ def test_two_named_classes_of_many_leave_the_others_unlabelled() -> None:
         (["a", "a", None], (), r"one class only among the training studies \('a', 2 times\)"),
         (["a", "b"], ("a", "c"), "one class only"),
         (["a", "b", "b"], ("a", "b", "c"), "class 'c' of column 'x' has no training study"),
+        (
+            ["a", "b"],
+            ("A", "B"),
+            r"no training study is of a class that counts \('A', 'B'\): column 'x' holds 'a', 'b'",
+        ),
+        (["a", "b"], ("a", "B"), r"one class only .* \('a', 1 times\), and 'b', which do not count"),
+        (["a", "b", "C"], ("a", "b", "c"), "class 'c' of column 'x' has no training study: it holds 'a', 'b', 'C'"),
     ],
 )
 def test_labels_that_cannot_be_learned_are_refused(
@@ -91,6 +100,11 @@ def test_labels_that_cannot_be_learned_are_refused(
 ) -> None:
     with pytest.raises(CohortError, match=message):
         fit_label("x", cells, classes)
+
+
+def test_a_class_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="class 'a' of column 'x' is named twice"):
+        fit_label("x", ["a", "b", "b"], ("a", "b", "a"))
 
 
 @pytest.mark.parametrize("classes", [(), ("SCLC", "NSCLC")])
@@ -103,6 +117,16 @@ def test_classes_that_differ_in_case_or_blanks_only_are_told(classes: tuple[str,
     assert len(said) == (1 if classes else 2)
     assert any("'SCLC'" in one and "'sclc'" in one and "' SCLC '" in one and "column 'subtype'" in one for one in said)
     assert len(target.classes) == (2 if classes else 6)
+
+
+@pytest.mark.parametrize("word", ["unknown", "?", "N.A."])
+def test_a_class_that_says_that_nothing_is_known_is_told(word: str) -> None:
+    cells = ["low", "high", word]
+    with pytest.warns(
+        UserWarning, match=rf"'{re.escape(word)}' of column 'grade' counts as a class: leave cells blank"
+    ):
+        fit_label("grade", cells)
+    fit_label("grade", cells, ("low", "high", word))  # warnings are errors here: whoever names it, means it
 
 
 def test_classes_that_look_the_same_are_told() -> None:

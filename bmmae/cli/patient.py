@@ -128,6 +128,7 @@ def _predicted(
     from bmmae.patient_prediction import (
         predict,
         warn_of_lacking_inputs,
+        warn_of_other_units,
         warn_of_rare_subsets,
         warn_of_unseen_categories,
     )
@@ -135,6 +136,7 @@ def _predicted(
     cohort, cache = _opened(given, model, look)
     warn_of_lacking_inputs(model, cohort.studies)
     warn_of_unseen_categories(model, cohort.studies)
+    warn_of_other_units(model, cohort.studies)
     outputs = predict(
         model,
         cohort.studies,
@@ -163,10 +165,17 @@ def _run_predict(given: argparse.Namespace) -> int:
     model = _patient_model(given.model)
     cohort, _, outputs = _predicted(given, model, given_subset(given.subset, model))
     path = write_table(given.out, prediction_rows(model, outputs))
-    left = len(cohort) + len(cohort.bare) - len({study.key for study in outputs.studies})
-    without = f", {left} patients without these modalities left out" if left else ""
-    print(f"{len(outputs.studies)} predictions in {path}{without}\n{NOTICE}")
+    left = _left_out(cohort, {study.key for study in outputs.studies})
+    print(f"{len(outputs.studies)} predictions in {path}{left}\n{NOTICE}")
     return 0
+
+
+def _left_out(cohort: Cohort, seen: set[tuple[str, str]]) -> str:
+    """What to say of those who have none of the modalities, if there are any."""
+    from bmmae.data.problems import counted
+
+    left = len(cohort) + len(cohort.bare) - len(seen)
+    return f", {counted(left, 'patient', 'patients')} without these modalities left out" if left else ""
 
 
 def _embed(commands: Commands) -> None:
@@ -202,7 +211,8 @@ def _run_embed(given: argparse.Namespace) -> int:
         batch_size=given.batch_size,
         progress=True,
     )
-    print(f"{len(rows)} embeddings in {write_table(given.out, rows)}")
+    left = _left_out(cohort, {(str(row["subject"]), str(row["session"])) for row in rows})
+    print(f"{len(rows)} embeddings in {write_table(given.out, rows)}{left}")
     if given.umap:
         method = draw_embeddings(given.umap, rows, cohort.studies, given.colour)
         print(f"{method} in {given.umap}")
@@ -227,11 +237,15 @@ def _run_evaluate(given: argparse.Namespace) -> int:
     models = dict(zip(model_names(sources), map(_patient_model, sources), strict=True))
     only = given_subset(given.subset, next(iter(models.values())))
     look = partial(refuse_what_cannot_be_judged, models)
-    found = {}
+    found, left = {}, {}
     for name, model in models.items():
-        _, cache, outputs = _predicted(given, model, only, look)
+        cohort, cache, outputs = _predicted(given, model, only, look)
         found[name] = (model, outputs)
+        left[name] = _left_out(cohort, {study.key for study in outputs.studies})
     print(evaluate_cohort(found, cache, given.out, draws=given.draws))
+    for name, told in left.items():
+        if told:
+            print(f"{name}: {len(found[name][1].studies)} predictions{told}")
     return 0
 
 

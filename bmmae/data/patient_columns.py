@@ -29,6 +29,9 @@ from bmmae.targets import (
 
 SurvivalForm: TypeAlias = Literal["hazard", "cox", "survival_classes"]
 
+FOLLOW_UP = ("time", "event")
+"""Columns of a cohort table that only time has told."""
+
 
 @dataclass(frozen=True)
 class TargetsConfig:
@@ -64,6 +67,12 @@ class TargetsConfig:
             raise ConfigError(f"targets.classes names '{stray[0]}', which is not among targets.labels {self.labels}")
         if not (self.labels or self.multilabel or self.survival):
             raise ConfigError("nothing is to be predicted: name columns in targets.labels, or targets.survival")
+        columns = {*self.labels, *(column for several in self.multilabel.values() for column in several)}
+        follow_up = sorted(columns & set(FOLLOW_UP))
+        if follow_up:
+            raise ConfigError(
+                f"column '{follow_up[0]}' is follow-up, and no label: it is learned with targets.survival '[hazard]'"
+            )
         if list(self.months) != sorted(set(self.months)) or len(self.months) < 2 or self.months[0] <= 0:
             raise ConfigError(f"targets.months must be two or more months that rise, got {self.months}")
         for item in fields(self):
@@ -211,10 +220,12 @@ def _require_maps(train: Sequence[Study], lesion: LesionMap) -> None:
 
 def _refuse_givens_that_are_targets(targets: TargetsConfig, beside: BesideConfig) -> None:
     predicted = {*targets.labels, *(column for columns in targets.multilabel.values() for column in columns)}
-    predicted |= {"time", "event"}
-    for name in (*beside.clinical, *beside.vector):
-        if name in predicted:
-            raise CohortError(f"column '{name}' is predicted, so it cannot be given: take it out of beside.clinical")
+    predicted |= set(FOLLOW_UP) if targets.survival else set()
+    for part, names in (("clinical", beside.clinical), ("vector", beside.vector)):
+        for name in names:
+            if name in predicted or name in FOLLOW_UP:
+                why = "predicted" if name in predicted else "follow-up, which nobody knows at the time of the scan"
+                raise CohortError(f"column '{name}' is {why}, so it cannot be given: take it out of beside.{part}")
 
 
 def is_labelled(study: Study, targets: Sequence[Target]) -> bool:

@@ -26,7 +26,7 @@ from bmmae.data.folds import (
 from bmmae.data.measures import PREFIX as MEASURE
 from bmmae.data.measures import modality_of
 from bmmae.data.twins import content_of, refuse_parted_twins
-from bmmae.errors import CohortError
+from bmmae.errors import CohortError, few
 from bmmae.evaluation.predictions import UNKNOWN, ClassPredictions, PredictionKey, SurvivalPredictions
 from bmmae.modalities import find, subset_label
 from bmmae.targets import as_label, survival_classes
@@ -71,12 +71,19 @@ class Truth:
         classes: Those that count, in the order wanted (the second of two is the positive one); studies of others are
             not labelled. By default all, sorted.
         hidden: More columns that give the truth away.
+
+    Raises:
+        CohortError: If a class is named twice.
     """
 
     label: str = ""
     quantiles: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) < len(self.classes):
+            raise CohortError(f"the classes of '{self.label}' are {few(self.classes)}: expected each once")
 
     @property
     def column(self) -> str:
@@ -95,7 +102,9 @@ class Truth:
         cells = [study.time if self.label == "time" else study.values.get(self.label) for study in studies]
         numbers = [float(cell) for cell in cells if isinstance(cell, float)]
         if not numbers:
-            raise CohortError(f"no training study has a number in column '{self.label}' to fit bins on")
+            text = few(dict.fromkeys(cell for cell in cells if isinstance(cell, str)), 3)
+            beside = f": it holds {text}, and one cell of text makes a column one of text" if text else ""
+            raise CohortError(f"no training study has a number in column '{self.label}' to fit bins on{beside}")
         return tuple(np.quantile(numbers, self.quantiles).tolist())
 
     def classify(self, study: Study, edges: tuple[float, ...]) -> str | None:

@@ -17,6 +17,7 @@ import numpy as np
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.data.tables import Cell, is_blank, read_rows, write_rows
 from bmmae.errors import CohortError, few
+from bmmae.targets import as_label
 
 UNKNOWN = -1
 """The number of a class that is not known."""
@@ -173,9 +174,10 @@ def write_predictions(path: Path, classes: ClassPredictions | None, survival: Su
 def read_predictions(path: Path) -> tuple[ClassPredictions | None, SurvivalPredictions | None]:
     """Read what `write_predictions` wrote, or a table of that form by any program.
 
-    `session`, `model`, `subset` and `fold` may be lacking (one visit, `model`, `all`, 0), and `group` is the subject
-    by default. Where a row leaves some of the classes blank, as in tables of several folds put together, a fold's
-    training has not had them: their probability is 0.
+    `session`, `model`, `subset` and `fold` may be lacking or blank (one visit, `model`, `all`, 0), and `group` is the
+    subject by default. A fold or label `1.0` is `1`: programs write that of a column with blank cells. Where a row
+    leaves some of the classes blank, as in tables of several folds put together, a fold's training has not had them:
+    their probability is 0.
 
     Raises:
         CohortError: If it cannot be read, lacks a column, or a value is not what its column holds.
@@ -185,8 +187,6 @@ def read_predictions(path: Path) -> tuple[ClassPredictions | None, SurvivalPredi
         raise CohortError(f"{path}: expected a column 'subject' and one row a prediction")
     try:
         found = _read_classes(rows), _read_survival(rows)
-    except ValueError as error:
-        raise CohortError(f"{path}: {error}; expected a number") from error
     except CohortError as error:
         raise CohortError(f"{path}: {error}") from error
     if found == (None, None):
@@ -222,7 +222,7 @@ def _read_classes(rows: Sequence[Mapping[str, str]]) -> ClassPredictions | None:
     if not kept:
         return None
     number = {name: index for index, name in enumerate(classes)}
-    labels = [row.get("label", "") for row in kept]
+    labels = [_label(row, number) for row in kept]
     strange = sorted({label for label in labels if not is_blank(label)} - number.keys())
     if strange:
         raise CohortError(f"label '{strange[0]}' is none of the classes {', '.join(classes)}")
@@ -230,31 +230,37 @@ def _read_classes(rows: Sequence[Mapping[str, str]]) -> ClassPredictions | None:
         tuple(map(_key, kept)),
         classes,
         np.array([number.get(label, UNKNOWN) for label in labels]),
-        np.array([[0.0 if is_blank(row[column]) else float(row[column]) for column in columns] for row in kept]),
+        np.array([[0.0 if is_blank(row[column]) else _number(row, column) for column in columns] for row in kept]),
     )
+
+
+def _label(row: Mapping[str, str], classes: Mapping[str, int]) -> str:
+    """A row's class as the columns name it."""
+    label = row.get("label", "")
+    return label if label in classes else as_label(label) or ""
 
 
 def _read_survival(rows: Sequence[Mapping[str, str]]) -> SurvivalPredictions | None:
     kept = [row for row in rows if not is_blank(row.get("risk", ""))]
     if not kept:
         return None
-    columns = sorted((float(name.removeprefix("s_")), name) for name in kept[0] if name.startswith("s_"))
-    curve = [[_number(row[name]) for _, name in columns] for row in kept]
+    columns = sorted((_time_of(name), name) for name in kept[0] if name.startswith("s_"))
+    curve = [[_number(row, name) for _, name in columns] for row in kept]
     _refuse_gaps(kept, [name for _, name in columns])
-    event = np.array([_number(row.get("event", "")) for row in kept])
+    event = np.array([_event(row) for row in kept])
     if not np.isin(event[~np.isnan(event)], (0, 1)).all():
         raise CohortError("column 'event' holds more than 1 (died), 0 (censored) and blank cells")
-    time = np.array([_number(row.get("time", "")) for row in kept])
+    time = np.array([_number(row, "time") for row in kept])
     if (time < 0).any() or np.isinf(time).any():
         raise CohortError("column 'time' holds a negative or infinite number: expected follow-up of zero or more")
     return SurvivalPredictions(
         tuple(map(_key, kept)),
         np.where(np.isnan(event), np.nan, time),  # who may have died was not followed, and is not taken for alive
         event == 1,
-        np.array([float(row["risk"]) for row in kept]),
+        np.array([_number(row, "risk") for row in kept]),
         np.array(curve).reshape(len(kept), len(columns)),
         np.array([at for at, _ in columns]),
-        np.array([_number(row.get("risk_cut", "")) for row in kept]),
+        np.array([_number(row, "risk_cut") for row in kept]),
     )
 
 
@@ -270,19 +276,44 @@ def _refuse_gaps(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> N
 
 
 def _key(row: Mapping[str, str]) -> PredictionKey:
-    subject, fold = row["subject"], row.get("fold", "")
-    return PredictionKey(
-        subject,
-        row.get("session", ""),
-        row.get("group", "") or subject,
-        row.get("model", "") or "model",
-        row.get("subset", "") or "all",
-        0 if is_blank(fold) else int(fold),
-    )
+    subject = row["subject"]
+    session, group = ("" if is_blank(row.get(name, "")) else row[name] for name in ("session", "group"))
+    model, subset = row.get("model", "") or "model", row.get("subset", "") or "all"
+    return PredictionKey(subject, session, group or subject, model, subset, _fold(row))
 
 
-def _number(cell: str) -> float:
-    return float("nan") if is_blank(cell) else float(cell)
+def _fold(row: Mapping[str, str]) -> int:
+    if is_blank(row.get("fold", "")):
+        return 0
+    fold = _number(row, "fold")
+    if not fold.is_integer():
+        raise CohortError(f"column 'fold' holds '{row['fold']}': expected a whole number")
+    return int(fold)
+
+
+def _event(row: Mapping[str, str]) -> float:
+    cell = row.get("event", "").lower()
+    return float(cell == "true") if cell in {"true", "false"} else _number(row, "event")
+
+
+def _time_of(column: str) -> float:
+    """The time in the name of a column of a survival curve."""
+    try:
+        return float(column.removeprefix("s_"))
+    except ValueError as error:
+        raise CohortError(f"column '{column}' begins as those of a survival curve: expected s_<time>") from error
+
+
+def _number(row: Mapping[str, str], column: str) -> float:
+    """A cell's number, NaN where it is blank or not there."""
+    cell = row.get(column, "")
+    if is_blank(cell):
+        return float("nan")
+    try:
+        return float(cell)
+    except ValueError as error:
+        point = " with a decimal point" if "," in cell else ""
+        raise CohortError(f"column '{column}' holds '{cell}': expected a number{point}") from error
 
 
 def _refuse_repeated(keys: Sequence[PredictionKey]) -> None:

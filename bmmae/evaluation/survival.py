@@ -30,7 +30,8 @@ from bmmae.metrics.classification import defined_mean
 QUARTERS = (0.25, 0.5, 0.75)
 CONCORDANCES = ("harrell_c", "uno_c")
 FOLLOWED = 0.9
-"""The integrated Brier score runs to this quantile of follow-up, past which few patients are left to judge."""
+"""Uno's C and the integrated Brier score run to this quantile of follow-up: past it few patients are left to judge, and
+a death there would weigh as much as many."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def evaluate_survival(
     """Return Harrell's and Uno's C, dynamic AUCs and the integrated Brier score of every model, subset and fold.
 
     The chance to be censored is estimated on the patients whom the fold did not test; where there are none (an
-    outside cohort) on the test patients themselves. Rows without follow-up are left out.
+    outside cohort) on the test patients themselves. Rows without follow-up are left out. Uno's C counts deaths before
+    `horizon`, and the integrated Brier score runs to it.
 
     Args:
         predictions: Of patients whom their fold's model has not seen.
@@ -92,9 +94,9 @@ def evaluate_survival(
         CohortError: If no follow-up is known or nobody died.
     """
     known = _known(predictions)
-    once = known.take(np.array(list({(key.subject, key.session): row for row, key in enumerate(known.keys)}.values())))
+    once, until = _each_study_once(known), horizon(known)
     moments = np.unique(np.quantile(once.time[once.event], QUARTERS)) if at is None else at
-    used = known.at[known.at <= np.quantile(once.time, FOLLOWED)]
+    used = known.at[known.at <= until]
 
     def statistic(fold: int) -> Statistic:
         censoring = censoring_of(known, fold)
@@ -102,7 +104,7 @@ def evaluate_survival(
         def figures(rows: Int[Array, " R"]) -> Mapping[str, float]:
             risk, time, event = known.risk[rows], known.time[rows], known.event[rows]
             areas = dynamic_auc(risk, time, event, censoring, moments)
-            found = {"harrell_c": harrell_c(risk, time, event), "uno_c": uno_c(risk, time, event, censoring)}
+            found = {"harrell_c": harrell_c(risk, time, event), "uno_c": uno_c(risk, time, event, censoring, until)}
             found |= {f"auc_at_{moment:.3g}": float(area) for moment, area in zip(moments, areas, strict=True)}
             found["auc_over_time"] = defined_mean(areas)
             if len(used) > 1:
@@ -113,6 +115,16 @@ def evaluate_survival(
         return figures
 
     return score_folds(known.keys, statistic, draws=draws, seed=seed)
+
+
+def horizon(predictions: SurvivalPredictions) -> float:
+    """Return the time by which `FOLLOWED` of the studies with known follow-up had left it, whatever judges them."""
+    return float(np.quantile(_each_study_once(predictions.known).time, FOLLOWED))
+
+
+def _each_study_once(known: SurvivalPredictions) -> SurvivalPredictions:
+    rows = {(key.subject, key.session): row for row, key in enumerate(known.keys)}
+    return known.take(np.array(list(rows.values())))
 
 
 def censoring_of(predictions: SurvivalPredictions, fold: int) -> Steps:
@@ -175,10 +187,11 @@ def compare_survival(
         raise CohortError(f"no figure '{metric}' to compare: expected one of {', '.join(CONCORDANCES)}")
     known = _known(predictions)
     censoring = {fold: censoring_of(known, fold) for fold in {key.fold for key in known.keys}}
+    until = horizon(known)
 
     def value(fold: int, rows: Int[Array, " R"]) -> float:
         risk, time, event = known.risk[rows], known.time[rows], known.event[rows]
-        return uno_c(risk, time, event, censoring[fold]) if metric == "uno_c" else harrell_c(risk, time, event)
+        return uno_c(risk, time, event, censoring[fold], until) if metric == "uno_c" else harrell_c(risk, time, event)
 
     found = []
     for pair in pairings(known.keys, reference):

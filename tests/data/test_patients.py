@@ -213,6 +213,11 @@ def test_scaling_is_that_of_the_training_fold() -> None:
         (TargetsConfig(labels=("subtype",)), BesideConfig(clinical=("ki67",)), "no column 'ki67'"),
         (TargetsConfig(labels=("subtype",)), BesideConfig(clinical=("subtype",)), "'subtype' is predicted"),
         (TargetsConfig(survival=("cox",)), BesideConfig(clinical=("time",)), "'time' is predicted"),
+        (
+            TargetsConfig(labels=("subtype",)),
+            BesideConfig(vector=("time",)),
+            "'time' is follow-up, .* of beside.vector",
+        ),
         (TargetsConfig(multilabel={"m": ("sex",)}), BesideConfig(), "column 'sex' holds 'F': expected 1, 0"),
         (
             TargetsConfig(labels=("subtype",)),
@@ -234,6 +239,7 @@ def test_columns_that_cannot_be_used_are_one_sentence(
         ({}, "nothing is to be predicted"),
         ({"labels": ("a",), "classes": {"b": ("x", "y")}}, "names 'b', which is not among"),
         ({"survival": ("hazard",), "months": (21.0, 6.0)}, "months that rise"),
+        ({"labels": ("event",)}, "column 'event' is follow-up, and no label"),
     ],
 )
 def test_targets_that_contradict_themselves_are_refused(values: dict[str, object], message: str) -> None:

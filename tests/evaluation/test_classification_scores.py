@@ -134,6 +134,8 @@ def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ("subject,label,p_a,p_b\ns1,a,0.5,0.5\ns1,b,0.5,0.5\n", "there twice"),
         ("subject,label,p_a,p_b\ns1,a,half,0.5\n", "half"),
         ("subject,label\ns1,a\n", "neither"),
+        ("subject;label;p_a;p_b\ns1;a;0,5;0,5\n", "column 'p_a' holds '0,5': expected a number with a decimal point"),
+        ("subject,fold,label,p_a,p_b\ns1,0.5,a,0.5,0.5\n", "column 'fold' holds '0.5': expected a whole number"),
         ("patient,p_a,p_b\ns1,0.5,0.5\n", "'subject'"),
     ],
 )
@@ -150,6 +152,16 @@ def test_a_table_may_lack_what_has_a_default(tmp_path: Path) -> None:
     table, _ = read_predictions(path)
     assert table is not None
     assert table.keys == (PredictionKey("s1", "", "s1", "model", "all", 0),)
+
+
+def test_numbers_are_folds_and_classes_however_a_program_writes_them(tmp_path: Path) -> None:
+    """A column of whole numbers with a blank cell comes out of pandas as 1.0, and out of R with NA."""
+    path = tmp_path / "predictions.csv"
+    path.write_text("subject,session,group,fold,label,p_0,p_1\na,NA,NA,0.0,1.0,0.5,0.5\nb,NA,NA,1.0,NA,0.5,0.5\n")
+    table, _ = read_predictions(path)
+    assert table is not None
+    assert [(key.session, key.group, key.fold) for key in table.keys] == [("", "a", 0), ("", "b", 1)]
+    assert table.label.tolist() == [1, UNKNOWN]
 
 
 def test_folds_that_lack_a_class_are_read_with_a_probability_of_zero(tmp_path: Path) -> None:

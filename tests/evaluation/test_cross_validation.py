@@ -162,6 +162,18 @@ def test_answers_of_another_number_of_rows_are_refused(cohort: Cohort, rows: int
         run(cohort, {"m": plain}, Truth())
 
 
+def test_a_class_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(CohortError, match="the classes of 'grade' are 'low', 'high', 'low': expected each once"):
+        Truth("grade", classes=("low", "high", "low"))
+
+
+def test_text_in_a_column_of_numbers_is_named(cohort: Cohort) -> None:
+    text = [replace(study, values={**study.values, "age": "61 y"}) for study in cohort]
+    message = r"no training study has a number in column 'age' .*: it holds '61 y', .* text"
+    with pytest.raises(CohortError, match=message):
+        Truth("age", quantiles=(0.5,)).edges(text)
+
+
 def test_a_column_that_the_cohort_lacks_is_named_before_anything_is_fitted(cohort: Cohort) -> None:
     with pytest.raises(CohortError, match="no study has anything in column 'graed'"):
         run(cohort, {"m": constant()}, Truth("graed"))

@@ -10,8 +10,8 @@ from prediction_tables import SUBSETS, classes, survival
 
 from bmmae.errors import CohortError
 from bmmae.evaluation.predictions import SurvivalPredictions, read_predictions, write_predictions
-from bmmae.evaluation.survival import censoring_of, compare_survival, evaluate_survival, risk_groups
-from bmmae.metrics import censoring_curve, harrell_c, log_rank
+from bmmae.evaluation.survival import censoring_of, compare_survival, evaluate_survival, horizon, risk_groups
+from bmmae.metrics import censoring_curve, harrell_c, log_rank, uno_c
 
 GAINS = {"image": 4.0, "clinical": 0.1}
 
@@ -64,6 +64,30 @@ def test_censoring_is_estimated_on_the_patients_of_other_folds() -> None:
     expected = censoring_curve(table.time[others], table.event[others])
     at = np.array([5.0, 15.0, 30.0])
     assert censoring_of(table, 1).at(at) == pytest.approx(expected.at(at))
+
+
+def test_late_deaths_do_not_outweigh_the_others_in_unos_concordance() -> None:
+    table = survival(GAINS)
+    until = horizon(table)
+    each_patient_once = table.time[:60]
+    assert until == np.quantile(each_patient_once, 0.9)
+    each = {}
+    for model in GAINS:
+        folds = [
+            np.array([i for i, k in enumerate(table.keys) if (k.model, k.subset, k.fold) == (model, "t1ce", fold)])
+            for fold in range(3)
+        ]
+        each[model] = np.mean(
+            [
+                uno_c(table.risk[rows], table.time[rows], table.event[rows], censoring_of(table, fold), until)
+                for fold, rows in enumerate(folds)
+            ]
+        )
+    scores = evaluate_survival(table, draws=0)
+    found = {s.model: s.value.value for s in scores if (s.subset, s.metric, s.fold) == ("t1ce", "uno_c", None)}
+    assert found == pytest.approx(each)
+    gain = next(test for _, _, test in compare_survival(table, "clinical", metric="uno_c", draws=0))
+    assert gain.difference == pytest.approx(each["image"] - each["clinical"])
 
 
 def test_risk_groups_are_cut_at_the_training_median_where_it_is_known() -> None:
@@ -141,6 +165,21 @@ def test_who_may_have_died_is_not_taken_for_alive(tmp_path: Path) -> None:
     _, table = read_predictions(path)
     assert table is not None
     assert [key.subject for key in table.known.keys] == ["a", "c"]
+
+
+def test_an_event_may_be_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text("subject,time,event,risk\na,5,True,0.3\nb,9,FALSE,0.1\n")
+    _, table = read_predictions(path)
+    assert table is not None
+    assert table.event.tolist() == [True, False]
+
+
+def test_a_column_that_only_begins_as_a_curve_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text("subject,time,event,risk,s_6 months\na,5,1,0.3,0.5\n")
+    with pytest.raises(CohortError, match="column 's_6 months' begins as those of a survival curve: expected s_<time>"):
+        read_predictions(path)
 
 
 @pytest.mark.parametrize(
