@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(_refusal(path, str(error))) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
         raise CheckpointError(f"{path} is truncated or damaged: download it again") from error
     return _state_dict(content, path)
 
@@ -149,7 +150,7 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
         CheckpointError: If it is of another architecture.
     """
     names = [match[1] for key in state if (match := _PATCHES.fullmatch(key)) and match[2] == "weight"]
-    if "encoder.cls_token" in state:
+    if "encoder.embedding.modality" in state:
         raise CheckpointError(
             f"{source} holds weights of this library without the config that says of which model: build that model, "
             "model.load_state_dict(torch.load(...)), and save it with bmmae.save_model(model, FOLDER)"

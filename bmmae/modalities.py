@@ -116,7 +116,8 @@ def in_table_order(names: Iterable[str]) -> tuple[str, ...]:
     """Sort names into table order; names that the table lacks follow, in the order given.
 
     Raises:
-        ModalityError: If a name occurs twice, or is not a lower-case word usable as a column name.
+        ModalityError: If a name occurs twice, or is not a lower-case word usable as a column name, or one text is given
+            in place of names.
     """
     listed = _listed(names)
     for name in listed:

@@ -249,17 +249,23 @@ def warn_of_unseen_categories(model: PatientModel, studies: Sequence[Study]) -> 
 def warn_of_other_units(model: PatientModel, studies: Sequence[Study]) -> None:
     """Warn of clinical numbers far from those of training: ages in days where the model knows years, say.
 
+    Columns that hold 0 and 1 alone are flags, which have no unit: one that is rarely set is far from its mean.
+
     Raises:
         CohortError: If a cell holds something else than a number.
+
+    Warns:
+        UserWarning: Naming the column.
     """
     for variable in model.config.clinical:
         if variable.kind == "numeric" and variable.modality is None:
             encoded = [variable.encode(study.values.get(variable.name)) for study in studies]
             values = np.array([value for value, known in encoded if known])
-            if len(values) and np.median(np.abs(values)) > FAR:
-                middle = variable.mean + variable.deviation * float(np.median(values))
+            numbers = variable.mean + variable.deviation * values
+            flags = np.isclose(numbers, 0) | np.isclose(numbers, 1)
+            if not flags.all() and np.median(np.abs(values)) > FAR:
                 warnings.warn(
-                    f"column '{variable.name}' holds numbers around {middle:g}, and training knew "
+                    f"column '{variable.name}' holds numbers around {np.median(numbers):g}, and training knew "
                     f"{variable.mean:.3g} with a deviation of {variable.deviation:.3g}: are they in the same unit?",
                     stacklevel=2,
                 )

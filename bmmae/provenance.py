@@ -101,15 +101,18 @@ class Provenance:
         return tuple(sorted({*self.content_hashes, *self.parent_hashes}))
 
     def inherit(self, parent: Provenance) -> Provenance:
-        """Return it with what holds of the weights that training started from, and of those before them."""
-        licences = (*([parent.licence] if parent.licence else []), *parent.parent_licences)
-        limits = (limit for limit in (*parent.limits, *parent.parent_limits) if limit not in self.limits)
+        """Return it with what holds of the weights that training started from, and of those before them.
+
+        What it has inherited from others stays: a head may have come from other weights than its encoder.
+        """
+        licences = (*self.parent_licences, *([parent.licence] if parent.licence else []), *parent.parent_licences)
+        limits = (*self.parent_limits, *parent.limits, *parent.parent_limits)
         return replace(
             self,
-            parent_hashes=parent.seen,
-            parent_synthetic=parent.synthetic or parent.parent_synthetic,
+            parent_hashes=tuple(sorted({*self.parent_hashes, *parent.seen})),
+            parent_synthetic=self.parent_synthetic or parent.synthetic or parent.parent_synthetic,
             parent_licences=tuple(dict.fromkeys(licences)),
-            parent_limits=tuple(dict.fromkeys(limits)),
+            parent_limits=tuple(dict.fromkeys(limit for limit in limits if limit not in self.limits)),
         )
 
     def origin(self, kind: str) -> str:

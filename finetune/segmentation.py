@@ -88,7 +88,7 @@ def labelled_parts(config: SegmentConfig, cohort: Cohort, cache: StudyCache) -> 
     labelled = tuple(study for study in cohort if study.seg is not None)
     at_random = config.data.splits is None and not any(study.split for study in cohort)
     # By chance all labelled studies could end in one part.
-    divided = replace(cohort, studies=labelled) if at_random and labelled else cohort
+    divided = replace(cohort, studies=labelled) if at_random and len(labelled) > 1 else cohort
     parts = dict(zip(("training", "validation"), config.data.divide(divided, config.train.seed, cache), strict=True))
     lacking = len(cohort) - len(divided) + sum(study.seg is None for part in parts.values() for study in part)
     if lacking:

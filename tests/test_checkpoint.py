@@ -137,6 +137,30 @@ def test_a_class_derived_from_a_model_does_not_stand_in_for_it(model, saved, mon
     assert PretrainedModel.registry["again"] is again
 
 
+def test_a_derived_class_with_a_kind_of_its_own_is_another_model(saved, monkeypatch) -> None:
+    monkeypatch.setattr(PretrainedModel, "registry", dict(PretrainedModel.registry))
+    other = type("Other", (MAE,), {"kind": "other"})
+    with pytest.raises(CheckpointError, match=r"holds a model of kind 'mae', expected 'other': load it with"):
+        other.from_pretrained(saved)
+
+
+def test_infinity_that_a_new_model_has_is_no_broken_weight(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(PretrainedModel, "registry", dict(PretrainedModel.registry))
+
+    class Causal(MAE):
+        kind = "causal"
+
+        def __init__(self, config: ModelConfig) -> None:
+            super().__init__(config)
+            self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+
+    loaded = load_model(save_model(Causal(CONFIG), tmp_path / "causal"))
+    assert loaded.mask.isinf().sum() == 3
+    loaded.head.bias.data[0] = -torch.inf
+    with pytest.raises(CheckpointError, match=r"holds NaN or infinity in head.bias:"):
+        load_model(save_model(loaded, tmp_path / "causal"))
+
+
 def test_a_class_whose_config_is_not_known_says_so(monkeypatch) -> None:
     monkeypatch.setattr(PretrainedModel, "registry", dict(PretrainedModel.registry))
 
@@ -208,6 +232,18 @@ def test_a_head_carries_what_holds_of_its_encoder(model) -> None:
         ("One site.",),
     )
     assert (found.parent, found.synthetic) == ("a mae model trained on 9 studies", False)
+
+
+def test_a_model_that_gets_another_encoder_keeps_what_holds_of_its_head(model) -> None:
+    describe(model, provenance=Provenance(data="9 studies", content_hashes=("ab",), licence="MIT"))
+    before = Provenance(
+        data="theirs", content_hashes=("ef",), licence="CC0-1.0", limits=("One scanner.",), synthetic=True
+    )
+    describe(head := MAE(CONFIG), provenance=Provenance(data="more", content_hashes=("gh",)).inherit(before))
+    load_encoder(head, model)
+    found = provenance_of(head)
+    assert (found.seen, found.parent_licences) == (("ab", "ef", "gh"), ("CC0-1.0", "MIT"))
+    assert (found.parent_limits, found.parent_synthetic) == (("One scanner.",), True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

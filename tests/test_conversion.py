@@ -187,6 +187,15 @@ def test_a_truncated_file_is_named(tmp_path, small) -> None:
         load_model(tmp_path / "bmmae.pth")
 
 
+def test_a_file_of_the_old_format_is_named_wherever_it_ends(tmp_path) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "old.pth").read_bytes()
+    for end in range(len(whole)):
+        (tmp_path / "bmmae.pth").write_bytes(whole[:end])
+        with pytest.raises(CheckpointError, match=r"bmmae\.pth is"):
+            read_pickle(tmp_path / "bmmae.pth")
+
+
 def test_a_file_without_state_dict_is_named(tmp_path) -> None:
     torch.save([1, 2], tmp_path / "bmmae.pth")
     with pytest.raises(CheckpointError, match="holds no state dict: expected tensors by name, got list"):
@@ -197,6 +206,9 @@ def test_a_state_dict_of_this_library_says_what_it_lacks(tmp_path) -> None:
     torch.save(MAE(SMALL).state_dict(), tmp_path / "mine.pth")
     with pytest.raises(CheckpointError, match=r"weights of this library without the config .* bmmae.save_model\("):
         load_model(tmp_path / "mine.pth")
+    torch.save({"encoder.cls_token": torch.zeros(1, 1, 8)}, tmp_path / "theirs.pth")  # as many libraries call it
+    with pytest.raises(CheckpointError, match="is no BM-MAE state dict"):
+        load_model(tmp_path / "theirs.pth")
 
 
 def test_published_weights_that_are_no_numbers_are_refused(small) -> None:

@@ -200,6 +200,18 @@ def test_chance_divides_the_studies_with_a_segmentation(world: Path, seed: int) 
     assert all(parts)
 
 
+def test_one_study_with_a_segmentation_is_too_few_and_said_to_be_so(world: Path) -> None:
+    studies = read_cohort(world / "cohort.csv").studies
+    one = tuple(replace(study, split=None, seg=None if place else study.seg) for place, study in enumerate(studies))
+    told = ("--model", "x", "--data.cohort", world / "cohort.csv", "--train.steps", 1)
+    config, cache = parse(SegmentConfig, list(map(str, told))), StudyCache(None, PreprocessConfig(), STANDARD)
+    with (
+        pytest.warns(UserWarning, match="^3 studies without a segmentation left out$"),
+        pytest.raises(LabelError, match=r"no \w+ study has a labelled voxel \(0 of \d have a segmentation\)"),
+    ):
+        runpy.run_path(str(SCRIPT))["labelled_parts"](config, Cohort(one), cache)
+
+
 def test_what_no_training_study_has_is_said(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies = read_cohort(world / "cohort.csv").studies
     for study in studies[:3]:

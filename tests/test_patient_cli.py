@@ -15,14 +15,16 @@ import pytest
 from tiny_models import tiny_config
 from tiny_patients import PREPROCESS, tiny_patient_model, write_table
 
-from bmmae.checkpoint import save_model
+from bmmae.checkpoint import load_model, save_model
 from bmmae.cli import main
+from bmmae.clinical import ClinicalVariable
 from bmmae.data.cohort import Study, read_cohort
 from bmmae.data.tables import Cell
 from bmmae.embedding_plot import cells_to_colour, draw_embeddings
 from bmmae.errors import ConfigError
 from bmmae.model.mae import MAE
 from bmmae.patient_evaluation import model_names, refuse_what_cannot_be_judged
+from bmmae.patient_prediction import warn_of_other_units
 
 ALL = "t1+t1ce+t2+flair"
 
@@ -188,6 +190,17 @@ def test_clinical_numbers_in_another_unit_are_told(
         assert (
             len(re.findall(r"column 'age' holds numbers around 20.*, and training knew 53.* same unit\?", said)) == told
         )
+
+
+def test_a_flag_that_is_rarely_set_is_in_no_other_unit(world: Path) -> None:
+    model = load_model(world / "model")
+    rare = ClinicalVariable("resected", "numeric", mean=0.04, deviation=0.196)
+    model.config = replace(model.config, clinical=(rare,))
+    for cell, told in ((1.0, 0), (0.0, 0), (None, 0), (100.0, 1)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            warn_of_other_units(model, [Study("p", {}, values={"resected": cell})])
+        assert len(said) == told
 
 
 def test_a_batch_of_nobody_is_refused(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -250,6 +250,16 @@ def test_a_file_that_no_run_has_made_is_not_replaced(mae: MAE, tmp_path: Path) -
         assert (reconstruct_to_folder(mae, images, tmp_path / "out")["t2"]).exists()
 
 
+def test_an_image_changed_by_hand_is_not_removed_as_what_is_not_made_again(mae: MAE, tmp_path: Path) -> None:
+    images = {"t1": write_study(tmp_path / "a", ("t1",)).images["t1"]}
+    made = reconstruct_to_folder(mae, images, tmp_path / "out")
+    theirs = made["t2"].read_bytes() + b"more"
+    made["t2"].write_bytes(theirs)
+    with pytest.raises(OutputError, match=r"out/t2.nii.gz was changed since an earlier run made it"):
+        reconstruct_to_folder(mae, images, tmp_path / "out", options=ReconstructOptions(only=("flair",)))
+    assert made["t2"].read_bytes() == theirs
+
+
 def test_a_study_whose_place_is_taken_stops_no_other(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
     out = tmp_path / "out"
     save(out / "b" / "flair.nii.gz", picture())

@@ -11,7 +11,7 @@ from scipy import ndimage
 from bmmae.arrays import Array
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
-from bmmae.data.labels import Coding
+from bmmae.data.labels import Coding, values_of
 from bmmae.data.measures import TOUCHING
 from bmmae.data.reading import read_labels
 
@@ -61,17 +61,25 @@ def warn_of_empty_regions(studies: Sequence[Study], coding: Coding, cache: Study
     """Warn of regions that no study has a voxel of: a model learns of them that they are never there.
 
     Args:
-        studies: The training studies, all with a segmentation.
+        studies: The training studies; those with a segmentation are looked at.
         coding: Which values make a region.
-        cache: Where prepared studies are; it is their labels, on the model's grid, that are looked at.
+        cache: Where prepared studies are. Of those that are stored it is the labels on the model's grid that are looked
+            at; of others those in the files, for to prepare a whole cohort once more takes hours.
+
+    Raises:
+        ImageError: If a file is broken.
 
     Warns:
         UserWarning: Naming the regions.
     """
     empty = dict(coding.regions)
     for study in studies:
-        values = set(np.unique(np.asarray(cache.load(study).label)).tolist())
-        empty = {name: united for name, united in empty.items() if values.isdisjoint(united)}
+        if study.seg is None:
+            continue
+        stored = cache.find(study)
+        labels = read_labels(study.seg)[0] if stored is None else np.asarray(stored.open().label)
+        values = values_of(labels)
+        empty = {name: united for name, united in empty.items() if set(united).isdisjoint(values)}
         if not empty:
             return
     told = "; ".join(f"{name} ({' or '.join(map(str, united))})" for name, united in empty.items())

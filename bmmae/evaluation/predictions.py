@@ -277,9 +277,9 @@ def _refuse_gaps(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> N
 
 def _key(row: Mapping[str, str]) -> PredictionKey:
     subject = row["subject"]
-    session, group = ("" if is_blank(row.get(name, "")) else row[name] for name in ("session", "group"))
-    model, subset = row.get("model", "") or "model", row.get("subset", "") or "all"
-    return PredictionKey(subject, session, group or subject, model, subset, _fold(row))
+    defaults = {"session": "", "group": subject, "model": "model", "subset": "all"}
+    said = {name: row[name] for name in defaults if not is_blank(row.get(name, ""))}
+    return PredictionKey(subject, **{**defaults, **said}, fold=_fold(row))
 
 
 def _fold(row: Mapping[str, str]) -> int:

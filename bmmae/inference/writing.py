@@ -44,7 +44,8 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> Path:
 def refuse_replacing(written: Iterable[Path], folder: Path, note_name: str) -> None:
     """Refuse to replace files that no earlier run here has made: acquired images, segmentations drawn by hand.
 
-    A file that an earlier run has made, and that has another size since, was corrected by hand.
+    A file that an earlier run has made, and that has another size since, was corrected by hand: it is not replaced, nor
+    removed as what is not written again.
 
     Args:
         written: Where something is going to be written.
@@ -55,7 +56,7 @@ def refuse_replacing(written: Iterable[Path], folder: Path, note_name: str) -> N
         OccupiedError: Naming the file.
     """
     made, sizes = _listed(folder, note_name), _sizes(folder, note_name)
-    for path in written:
+    for path in dict.fromkeys([*written, *(folder / Path(name).name for name in made)]):
         if not path.exists():
             continue
         size = path.stat().st_size

@@ -17,7 +17,7 @@ from bmmae.model.attention_pool import AttentionPool
 from bmmae.model.beside import Beside, ClinicalTokens, clinical_of, design_matrix, vector_of
 from bmmae.model.config import ModelConfig
 from bmmae.model.encoder import Encoder, initialise, transformer_block
-from bmmae.model.pretrained import PretrainedModel
+from bmmae.model.encoder_model import EncoderModel
 from bmmae.model.tokens import TokenIndex, existing_tokens
 from bmmae.patches import patchify
 from bmmae.targets import Target
@@ -81,7 +81,7 @@ class PatientModelConfig:
         return sum(variable.width for variable in self.clinical) + vector
 
 
-class PatientModel(PretrainedModel):
+class PatientModel(EncoderModel):
     """The shared encoder, attention pooling over the tokens that are there, and one linear head a target.
 
     Args:
@@ -164,7 +164,7 @@ class PatientModel(PretrainedModel):
         kept: Bool[Tensor, "B M L"] | None = None,
     ) -> Float[Tensor, "B Q F"]:
         """Return what each head sees of the images, F = `feature_width`; arguments as in `forward`."""
-        tokens = self.tokens(available, images.shape[-3:], tissue, valid, kept)
+        tokens = self._index(available, images.shape[-3:], tissue, valid, kept)
         sequence = self.encoder(images, tokens)
         pooled = self.norm(self.pool(sequence, self._keep(tokens), self._lesion_shares(tokens, beside)))
         return torch.cat([pooled, self._context(pooled, beside)], dim=2) if self.fused else pooled
@@ -183,7 +183,7 @@ class PatientModel(PretrainedModel):
         Weights are means over the parts of the embedding; with the class token's, which is left out, they add up to
         one. Patches that are no tokens weigh 0.
         """
-        tokens = self.tokens(available, images.shape[-3:], tissue, valid)
+        tokens = self._index(available, images.shape[-3:], tissue, valid)
         sequence = self.encoder(images, tokens)
         weights = self.pool.weights(sequence, self._keep(tokens), self._lesion_shares(tokens, beside)).mean(-1)[:, 1:]
         out = {}
@@ -197,7 +197,7 @@ class PatientModel(PretrainedModel):
         """Return what is known beside the images as plain columns; see `design_matrix`."""
         return design_matrix(self.config.clinical, beside, self.config.vector_length, rows, device)
 
-    def tokens(
+    def _index(
         self,
         available: Bool[Tensor, "B M"],
         size: torch.Size | tuple[int, ...],
@@ -248,12 +248,8 @@ class PatientModel(PretrainedModel):
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that are embeddings, scales and shifts rather than weights."""
-        names = {"encoder.cls_token", "encoder.embedding.modality", "encoder.embedding.bias", "pool.lesion_gain"}
+        names = super().no_weight_decay() | {"pool.lesion_gain"}
         return names | {f"clinical.{name}" for name in ("name", "value", "missing") if self.fused}
-
-    def group_matcher(self, coarse: bool = False) -> Mapping[str, object]:  # noqa: ARG002 - timm's signature
-        """Name the layers, for `optim.layer_decay`; see `Encoder.layer_patterns`."""
-        return self.encoder.layer_patterns()
 
 
 def _lesion_summary(beside: Beside, rows: int, device: torch.device) -> Float[Tensor, "B 2"]:

@@ -205,7 +205,8 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
             **model_kwargs: None are taken.
 
         Returns:
-            The model in eval mode, of the class that its config names, or of this one if that derives from it.
+            The model in eval mode, of the class that its config names, or of this one if that derives from it without a
+            kind of its own.
 
         Raises:
             HubError: If it cannot be fetched.
@@ -229,7 +230,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
     def _from_folder(cls, folder: Path, partial: bool) -> PretrainedModel:
         saved = read_config(folder)
         target = class_of_kind(saved.kind)
-        target = cls if issubclass(cls, target) else target
+        target = cls if cls.kind == saved.kind and issubclass(cls, target) else target
         if not issubclass(target, cls):
             raise CheckpointError(
                 f"{folder} holds a model of kind '{saved.kind}', expected '{cls.kind}': load it with bmmae.load_model"
@@ -246,7 +247,9 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin):
             ) from error
         _check_order(config, saved, folder)
         weights = read_weights(folder / WEIGHTS)
-        require_finite(weights, str(folder / WEIGHTS))
+        # A new model's own infinities are meant, such as those of a mask for attention.
+        meant = {name for name, buffer in model.named_buffers() if not bool(buffer.isfinite().all())}
+        require_finite({key: value for key, value in weights.items() if key not in meant}, str(folder / WEIGHTS))
         model.key_report = load_state(model, weights, str(folder), partial=partial)
         model.metadata = ModelMetadata(saved.preprocessing, saved.provenance)
         return model.eval()

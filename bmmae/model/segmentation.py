@@ -18,8 +18,7 @@ from bmmae.modalities import subset_label
 from bmmae.model.config import ModelConfig
 from bmmae.model.convolution import Conv3d, ConvBlock, Fusion, FusionKind, SubsetStem, VoxelHead
 from bmmae.model.encoder import Encoder
-from bmmae.model.mae import stack_modalities
-from bmmae.model.pretrained import PretrainedModel
+from bmmae.model.encoder_model import EncoderModel
 from bmmae.model.tokens import TokenIndex, existing_tokens
 from bmmae.patches import Triple, patch_grid
 
@@ -125,7 +124,7 @@ class TokenSkip(nn.Module):
         return x
 
 
-class SegmentationModel(PretrainedModel):
+class SegmentationModel(EncoderModel):
     """The shared encoder, a stem for detail, and a convolutional decoder.
 
     Args:
@@ -237,14 +236,6 @@ class SegmentationModel(PretrainedModel):
         self.load_state_dict(state, strict=False)
         return True
 
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters that are embeddings, scales and shifts rather than weights."""
-        return {"encoder.cls_token", "encoder.embedding.modality", "encoder.embedding.bias"}
-
-    def group_matcher(self, coarse: bool = False) -> Mapping[str, object]:  # noqa: ARG002 - timm's signature
-        """Name the layers, for `optim.layer_decay`; see `Encoder.layer_patterns`."""
-        return self.encoder.layer_patterns()
-
     @torch.no_grad()
     def segment(
         self,
@@ -254,16 +245,17 @@ class SegmentationModel(PretrainedModel):
         """Return region probabilities.
 
         Args:
-            images: Preprocessed volumes by modality name, in any order.
+            images: Preprocessed volumes by modality name, in any order; see `stack`.
             tissue: Where the brain is; if given, patches without brain are left out of the tokens.
 
         Raises:
             ModalityError: If none is given, or one is not known to the model.
-            ConfigError: If these are no volumes by name, of one shape that divides into patches, or not finite floats,
-                or if `tissue` is no mask of them.
+            ConfigError: As `stack`, and if `tissue` is no mask of the volumes.
+
+        Warns:
+            UnpreparedWarning: As `stack`.
         """
-        volumes, available = stack_modalities(images, self.config.model)
-        volumes = volumes.to(self.encoder.cls_token.dtype)
+        volumes, available = self.stack(images)
         probabilities: Tensor = self(volumes, available, tissue=tissue).sigmoid()
         return probabilities
 

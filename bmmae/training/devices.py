@@ -60,8 +60,9 @@ def _leave() -> None:
     """
     failure = getattr(sys, "last_value", None)
     if failure is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
+                stream.flush()
         os._exit(128 + signal.SIGINT if isinstance(failure, KeyboardInterrupt) else 1)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
-from tiny_studies import SHAPE, save, write_study
+from tiny_studies import SHAPE, lesion, save, write_study
 
 from bmmae.data.augment import AugmentConfig
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import read_cohort
 from bmmae.data.dataset import StudyDataset, View
-from bmmae.data.labels import own_coding
+from bmmae.data.labels import BRATS2017, own_coding
 from bmmae.data.preprocess import PreprocessConfig
-from bmmae.data.small_lesions import warn_of_lost_lesions
+from bmmae.data.small_lesions import warn_of_empty_regions, warn_of_lost_lesions
 from bmmae.data.synthetic import SyntheticConfig, make_cohort, make_study
 from bmmae.errors import ConfigError
 from bmmae.metrics.lesions import TOUCHING, count_lesions
@@ -81,3 +81,20 @@ def test_lesions_that_a_coarse_grid_loses_are_told(tmp_path: Path, recwarn: pyte
     assert not recwarn
     with pytest.warns(UserWarning, match="of 4 lesions in 1 segmentations, 0 are left on the model.s grid of 4 x 4"):
         warn_of_lost_lesions([study, plain], StudyCache(None, PreprocessConfig(spacing=(4.0,) * 3), ("t1",)))
+
+
+def test_regions_without_an_example_are_told_and_nothing_is_prepared_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = [write_study(tmp_path / name, ("t1",)) for name in "ab"]
+    for study in without:
+        save(tmp_path / study.subject / "seg.nii.gz", lesion() // 4 * 2)
+    whole = write_study(tmp_path / "c", ("t1",))
+    stored, none = (StudyCache(folder, PreprocessConfig(), ("t1",)) for folder in (tmp_path / "cache", None))
+    for study in (*without, whole):
+        stored.store(study)
+    monkeypatch.setattr("bmmae.data.cache.prepare_study", lambda *_, **__: pytest.fail("a study is prepared"))
+    for cache in (stored, none):
+        with pytest.warns(UserWarning, match=r"no training study has a voxel of ET \(4\); TC \(1 or 4\): the model"):
+            warn_of_empty_regions(without, BRATS2017, cache)
+        warn_of_empty_regions([*without, whole], BRATS2017, cache)

@@ -157,10 +157,14 @@ def test_a_table_may_lack_what_has_a_default(tmp_path: Path) -> None:
 def test_numbers_are_folds_and_classes_however_a_program_writes_them(tmp_path: Path) -> None:
     """A column of whole numbers with a blank cell comes out of pandas as 1.0, and out of R with NA."""
     path = tmp_path / "predictions.csv"
-    path.write_text("subject,session,group,fold,label,p_0,p_1\na,NA,NA,0.0,1.0,0.5,0.5\nb,NA,NA,1.0,NA,0.5,0.5\n")
+    path.write_text(
+        "subject,session,group,model,subset,fold,label,p_0,p_1\n"
+        "a,NA,NA,NA,NA,0.0,1.0,0.5,0.5\n"
+        "b,NA,NA,ours,t1,1.0,NA,0.5,0.5\n"
+    )
     table, _ = read_predictions(path)
     assert table is not None
-    assert [(key.session, key.group, key.fold) for key in table.keys] == [("", "a", 0), ("", "b", 1)]
+    assert table.keys == (PredictionKey("a", "", "a", "model", "all", 0), PredictionKey("b", "", "b", "ours", "t1", 1))
     assert table.label.tolist() == [1, UNKNOWN]
 
 

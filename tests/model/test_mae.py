@@ -11,14 +11,17 @@ import pytest
 import torch
 from tiny_models import DECODERS, flags, tiny_mae, tiny_segmentation, volumes
 
+from bmmae.checkpoint import load_encoder
 from bmmae.errors import ConfigError, ModalityError
 from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig, recipe
-from bmmae.model.mae import MAE, UnpreparedWarning
-from bmmae.model.patient import PatientModel
+from bmmae.model.encoder_model import UnpreparedWarning
+from bmmae.model.mae import MAE
+from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.model.pretrained import ModelMetadata
 from bmmae.model.segmentation import SegmentationModel
 from bmmae.model.tokens import TokenIndex
 from bmmae.patches import Triple, patchify, unpatchify
+from bmmae.targets import Target
 
 each_decoder = pytest.mark.parametrize("decoder", DECODERS, ids=["self", "cross", "cross-synthesis", "self-synthesis"])
 
@@ -319,14 +322,30 @@ def test_aliases_are_accepted() -> None:
     assert torch.equal(model.encode({"T2-FLAIR": data}), model.encode({"flair": data}))
 
 
-@pytest.mark.parametrize("run", ["encode", "reconstruct"])
+def test_every_model_encodes_by_the_same_encoder() -> None:
+    mae, images = tiny_mae(), {"flair": volumes(2, 1), "t1": volumes(2, 1)}
+    tissue = torch.zeros(2, 1, *images["t1"].shape[2:], dtype=torch.bool)
+    tissue[:, :, :8] = True
+    expected = mae.encode(images), mae.encode(images, tissue)
+    patients = PatientModel(PatientModelConfig(mae.config, (Target("idh", "binary", ("idh",), ("no", "yes")),))).eval()
+    for model in (tiny_segmentation(), patients):
+        load_encoder(model, mae)
+        assert torch.equal(model.encode(images), expected[0])
+        assert torch.equal(model.encode(images, tissue), expected[1])
+
+
+@pytest.mark.parametrize("run", ["encode", "reconstruct", "segment"])
 def test_volumes_that_no_preprocessing_gives_are_doubted(run: str) -> None:
-    model, volume = tiny_mae(), volumes(1, 1)
+    model, volume = tiny_segmentation() if run == "segment" else tiny_mae(), volumes(1, 1)
     look = getattr(model, run)
     look({"t1": 1000 * volume})  # no word of how images were prepared: nothing to compare with
     model.metadata = ModelMetadata({"spacing": [1.0, 1.0, 1.0], "clip": 8.0})
     look({"t1": volume.clamp(-8, 8)})
     look({"t1": torch.zeros_like(volume)})
+    model.metadata = ModelMetadata({"clip": 5.3})
+    for dtype in (torch.float32, torch.bfloat16):  # neither holds 5.3 itself
+        look({"t1": (3 * volume).clamp(-5.3, 5.3).to(dtype)})
+    model.metadata = ModelMetadata({"clip": 8.0})
     for unlike, told in ((1000 * volume, r"t1: values from -\d+ to \d+"), (volume.sigmoid(), r"t1: values from 0\.")):
         with pytest.warns(UnpreparedWarning, match=told + ".* between -8 and 8: preprocess images"):
             look({"t1": unlike})

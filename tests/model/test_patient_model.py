@@ -18,7 +18,7 @@ from bmmae.errors import ConfigError
 from bmmae.growth import add_modality
 from bmmae.metrics.survival import harrell_c
 from bmmae.model.beside import Beside
-from bmmae.model.mae import stack_modalities
+from bmmae.model.encoder_model import stack_modalities
 from bmmae.model.outcomes import baseline_hazard, probabilities, risk, survival, survival_at
 from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.targets import Target
