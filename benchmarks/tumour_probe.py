@@ -1,6 +1,6 @@
 """Does the frozen encoder tell tumour from brain? A linear probe of every patch, five folds of the real cases.
 
-python benchmarks/tumour_probe.py [--seconds 600] [--folds 0 1] [--ours PATH]
+python benchmarks/tumour_probe.py [--seconds 1200] [--folds 0 1] [--ours PATH]
 
 Our recipe is pretrained on each fold's training patients alone, without a label; `--ours` names weights made elsewhere
 instead (`{fold}` in the path stands for the fold's number). `probe.py` says what is probed, and on whom it is fitted.
@@ -61,7 +61,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = arguments(__doc__)
     parser.set_defaults(threads=1)
-    parser.add_argument("--seconds", type=float, default=600.0, help="of pretraining a fold")
+    parser.add_argument("--seconds", type=float, default=1200.0, help="of pretraining a fold")
     parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these")
     parser.add_argument("--ours", default=None, help="weights of our recipe, instead of pretraining here")
     given = parse(parser)
