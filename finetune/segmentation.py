@@ -22,7 +22,7 @@ from bmmae.data.labels import CODINGS, Coding, labels_from_regions, own_coding
 from bmmae.data.origin import training_provenance
 from bmmae.data.problems import counted
 from bmmae.data.small_lesions import warn_of_empty_regions, warn_of_lost_lesions
-from bmmae.data.splits import warn_of_absent
+from bmmae.data.splits import is_at_random, warn_of_absent
 from bmmae.errors import ConfigError, LabelError
 from bmmae.evaluation.overlap import warn_of_overlap
 from bmmae.masking import MaskingConfig
@@ -86,9 +86,9 @@ def labelled_parts(config: SegmentConfig, cohort: Cohort, cache: StudyCache) -> 
         UserWarning: Of studies without a segmentation, sequences that no training study has, and lost lesions.
     """
     labelled = tuple(study for study in cohort if study.seg is not None)
-    at_random = config.data.splits is None and not any(study.split for study in cohort)
     # By chance all labelled studies could end in one part.
-    divided = replace(cohort, studies=labelled) if at_random and len(labelled) > 1 else cohort
+    alone = is_at_random(cohort, config.data.splits) and len(labelled) > 1
+    divided = replace(cohort, studies=labelled) if alone else cohort
     parts = dict(zip(("training", "validation"), config.data.divide(divided, config.train.seed, cache), strict=True))
     lacking = len(cohort) - len(divided) + sum(study.seg is None for part in parts.values() for study in part)
     if lacking:

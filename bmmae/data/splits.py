@@ -48,7 +48,7 @@ def train_and_validation(
     if splits is not None:
         parts = read_fold(splits, cohort, fold, cache)
         train, validation = parts["train"], parts["validation"]
-    elif any(study.split for study in cohort):
+    elif not is_at_random(cohort, splits):
         train = [study for study in cohort if study.split == "train"]
         validation = [study for study in cohort if study.split == "validation"]
         _warn_of_blanks(cohort)
@@ -66,6 +66,11 @@ def train_and_validation(
         )
         raise CohortError(f"no {missing} studies among {len(cohort)}: {advice}")
     return train, validation
+
+
+def is_at_random(cohort: Cohort, splits: Path | None) -> bool:
+    """Tell whether chance divides a cohort: without a file of folds and a column `split`."""
+    return splits is None and not any(study.split for study in cohort)
 
 
 def warn_of_absent(studies: Sequence[Study], modalities: Sequence[str]) -> None:
