@@ -25,7 +25,7 @@ from bmmae.data.loaders import Sample
 from bmmae.metrics import dice
 from bmmae.modalities import STANDARD, title
 from bmmae.model.segmentation import SegmentationModel
-from bmmae.report import REGION_COLOURS, best_slice
+from bmmae.report import REGION_COLOURS, best_slice, upright
 
 T1, T1CE, T2, FLAIR = STANDARD
 SUBSETS = (STANDARD, (T1CE,), (T1, T2))
@@ -89,10 +89,10 @@ def draw(rows: Sequence[Drawn], regions: Sequence[str]) -> None:
         level = best_slice(brain, truth)
         for axis, name, masks in zip(places, (FLAIR, *UNDER), (truth, *row.predicted), strict=True):
             image = np.where(brain, row.sample["images"][STANDARD.index(name)].numpy(), CONTRAST[0])
-            axis.imshow(np.rot90(image[:, :, level]), cmap="gray", vmin=CONTRAST[0], vmax=CONTRAST[1])
-            for mask, colour in zip(masks, REGION_COLOURS, strict=False):
+            axis.imshow(upright(image[:, :, level]), cmap="gray", vmin=CONTRAST[0], vmax=CONTRAST[1])
+            for mask, colour in zip(masks, REGION_COLOURS.values(), strict=False):
                 if mask[:, :, level].any():
-                    outline = np.rot90(mask[:, :, level].astype(float))
+                    outline = upright(mask[:, :, level].astype(float))
                     axis.contour(outline, levels=[0.5], colors=[colour], linewidths=0.8)
             axis.set(xticks=[], yticks=[])
             if masks is not truth:
@@ -102,9 +102,10 @@ def draw(rows: Sequence[Drawn], regions: Sequence[str]) -> None:
     heads = ("truth", *("all four" if subset == STANDARD else " + ".join(map(title, subset)) for subset in SUBSETS))
     for axis, head in zip(axes[0], heads, strict=True):
         axis.set_title(head, fontsize=8)
-    colours = ("red", "yellow", "green")
-    legend = ", ".join(f"{region} {colour}" for region, colour in zip(regions, colours, strict=False))
-    figure.supxlabel(f"{legend}; Dice of the whole volume at 2 mm. {SOURCE}", fontsize=6)
+    legend = ", ".join(f"{region} {colour}" for region, colour in zip(regions, REGION_COLOURS, strict=False))
+    figure.supxlabel(
+        f"{legend}; Dice of the whole volume at 2 mm; the patient's right is on the left. {SOURCE}", fontsize=6
+    )
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=110)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from cells import CellStore
@@ -25,16 +26,18 @@ from synthesis_figures import FIXED, full_pairs, gather
 from synthesis_methods import ONE_MILLIMETRE, Reconstruction
 from synthesis_scores import truths_of
 
+from bmmae.arrays import Array
 from bmmae.baselines.comparator import restricted
 from bmmae.checkpoint import load_model
 from bmmae.data.cohort import Study
 from bmmae.data.preprocess import PreprocessConfig, prepare_study
+from bmmae.data.reading import read_header
 from bmmae.evaluation.native_synthesis import Truth
 from bmmae.inference import to_native
 from bmmae.metrics import affine_fit
 from bmmae.modalities import STANDARD, title
 from bmmae.model.mae import MAE
-from bmmae.report import best_slice
+from bmmae.report import best_slice, upright
 
 PICTURE = RESULTS / "synthesis_cases.png"
 RANKS = {"worst": 0.0, "median": 0.5, "best": 1.0}
@@ -90,8 +93,11 @@ def main() -> None:
     print(f"written: {draw(rows, len(scores), PICTURE).relative_to(ROOT)}")
 
 
-def _volumes(model: Path, study: Study, modality: str) -> tuple[dict[str, Truth], np.ndarray]:
-    """Return a study's real images, and one of them as reconstructed from the others, in its own intensities."""
+def _volumes(model: Path, study: Study, modality: str) -> tuple[Array, dict[str, Truth], np.ndarray]:
+    """Return a study's real images, and one of them as reconstructed from the others, in its own intensities.
+
+    Before them: what turns the study's arrays to the right, front and top.
+    """
     autoencoder = load_model(model)
     if not isinstance(autoencoder, MAE):
         sys.exit(f"error: {model} holds a model of kind '{autoencoder.kind}', expected 'mae'")
@@ -101,32 +107,39 @@ def _volumes(model: Path, study: Study, modality: str) -> tuple[dict[str, Truth]
     truth = truths[modality]
     made = to_native(shown, method.predict_all(shown, [modality])[modality])[truth.box].astype(np.float64)
     slope, offset = affine_fit(made[truth.inside], truth.image[truth.inside])
-    return truths, np.where(truth.inside, slope * made + offset, 0)
+    turn = nib.orientations.io_orientation(read_header(study.images[modality]).affine)
+    return turn, truths, np.where(truth.inside, slope * made + offset, 0)
 
 
-def draw(rows: Sequence[tuple[Case, dict[str, Truth], np.ndarray]], count: int, path: Path) -> Path:
-    """Draw a row a case: what was given, the synthetic image, the real one, and their difference."""
+def draw(rows: Sequence[tuple[Case, Array, dict[str, Truth], np.ndarray]], count: int, path: Path) -> Path:
+    """Draw a row a case: what was given, the synthetic image, the real one, and their difference.
+
+    The patient's right is on the left. Each row has what turns its arrays, as `io_orientation` gives it.
+    """
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(12, 2.5 * len(rows) + 0.6), layout="constrained")
     grid = canvas.subplots(len(rows), len(STANDARD) + 2, squeeze=False)
-    for axes, (case, truths, made) in zip(grid, rows, strict=True):
+    for axes, (case, turn, truths, made) in zip(grid, rows, strict=True):
         truth = truths[case.modality]
-        level = best_slice(truth.inside, truth.lesion)
+        level = best_slice(_turned(truth.inside, turn), _turned(truth.lesion, turn))
+        window = (0, np.percentile(truth.image[truth.inside], 99.5))
         for axis, name in zip(axes, (n for n in STANDARD if n != case.modality), strict=False):
-            _show(axis, _in_box(truths[name], truth), level, f"given: {title(name)}")
-        _show(axes[-3], made, level, f"synthetic {title(case.modality)}", truth)
-        _show(axes[-2], np.where(truth.inside, truth.image, 0), level, f"real {title(case.modality)}", truth)
+            given = _in_box(truths[name], truth)
+            own = (0, np.percentile(given[given > 0], 99.5))
+            _show(axis, _turned(given, turn)[:, :, level], f"given: {title(name)}", own)
+        real = np.where(truth.inside, truth.image, 0)
+        _show(axes[-3], _turned(made, turn)[:, :, level], f"synthetic {title(case.modality)}", window)
+        _show(axes[-2], _turned(real, turn)[:, :, level], f"real {title(case.modality)}", window)
         difference = np.where(truth.inside, made - truth.image, 0) / truth.span
-        axes[-1].imshow(np.rot90(difference[:, :, level]), cmap="RdBu_r", vmin=-LIMIT, vmax=LIMIT)
-        axes[-1].set_title("synthetic - real", fontsize=8)
+        _show(axes[-1], _turned(difference, turn)[:, :, level], "synthetic - real", (-LIMIT, LIMIT), "RdBu_r")
         axes[0].set_ylabel(f"{case.rank} of {count}: {case.psnr:.1f} dB\n{case.patient}", fontsize=8)
         for axis in axes:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
     canvas.supxlabel(
-        f"{SOURCE} Slice with most lesion; difference in shares of the real image's range, red and blue end at "
-        f"{LIMIT:g}.",
+        f"{SOURCE} Slice with most lesion, the patient's right on the left; difference in shares of the real image's "
+        f"range, red and blue end at {LIMIT:g}.",
         fontsize=7,
     )
     canvas.savefig(path, dpi=75)
@@ -144,10 +157,13 @@ def _in_box(image: Truth, other: Truth) -> np.ndarray:
     return whole[wanted]
 
 
-def _show(axis: Any, volume: np.ndarray, level: int, label: str, scale: Truth | None = None) -> None:
-    """Show an axial slice, from 0 to a high percentile of the volume or of the truth that it is compared with."""
-    values = volume[volume > 0] if scale is None else scale.image[scale.inside]
-    axis.imshow(np.rot90(volume[:, :, level]), cmap="gray", vmin=0, vmax=np.percentile(values, 99.5))
+def _turned(volume: Array, turn: Array) -> Array:
+    return np.asarray(nib.orientations.apply_orientation(volume, turn))
+
+
+def _show(axis: Any, plane: Array, label: str, window: tuple[float, float], colours: str = "gray") -> None:
+    """Show an axial plane between two intensities."""
+    axis.imshow(upright(plane), cmap=colours, vmin=window[0], vmax=window[1])
     axis.set_title(label, fontsize=8)
 
 

@@ -16,6 +16,11 @@ from bmmae.errors import OutputError
 from bmmae.modalities import title
 from bmmae.page import document, figure, table
 
+PLANES = (
+    "Pictures: axial, coronal and sagittal planes where most of the lesion is, else through the middle; the patient's "
+    "right (sagittal: the front) is on the left. Black and white are the 1 % and 99 % intensities of each image."
+)
+
 
 @dataclass
 class CheckPage:
@@ -62,6 +67,7 @@ class CheckPage:
             *([f"<p>Note: {escape(report.note)}.</p>"] if report.note else []),
             _findings(report.findings, linked=True),
             _overview(self._glances),
+            *([f"<p>{PLANES}</p>"] if any(self._pictures.values()) else []),
             *(self._card(glance, report) for glance in self._glances),
         ]
         if len(self._glances) > len(self._pictures):

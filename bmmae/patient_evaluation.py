@@ -89,7 +89,7 @@ def evaluate_cohort(
             lines.append(f"\n{target}: the cohort knows no truth of it: {untold[target]}")
         rows += [_row(target, score) for score in scores if score.fold is None]
     write_table(out / "scores.csv", rows)
-    return "\n".join([*lines, "", f"tables: {out}"])
+    return "\n".join([*lines, "", f"tables and reports: {out}"])
 
 
 def refuse_what_cannot_be_judged(models: Mapping[str, PatientModel], studies: Sequence[Study]) -> None:

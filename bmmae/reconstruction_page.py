@@ -48,6 +48,18 @@ class _Panel:
 
 GIVEN, MADE, REAL, DIFFERENCE, DEVIATION = ("given", "SYNTHETIC", "real, hidden", "difference", "standard deviation")
 
+BRIGHT = 95
+"""Percentile of the deviations that is drawn brightest: the brain's edge would leave nothing to see inside it."""
+PLANES = (
+    "Axial, coronal and sagittal planes; the patient's right (sagittal: the front) is on the left. Each image is black "
+    "and white at the 1 % and 99 % of its own intensities in the brain."
+)
+READING = {
+    DIFFERENCE: "The difference, synthetic minus real, is that after the affine map, in the real image's units.",
+    DEVIATION: "The standard deviation is in the synthetic image's units.",
+}
+"""How to read a column, where it needs telling."""
+
 
 def study_page(name: str, made: Reconstruction) -> str:
     """Return the report as one HTML page that needs nothing else.
@@ -72,7 +84,7 @@ def study_page(name: str, made: Reconstruction) -> str:
         f"<p class=notice><b>{', '.join(title(n) for n in made.volumes)}: synthetic, not acquired.</b> {NOTICE}</p>",
         *(f"<p class=warning>{escape(remark)}</p>" for remark in made.remarks),
         _figures(made),
-        "<p>Axial, coronal and sagittal planes; the patient's right (sagittal: the front) is on the left.</p>",
+        f"<p>{' '.join([PLANES, *(READING[column] for column in columns if column in READING)])}</p>",
         table(["", *columns], pictures),
         *_scales(made),
     ]
@@ -93,13 +105,13 @@ def _panels(modality: str, made: Reconstruction) -> list[_Panel]:
         mapped, inside = fitted(volume, truth, brain)
         off = np.where(inside, mapped - truth, 0)
         panels.append(_Panel(REAL, truth, "image", (low, high), f"real {title(modality)}"))
-        caption = f"red: too bright; ends at {half:.3g} (the real image's units)"
+        caption = f"red: too bright, blue: too dark; ends at {half:.3g}"
         panels.append(_Panel(DIFFERENCE, off, "difference", (-half, half), caption))
     if modality in made.deviations:
         deviation = made.deviations[modality]
-        _, most = _window(deviation, brain)
-        typical = float(np.median(deviation[brain]))
-        caption = f"median {typical:.3g}, white at {most:.3g} (the synthetic image's units)"
+        typical, high = (float(value) for value in np.percentile(deviation[brain], (50, BRIGHT)))
+        most = max(high, 1e-6)
+        caption = f"median {typical:.3g}, brightest at {most:.3g}"
         panels.append(_Panel(DEVIATION, deviation, "deviation", (0.0, most), caption))
     return panels
 

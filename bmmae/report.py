@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 COLUMNS = ("input", "hidden", "reconstructed", "difference", "absent: from the others", "difference")
 CONTRAST = (-2.5, 2.5)
 """Z-scores that are shown as black and white."""
-REGION_COLOURS = ("#e6194b", "#ffe119", "#3cb44b", "#4363d8")
+READING = (
+    "The patient's right is on the left. Images: z-scores, black at -2.5, white at 2.5; dark blue: hidden from the "
+    "model.\nDifferences: red too bright, blue too dark, full colour from 2.5 on."
+)
+"""How to read the panels; under every report."""
+REGION_COLOURS = {"red": "#e6194b", "yellow": "#ffe119", "cyan": "#42d4f4", "purple": "#b04fd8"}
+"""Of outlines, told apart by the colour-blind too."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Pictures:
         shown: Float[M, H, W, D], the visible patches only; NaN where hidden.
         filled: Float[M, H, W, D], visible patches and predictions of the hidden ones.
         absent: Float[M, H, W, D], each modality predicted from all the others.
+        aspect: Height of a voxel of an axial plane, in its widths.
     """
 
     images: Array
@@ -51,6 +58,7 @@ class Pictures:
     shown: Array
     filled: Array
     absent: Array
+    aspect: float = 1.0
 
 
 @torch.inference_mode()
@@ -73,6 +81,7 @@ def picture_reconstruction(model: MAE, sample: Sample) -> Pictures:
             wanted = torch.zeros_like(exists)
             wanted[:, index] = model.tokens(images, torch.ones_like(available), brain)[:, index]
             absent[:, index] = model.predict(images, others, wanted, valid)[:, index]
+    right, front, _ = model.metadata.preprocessing.get("spacing", model.config.synthesis.spacing)
     return Pictures(
         images=images[0].cpu().numpy(),
         available=available[0].cpu().numpy(),
@@ -80,6 +89,7 @@ def picture_reconstruction(model: MAE, sample: Sample) -> Pictures:
         shown=torch.where(hidden, torch.nan, images)[0].cpu().numpy(),
         filled=torch.where(hidden, guess, images)[0].cpu().numpy(),
         absent=absent[0].cpu().numpy(),
+        aspect=front / right,
     )
 
 
@@ -109,13 +119,15 @@ def save_report(
 ) -> Path:
     """Draw one study: a row a modality, and under them the segmentation over the last available modality.
 
+    Axial planes, the patient's right on the left.
+
     Args:
         path: The PNG to write.
         names: Modality names, in the order of the arrays.
         pictures: What to show.
         label: True region masks, Bool[R, H, W, D].
         segmentations: A title and predicted region masks each.
-        caption: Text under the picture.
+        caption: Text under the picture, before how to read it.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -133,10 +145,10 @@ def save_report(
         for row, name in enumerate(names):
             _draw_modality(axes[row], pictures, row, title(name), level)
         if label is not None:
-            _draw_segmentations(axes[-1], pictures, label, segmentations, level)
+            _draw_segmentations(axes[-1], names, pictures, label, segmentations, level=level)
         for column, text in enumerate(COLUMNS):
             axes[0, column].set_title(text)
-        figure.supxlabel(caption, fontsize=8)
+        figure.supxlabel("\n".join(filter(None, (caption, READING))), fontsize=8)
         return _write_png(figure, path, dpi=110)
 
 
@@ -154,39 +166,51 @@ def _draw_modality(axes: Sequence[Axes], pictures: Pictures, row: int, name: str
     for axis, (volume, difference) in zip(axes, columns, strict=True):
         if not pictures.available[row] and volume is not pictures.absent[row]:
             continue
-        _show(axis, volume, outside, level, difference=difference)
+        _show(axis, volume, outside, level, aspect=pictures.aspect, difference=difference)
+    if not pictures.available[row]:
+        axes[0].text(0.5, 0.5, "absent", transform=axes[0].transAxes, va="center", ha="center")
     axes[0].text(-0.08, 0.5, name, transform=axes[0].transAxes, rotation=90, va="center", ha="center", fontsize=10)
 
 
 def _draw_segmentations(
-    axes: Sequence[Axes], pictures: Pictures, label: Array, segmentations: Sequence[tuple[str, Array]], level: int
+    axes: Sequence[Axes],
+    names: Sequence[str],
+    pictures: Pictures,
+    label: Array,
+    segmentations: Sequence[tuple[str, Array]],
+    *,
+    level: int,
 ) -> None:
     under = int(np.flatnonzero(pictures.available)[-1])
-    panels = [("image", None), ("truth", label), *segmentations]
+    panels = [(title(names[under]), None), ("truth", label), *segmentations]
     for axis, (text, masks) in zip(axes, panels, strict=False):
-        _show(axis, pictures.images[under], ~pictures.brain, level)
+        _show(axis, pictures.images[under], ~pictures.brain, level, aspect=pictures.aspect)
         axis.set_title(text)
-        for mask, colour in zip(() if masks is None else masks, REGION_COLOURS, strict=False):
+        for mask, colour in zip(() if masks is None else masks, REGION_COLOURS.values(), strict=False):
             if mask[:, :, level].any():
-                axis.contour(np.rot90(mask[:, :, level].astype(float)), levels=[0.5], colors=[colour], linewidths=1)
+                axis.contour(upright(mask[:, :, level].astype(float)), levels=[0.5], colors=[colour], linewidths=1)
 
 
-def _show(axis: Axes, volume: Array, outside: Array, level: int, *, difference: bool = False) -> None:
+def upright(plane: Array) -> Array:
+    """Rows and columns of an axial plane whose axes run to the right and front: right on the left, front on top."""
+    return plane.T[::-1, ::-1]
+
+
+def _show(
+    axis: Axes, volume: Array, outside: Array, level: int, *, aspect: float = 1.0, difference: bool = False
+) -> None:
     import matplotlib as mpl
 
-    colours = mpl.colormaps["RdBu_r" if difference else "gray"].copy()
-    colours.set_bad("#3b4a6b")
+    colours = mpl.colormaps["RdBu_r" if difference else "gray"].with_extremes(bad="#3b4a6b")
     plane = np.where(outside, 0 if difference else CONTRAST[0], volume)[:, :, level]
-    axis.imshow(np.rot90(plane), cmap=colours, vmin=CONTRAST[0], vmax=CONTRAST[1], interpolation="nearest")
+    low, high = CONTRAST
+    axis.imshow(upright(plane), cmap=colours, vmin=low, vmax=high, interpolation="nearest", aspect=aspect)
 
 
 def regions_caption(regions: Sequence[str], given: Sequence[str]) -> str:
     """Return a legend of the region outlines, for a caption."""
-    colours = ("red", "yellow", "green", "blue")
-    named = ", ".join(f"{region} {colour}" for region, colour in zip(regions, colours, strict=False))
-    return (
-        f"outlines: {named}; dark blue: hidden from the model; given for the last segmentation: {subset_label(given)}"
-    )
+    named = ", ".join(f"{region} {colour}" for region, colour in zip(regions, REGION_COLOURS, strict=False))
+    return f"outlines: {named}; given for the last segmentation: {subset_label(given)}"
 
 
 def save_progress(model: MAE, step: int, *, data: AddressedDataset, folder: Path, count: int = 2) -> list[Path]:

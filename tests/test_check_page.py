@@ -38,6 +38,7 @@ def test_the_page_has_a_picture_of_every_image_and_loads_nothing(tmp_path: Path)
     assert len(re.findall("<img ", html)) == 6
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
     assert "2 studies, 8 files" in html
+    assert "the patient's right (sagittal: the front) is on the left" in html
     for word in ("20x24x16 voxels of 1x1x1 mm: 6", "RAS: 6", "0, 1, 2, 4: 2", "FLAIR: 2", "100%"):
         assert word in html
     HTMLParser().feed(html)

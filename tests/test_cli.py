@@ -1,5 +1,6 @@
 """Each kind of bad input: one clear sentence, exit code 2, nothing half-written."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -191,6 +192,8 @@ def test_info_is_readable_by_people_and_programs(model: Path, capsys: Capture) -
 def test_init_writes_scripts_and_configs_and_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
     assert main(["init", str(tmp_path / "mine")]) == 0
     assert (tmp_path / "mine" / "configs" / "pretrain" / "tiny.yaml").is_file()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"next, in {tmp_path / 'mine'}: accelerate launch pretrain/train.py --config configs/")
     assert main(["init", str(tmp_path / "mine")]) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -207,6 +210,14 @@ def test_init_writes_scripts_and_configs_and_never_overwrites(tmp_path: Path, ca
 def test_an_option_that_would_do_nothing_is_refused(words: str, told: str, capsys: Capture) -> None:
     assert main(words.replace("segment m", "segment --model m").split()) == 2
     assert told in capsys.readouterr().err
+
+
+def test_every_option_has_a_help_text_and_says_its_default() -> None:
+    for name, command in build_parser()._subparsers._group_actions[0].choices.items():  # type: ignore[union-attr]
+        for action in command._actions:
+            assert action.help, f"{name} {action.dest}"
+            if action.default and action.help != argparse.SUPPRESS and action.dest != "help":
+                assert "default: " in action.help, f"{name} {action.dest}"
 
 
 def test_every_command_has_a_help_text(capsys: Capture) -> None:

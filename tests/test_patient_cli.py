@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from tiny_models import tiny_config
 from tiny_patients import PREPROCESS, tiny_patient_model, write_table
 
@@ -250,6 +252,50 @@ def test_columns_that_every_table_knows_colour_a_picture(tmp_path: Path, column:
     ]
     draw_embeddings(tmp_path / "e.png", rows, studies, column)
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+
+
+def drawn_by(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> Figure:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    monkeypatch.setitem(sys.modules, "umap", None)  # with UMAP the points would take longer
+    files = {"t1": Path("t1.nii.gz")}
+    studies = [Study(f"s{n}", files, values={"site": cell}) for n, cell in enumerate(cells)]
+    rows: list[dict[str, Cell]] = [
+        {"subject": s.subject, "session": "", "subset": "t1", "e0": float(n), "e1": 0.0} for n, s in enumerate(studies)
+    ]
+    draw_embeddings(Path("e.png"), rows, studies, "site")
+    return figures[0]
+
+
+def test_no_two_names_of_a_picture_look_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells: list[Cell] = [f"site {n % 15}" for n in range(30)]
+    points = drawn_by(cells, monkeypatch).axes[0].collections
+    looks = {(tuple(p.get_facecolor()[0]), p.get_paths()[0].vertices.shape, p.get_label()) for p in points}
+    assert len(looks) == 15
+    assert len({look[:2] for look in looks}) == 15
+
+
+def test_a_legend_lists_the_most_frequent_names_outside_the_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells: list[Cell] = [*["a name that is far too long for any legend", None] * 3, *(f"site {n}" for n in range(40))]
+    figure = drawn_by(cells, monkeypatch)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(names) == 21
+    assert names[0] == "a name that is far too long\N{HORIZONTAL ELLIPSIS}"
+    assert names[-2:] == ["blank", "22 others"]
+    figure.draw_without_rendering()
+    left = figure.legends[0].get_window_extent().x0
+    assert left > figure.axes[0].get_window_extent().x1
+    assert figure.axes[0].get_window_extent().width > figure.bbox.width / 2
+    title = figure.get_suptitle()
+    assert title.startswith("46 embeddings\n")
+
+
+def test_a_blank_among_many_numbers_leaves_them_on_a_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells: list[Cell] = [*(float(n) for n in range(20)), None]
+    numbers, blank = drawn_by(cells, monkeypatch).axes[0].collections
+    assert np.shape(numbers.get_offsets()) == (20, 2)
+    assert np.shape(blank.get_offsets()) == (1, 2)
+    assert blank.get_label() == "blank"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from prediction_tables import SUBSETS, classes, survival
 from bmmae.errors import CohortError, OutputError
 from bmmae.notice import NOTICE
 from bmmae.patient_report import patient_page, write_patient_report
-from bmmae.patient_report.plots import draw_roc, wilson_reach
+from bmmae.patient_report.plots import draw_confusion, draw_reliability, draw_roc, wilson_reach
 from bmmae.patient_report.sections import fullest, survival_pictures
 from bmmae.patient_tables import write_tables
 
@@ -93,6 +93,21 @@ def test_titles_of_many_panels_are_not_cut() -> None:
     picture = imread(io.BytesIO(draw_roc(classes({"image": 2.0}, names=("a", "b", "c", "d", "e")))))
     rim = np.concatenate([picture[[0, -1], :, :3].ravel(), picture[:, [0, -1], :3].ravel()])
     assert (rim == 1).all()
+
+
+LONG = ("oligodendroglioma, IDH-mutant, 1p/19q-codeleted, grade 3", "glioblastoma, IDH-wildtype, grade 4")
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_of_classes_leave_room_for_the_panels() -> None:
+    matrix = np.eye(2, dtype=int)
+    assert imread(io.BytesIO(draw_confusion(matrix, LONG))).shape[1] < 300
+    short, long = (imread(io.BytesIO(draw_reliability(classes({"a": 2.0}, names=n)))) for n in (("a", "b"), LONG))
+    assert long.shape[1] < short.shape[1] + 20
+
+
+def test_the_intervals_of_the_first_table_are_named(page: str) -> None:
+    assert "its 95 % interval, and how many patients (n)" in page
 
 
 def test_a_group_without_patients_is_drawn_as_not_defined() -> None:

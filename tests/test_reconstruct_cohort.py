@@ -396,6 +396,9 @@ def test_the_report_shows_given_made_real_and_difference_and_needs_no_other_file
     assert "&lt;b&gt;odd" in html
     psnr = json.loads((out / "reconstruction.json").read_text())["agreement"]["flair"]["psnr_fitted"]
     assert f"<td>{psnr:.2f}</td>" in html
+    assert "after the affine map, in the real image's units" in html
+    assert "standard deviation is in" not in html
+    assert "max-width: 100%" in html  # five columns of pictures fit a narrow window
     HTMLParser().feed(html)
 
 

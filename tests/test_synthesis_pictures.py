@@ -41,5 +41,6 @@ def test_the_page_is_drawn_although_brains_lie_in_different_boxes(tmp_path: Path
         image[10 + shift : 30 + shift, 10:30, 12:28] = rng.uniform(1, 2, (20, 20, 16))
         truths[name] = Truth.of(image, image > 1.9)
     made = np.where(truths["t2"].inside, 1.5, 0)
-    path = draw([(Case("worst", "a", "t2", 15.0), truths, made)], 16, tmp_path / "page.png")
+    turn = np.array([[1, -1], [0, 1], [2, 1]])
+    path = draw([(Case("worst", "a", "t2", 15.0), turn, truths, made)], 16, tmp_path / "page.png")
     assert path.read_bytes()[:4] == b"\x89PNG"

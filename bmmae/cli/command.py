@@ -27,7 +27,13 @@ def add_command(commands: Commands, name: str, summary: str, run: Run) -> argpar
 
 def add_modalities(command: argparse.ArgumentParser) -> None:
     """Let the user say which modalities to look for."""
-    command.add_argument("--modalities", nargs="+", default=list(STANDARD), help="names to look for, in any order")
+    command.add_argument(
+        "--modalities",
+        nargs="+",
+        default=list(STANDARD),
+        metavar="NAME",
+        help=f"modalities to look for, in any order (default: {' '.join(STANDARD)})",
+    )
 
 
 def given_modalities(given: argparse.Namespace) -> tuple[str, ...]:

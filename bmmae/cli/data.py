@@ -32,14 +32,18 @@ def add_commands(commands: Commands) -> None:
 def _synth(commands: Commands) -> None:
     command = add_command(commands, "synth", "Make a labelled synthetic cohort; nothing is downloaded.", _run_synth)
     command.add_argument("--out", type=Path, required=True, help="folder for the cohort")
-    command.add_argument("--subjects", type=positive, default=64)
-    command.add_argument("--seed", type=whole, default=0)
+    command.add_argument("--subjects", type=positive, default=64, help="how many (default: 64)")
+    command.add_argument("--seed", type=whole, default=0, help="another one makes other subjects (default: 0)")
     command.add_argument("--size", type=positive, default=64, help="voxels along each axis (default: 64)")
-    command.add_argument("--missing", type=float, default=0.0, help="share of the modalities to leave out")
+    command.add_argument("--missing", type=float, default=0.0, help="share of the modalities to leave out (default: 0)")
     command.add_argument(
-        "--lesion-radius", type=millimetres, nargs=2, metavar="MM", help="scatter small lesions of such radii instead"
+        "--lesion-radius",
+        type=millimetres,
+        nargs=2,
+        metavar="MM",
+        help="scatter small lesions, of radii between these two, instead of a tumour",
     )
-    command.add_argument("--workers", type=positive, default=2)
+    command.add_argument("--workers", type=positive, default=2, help="processes (default: 2)")
 
 
 def _run_synth(given: argparse.Namespace) -> int:
@@ -56,7 +60,7 @@ def _run_synth(given: argparse.Namespace) -> int:
 
 def _index(commands: Commands) -> None:
     command = add_command(commands, "index", "Find the studies in a folder and write a cohort table.", _run_index)
-    command.add_argument("folder", type=Path)
+    command.add_argument("folder", type=Path, help="searched with all folders below it")
     command.add_argument("--out", type=Path, required=True, help="the table to write (.csv or .parquet)")
     add_modalities(command)
 
@@ -79,10 +83,10 @@ def _run_index(given: argparse.Namespace) -> int:
 
 def _check(commands: Commands) -> None:
     command = add_command(commands, "check", "Open every file of a cohort and list what is wrong.", _run_check)
-    command.add_argument("cohort", type=Path)
+    command.add_argument("cohort", type=Path, help="the cohort table")
     command.add_argument("--labels", metavar="CODING", help="label coding (name or YAML file), where it is left open")
     command.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures of every study")
-    command.add_argument("--workers", type=positive, default=2)
+    command.add_argument("--workers", type=positive, default=2, help="studies at a time (default: 2)")
     add_modalities(command)
 
 
@@ -109,13 +113,19 @@ def _run_check(given: argparse.Namespace) -> int:
 
 def _split(commands: Commands) -> None:
     command = add_command(commands, "split", "Divide a cohort into folds by patient, and keep them.", _run_split)
-    command.add_argument("cohort", type=Path)
+    command.add_argument("cohort", type=Path, help="the cohort table")
     command.add_argument("--out", type=Path, required=True, help="the file to write (.json), for data.splits")
-    command.add_argument("--folds", type=positive, default=5)
-    command.add_argument("--repeats", type=positive, default=1)
+    command.add_argument("--folds", type=positive, default=5, help="how many (default: 5)")
+    command.add_argument("--repeats", type=positive, default=1, help="divisions, each into all folds (default: 1)")
     command.add_argument("--stratify", nargs="+", default=[], metavar="COLUMN", help="spread these evenly over folds")
-    command.add_argument("--validation-share", type=float, default=0.2, help="of the patients outside the test part")
-    command.add_argument("--seed", type=whole, default=0)
+    command.add_argument(
+        "--validation-share",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="of the patients outside the test part (default: 0.2)",
+    )
+    command.add_argument("--seed", type=whole, default=0, help="another one divides otherwise (default: 0)")
     add_modalities(command)
 
 
@@ -144,14 +154,19 @@ def _run_split(given: argparse.Namespace) -> int:
 
 def _cache(commands: Commands) -> None:
     command = add_command(commands, "cache", "Preprocess a cohort once, for fast training.", _run_cache)
-    command.add_argument("cohort", type=Path)
+    command.add_argument("cohort", type=Path, help="the cohort table")
     command.add_argument("--out", type=Path, required=True, help="folder for the prepared studies")
     command.add_argument(
-        "--spacing", type=millimetres, nargs="+", default=[2.0], help="millimetres, one or three numbers"
+        "--spacing",
+        type=millimetres,
+        nargs="+",
+        default=[2.0],
+        metavar="MM",
+        help="millimetres, one or three numbers: preprocess.spacing of the model's config (default: 2)",
     )
     command.add_argument("--workers", type=positive, default=2, help="processes (default: 2)")
     command.add_argument("--shards", type=positive, default=1, help="machines that share the work (default: 1)")
-    command.add_argument("--shard", type=whole, default=0, help="which of them this is, from 0")
+    command.add_argument("--shard", type=whole, default=0, help="which of them this is, from 0 (default: 0)")
     command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and count them")
     add_modalities(command)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_images(command: argparse.ArgumentParser) -> None:
     """Let the user name a model, and one file a modality."""
-    command.add_argument("--model", required=True, help="a model folder, a run folder or a hub id")
+    command.add_argument("--model", required=True, help="a model folder, a run folder or a hub id (org/name)")
     for modality in TABLE:
         shown = modality.name in STANDARD
         command.add_argument(

@@ -22,8 +22,8 @@ def _info(commands: Commands) -> None:
     command = add_command(
         commands, "info", "Show what a model is and where it comes from; draw a run's curves.", _run_info
     )
-    command.add_argument("model")
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("model", help="a model folder, a run folder or a hub id (org/name)")
+    command.add_argument("--json", action="store_true", help="print it as JSON, for programs")
 
 
 def _run_info(given: argparse.Namespace) -> int:
@@ -48,8 +48,8 @@ def _convert(commands: Commands) -> None:
     command = add_command(
         commands, "convert", "Convert published BM-MAE weights (.pth) to a model folder.", _run_convert
     )
-    command.add_argument("weights", type=Path)
-    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("weights", type=Path, help="the .pth file")
+    command.add_argument("--out", type=Path, required=True, help="model folder to write")
 
 
 def _run_convert(given: argparse.Namespace) -> int:

@@ -41,11 +41,16 @@ def add_commands(commands: Commands) -> None:
 def _measure(commands: Commands) -> None:
     summary = "Add what can be measured of lesions in each image to a cohort table, for models of patients."
     command = add_command(commands, "measure", summary, _run_measure)
-    command.add_argument("cohort", type=Path)
+    command.add_argument("cohort", type=Path, help="the cohort table")
     command.add_argument("--out", type=Path, required=True, help="the table to write (.csv or .parquet)")
     command.add_argument("--labels", metavar="CODING", help="label coding (name or YAML file), where it is left open")
     command.add_argument(
-        "--spacing", type=millimetres, nargs=3, default=(1.0, 1.0, 1.0), metavar="MM", help="of the grid"
+        "--spacing",
+        type=millimetres,
+        nargs=3,
+        default=(1.0, 1.0, 1.0),
+        metavar="MM",
+        help="of the grid that is measured on (default: 1 1 1)",
     )
     command.add_argument("--cache", type=Path, help="folder of prepared studies, see `bmmae cache`")
     command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and say how many")
@@ -72,10 +77,12 @@ def _run_measure(given: argparse.Namespace) -> int:
 
 
 def _add_cohort(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", required=True, help="a model folder, a run folder or a hub id")
+    command.add_argument("--model", required=True, help="a model folder, a run folder or a hub id (org/name)")
     command.add_argument("--cohort", type=Path, required=True, metavar="CSV", help="the cohort table")
     command.add_argument("--cache", type=Path, help="folder of prepared studies, see `bmmae cache`")
-    command.add_argument("--subset", nargs="+", metavar="NAME", help="use only these modalities of each patient")
+    command.add_argument(
+        "--subset", nargs="+", metavar="NAME", help="use only these modalities of each patient (default: all)"
+    )
     command.add_argument("--every-subset", action="store_true", help="from every subset of what each patient has")
     command.add_argument("--batch-size", type=positive, default=4, help="studies at a time (default: 4)")
     command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and say how many")
@@ -225,7 +232,9 @@ def _evaluate(commands: Commands) -> None:
     _add_cohort(command)
     command.add_argument("--out", type=Path, required=True, help="folder for tables and reports")
     command.add_argument("--beside", nargs="+", default=[], metavar="M", help="further models on the same patients")
-    command.add_argument("--draws", type=whole, default=1000, metavar="N", help="bootstrap draws (0: no intervals)")
+    command.add_argument(
+        "--draws", type=whole, default=1000, metavar="N", help="bootstrap draws (0: no intervals; default: 1000)"
+    )
 
 
 def _run_evaluate(given: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ def _import_dicom(commands: Commands) -> None:
     command = add_command(
         commands, "import-dicom", "Turn DICOM folders into a cohort of NIfTI files without identities.", _run_import
     )
-    command.add_argument("folder", type=Path)
+    command.add_argument("folder", type=Path, help="searched with all folders below it")
     command.add_argument("--out", type=Path, required=True, help="folder for the cohort; series.csv is written to it")
     chosen = command.add_mutually_exclusive_group()
     chosen.add_argument("--table", type=Path, help="convert as this table says: series.csv, confirmed or edited")
@@ -81,7 +81,7 @@ def _preprocess(commands: Commands) -> None:
     command = add_command(
         commands, "preprocess", "Co-register, resample and skull-strip the raw scans of a cohort.", _run_preprocess
     )
-    command.add_argument("cohort", type=Path)
+    command.add_argument("cohort", type=Path, help="the cohort table")
     command.add_argument("--out", type=Path, required=True, help="folder for the prepared studies and their cohort.csv")
     atlas = command.add_mutually_exclusive_group()
     atlas.add_argument("--atlas", type=Path, help="register to this brain (default: the MNI152 template of nilearn)")
@@ -89,7 +89,7 @@ def _preprocess(commands: Commands) -> None:
     command.add_argument("--affine", action="store_true", help="let the atlas registration scale and shear")
     command.add_argument("--spacing", type=millimetres, default=1.0, help="millimetres (default: 1)")
     command.add_argument("--keep-n4", "--apply-n4", action="store_true", help="correct the bias field of the output")
-    command.add_argument("--workers", type=positive, default=1, help="studies at a time")
+    command.add_argument("--workers", type=positive, default=1, help="studies at a time (default: 1)")
     add_modalities(command)
 
 

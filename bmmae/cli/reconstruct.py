@@ -40,8 +40,8 @@ def add_reconstruct(commands: Commands) -> None:
     command.add_argument(
         "--intensity",
         choices=INTENSITIES,
-        help="scale of the results: straight on that of the given images (default), the training cohort's histograms "
-        "on it, or z-scores",
+        help="scale of the results: that of the given images, with the prediction's own histogram (given, the default) "
+        "or the training cohort's (cohort); or z-scores (zscore)",
     )
     command.add_argument("--uncertainty", action="store_true", help="write a standard deviation a voxel as well")
     command.add_argument("--report", action="store_true", help="write a page with pictures of each study")

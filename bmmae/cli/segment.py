@@ -30,7 +30,9 @@ def add_segment(commands: Commands) -> None:
     add_images(command)
     command.add_argument("--cohort", type=Path, metavar="TABLE", help="a cohort table, instead of one study's images")
     command.add_argument("--out", type=Path, required=True, help="the NIfTI file to write; with --cohort, a folder")
-    command.add_argument("--overlap", type=float, default=0.25, help="of neighbouring windows (default: 0.25)")
+    command.add_argument(
+        "--overlap", type=float, default=0.25, help="share of a window that the next one covers too (default: 0.25)"
+    )
     command.add_argument("--flips", action="store_true", help="average with the mirror image: twice the time")
     command.add_argument("--fitted", action="store_true", help="windows no larger than the overlap needs: faster")
     command.add_argument("--probabilities", action="store_true", help="write a probability map a region as well")
@@ -47,7 +49,8 @@ def add_segment(commands: Commands) -> None:
         nargs="?",
         const=20.0,
         metavar="MM3",
-        help="fill holes, and remove components smaller than so many cubic millimetres (default: 20)",
+        help="fill holes, and remove components smaller than so many cubic millimetres (20 unless said; without the "
+        "option, neither)",
     )
     command.add_argument(
         "--splits", type=Path, metavar="FILE", help="with --cohort: only a part of a fold, `bmmae split`"

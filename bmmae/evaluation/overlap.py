@@ -86,4 +86,4 @@ def warn_of_overlap(model: PretrainedModel, studies: Iterable[Study], cache: Stu
     """
     found = overlap(model, studies, cache)
     if found.studies:
-        warnings.warn(str(found), stacklevel=2)
+        warnings.warn(str(found).removeprefix("WARNING: "), stacklevel=2)  # whoever prints it says so

@@ -29,6 +29,8 @@ LEAST_GAIN = 0.01
 LOWER_IS_BETTER = frozenset({"hd95", "false_lesions"})
 ZERO_IS_BEST = frozenset({"volume_error_ml", "volume_error_relative"})
 UNITS = {"hd95": "mm", "volume_error_ml": "ml"}
+MARKS = "os^Dv"
+"""Of regions in a plot, beside their colours."""
 
 WHOLE: tuple[str, ...] = ()
 """In place of a subset: all modalities that each study has, whichever these are."""
@@ -262,7 +264,8 @@ def save_subset_plot(scores: Sequence[RegionScore], path: Path, metric: str = "d
     subsets = list(dict.fromkeys(row.subset for row in rows))
     regions = list(dict.fromkeys(row.region for row in rows))
     names = in_table_order({name for subset in subsets for name in subset})
-    figure = Figure(figsize=(2 + 0.6 * len(subsets), 5), layout="constrained", facecolor="white")
+    width = max(5.0, 2 + 0.6 * len(subsets))
+    figure = Figure(figsize=(width, 5), layout="constrained", facecolor="white")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for number, region in enumerate(regions):
         shift = 0.15 * (number - (len(regions) - 1) / 2)
@@ -271,16 +274,27 @@ def save_subset_plot(scores: Sequence[RegionScore], path: Path, metric: str = "d
         means = [own[subset] for subset in subsets if subset in own]
         low = [0.0 if m.low is None else m.value - m.low for m in means]
         high = [0.0 if m.high is None else m.high - m.value for m in means]
-        above.errorbar(places, [m.value for m in means], yerr=(low, high), fmt="o", markersize=4, label=region)
-    above.set_ylabel(metric + (f" ({UNITS[metric]})" if metric in UNITS else ""))
+        above.errorbar(
+            places,
+            [m.value for m in means],
+            yerr=(low, high),
+            fmt=MARKS[number % len(MARKS)],
+            markersize=4,
+            label=region,
+        )
+    if all(math.isnan(row.mean.value) for row in rows):
+        above.text(0.5, 0.5, "not defined in any patient", transform=above.transAxes, ha="center", va="center")
+        above.set_yticks([])
+    above.set_ylabel(f"{metric}{f', {UNITS[metric]}' if metric in UNITS else ''} (mean, 95 % interval)")
     above.grid(axis="y", alpha=0.3)
-    above.legend(ncols=max(1, len(regions)), loc="lower center", bbox_to_anchor=(0.5, 1.0))  # beside the points
+    one_line = sum(0.6 + 0.1 * len(region) for region in regions) < width  # inches, about
+    figure.legend(ncols=len(regions) if one_line else 1, loc="outside upper center")
     given = [(x, y) for x, subset in enumerate(subsets) for y, name in enumerate(names) if name in subset]
     below.scatter(*zip(*given, strict=True), color="black", s=30)
     below.set_yticks(range(len(names)), [title(name) for name in names])
     below.set_xticks(range(len(subsets)), [""] * len(subsets))
+    below.set(xlim=(-0.5, len(subsets) - 0.5), ylim=(len(names) - 0.5, -0.5), ylabel="given")
     below.grid(alpha=0.3)
-    below.invert_yaxis()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)

@@ -33,7 +33,6 @@ body { max-width: 1280px } h2 { margin: 1.4em 0 .3em } h3 { font-size: 1em; marg
 small { color: #5a6677 } td small { white-space: nowrap } summary { cursor: pointer; color: #3366aa }
 .notice { border-left: 4px solid #9a5b00; padding-left: .8em }
 .row { display: flex; flex-wrap: wrap; gap: 12px } figure { background: none } figcaption { color: #5a6677 }
-img { max-width: 100% }
 """
 
 READING = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,9 @@ def draw_roc(predictions: ClassPredictions) -> bytes:
     figure, panels = _figure(len(shown))
     for axis, index in zip(panels, shown, strict=True):
         _draw_class(axis, predictions, index)
-        axis.set(xlabel="1 - specificity", ylabel="sensitivity", title=predictions.classes[index], aspect="equal")
+        axis.set(
+            xlabel="1 - specificity", ylabel="sensitivity", title=_short(predictions.classes[index], 26), aspect="equal"
+        )
     return _png(figure)
 
 
@@ -53,7 +56,7 @@ def _draw_class(axis: Axes, predictions: ClassPredictions, index: int) -> None:
             axis.plot(wrong, found, color=LOW, alpha=alpha, linewidth=width)
             curves.append(np.interp(grid, wrong, found))
             areas.append(area)
-    if len(curves) > 1:
+    if curves and len(folds) > 1:
         axis.plot(grid, np.mean(curves, axis=0), color=LOW, linewidth=2.2)
     text = f"AUC {np.mean(areas):.3f}" if areas else "not defined: one class alone"
     axis.text(0.98, 0.04, text, ha="right", transform=axis.transAxes)
@@ -69,10 +72,12 @@ def draw_reliability(predictions: ClassPredictions) -> bytes:
     patients = len({key.group for key in predictions.keys})  # visits and repeats of folds are no other patients
     error = wilson_reach(bins.observed, bins.count * patients / max(rows, 1))
     axis.errorbar(bins.predicted, bins.observed, yerr=error, color=LOW, marker="o", capsize=2, linewidth=1.5)
-    kind = f"probability of {predictions.classes[1]}" if len(predictions.classes) == 2 else "highest probability"
+    of_two = f"probability of\n{_short(predictions.classes[1])}"
+    kind = of_two if len(predictions.classes) == 2 else "highest probability"
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"predicted {kind}", ylabel="came true", aspect="equal")
     below.hist(predicted, bins=np.linspace(0, 1, 21).tolist(), color=LOW)
     below.set(xlim=(0, 1), xlabel=f"predicted {kind}", ylabel="predictions")
+    below.locator_params(axis="y", integer=True)
     return _png(figure)
 
 
@@ -104,8 +109,8 @@ def draw_decision_curve(predictions: ClassPredictions) -> bytes:
     for name, (given, colour, line) in curves.items():
         axis.plot(thresholds, net_benefit(given, happened, thresholds), line, color=colour, label=name)
     axis.set(xlim=(0, 1), ylim=(-0.05 - 0.2 * share, share + 0.05), ylabel="net benefit")
-    axis.set(xlabel=f"treated from this probability of {predictions.classes[1]} on")
-    axis.legend(fontsize=7, title="treated", title_fontsize=7, loc="upper right")
+    axis.set(xlabel=f"treated from this probability of\n{_short(predictions.classes[1])} on")
+    axis.legend(fontsize=7, title="treated", title_fontsize=7, loc="best")
     return _png(figure)
 
 
@@ -117,9 +122,9 @@ def draw_confusion(matrix: Int[Array, "C C"], classes: Sequence[str]) -> bytes:
     for row, column in np.ndindex(*matrix.shape):
         colour = "white" if share[row, column] > 0.6 else "black"
         axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
-    places = range(len(classes))
-    axis.set_xticks(places, classes, rotation=45, ha="right")
-    axis.set_yticks(places, classes)
+    places, names = range(len(classes)), [_short(name, 18) for name in classes]
+    axis.set_xticks(places, names, rotation=45, ha="right")
+    axis.set_yticks(places, names)
     axis.set(xlabel="predicted", ylabel="true")
     return _png(figure)
 
@@ -146,6 +151,14 @@ def draw_survival(groups: Sequence[RiskGroups]) -> bytes:
 
 def _corners(curve: Steps, end: float) -> tuple[Array, Array]:
     return np.concatenate([[0.0], curve.times, [end]]), np.concatenate([[1.0], curve.values, curve.at(np.array([end]))])
+
+
+def _short(name: str, letters: int = 30) -> str:
+    """A name on lines that a panel has room for, three at most."""
+    lines = textwrap.wrap(name, letters)
+    if len(lines) > 3:
+        lines = [*lines[:2], f"{lines[2][: letters - 1]}\N{HORIZONTAL ELLIPSIS}"]
+    return "\n".join(lines)
 
 
 def _figure(count: int) -> tuple[Figure, list[Axes]]:

@@ -68,7 +68,8 @@ def score_tables(scores: Sequence[Score], first: Sequence[str]) -> str:
     ]
     details = table(("model", "given", "figure", "fold", "value (95 % interval)"), all_rows)
     return (
-        table(head, lines)
+        "<p>Under each figure: its 95 % interval, and how many patients (n) it is of.</p>"
+        + table(head, lines)
         + f"<details><summary>Every figure in every fold ({len(all_rows)} rows)</summary>{details}</details>"
     )
 

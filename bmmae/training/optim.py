@@ -66,9 +66,9 @@ class OptimConfig:
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"optim.clip_norm must be positive, got {self.clip_norm}; null turns it off.")
         if self.warmup_steps and self.warmup_epochs is not None:
-            raise ConfigError("Give optim.warmup_steps or optim.warmup_epochs, not both.")
+            raise ConfigError("Give optim.warmup_steps or optim.warmup_epochs, not both; null unsets warmup_epochs.")
         if self.schedule_steps is not None and self.schedule_epochs is not None:
-            raise ConfigError("Give optim.schedule_steps or optim.schedule_epochs, not both.")
+            raise ConfigError("Give optim.schedule_steps or optim.schedule_epochs, not both; null unsets either.")
 
 
 def _require(name: str, value: int | float | None, least: int, most: int | float, said: str) -> None:

@@ -73,8 +73,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
+            unset = "" if self.steps is None else " Where the config gives epochs, add --train.epochs null."
             raise ConfigError(
                 f"Give exactly one of train.steps and train.epochs, got steps={self.steps}, epochs={self.epochs}."
+                f"{unset}"
             )
         counted = ("steps", "epochs", "batch_size", "accumulate", "evaluate_every", "checkpoint_every", "keep")
         for name in (*counted, "log_every", "patience"):

@@ -65,7 +65,7 @@ def test_what_a_model_does_not_say_is_not_known(studies: list[Study]) -> None:
 
 def test_a_warning_is_given_only_where_there_is_an_overlap(studies: list[Study]) -> None:
     warn_of_overlap(trained_on(studies[:2]), studies[2:])
-    with pytest.warns(UserWarning, match="WAS TRAINED ON 1 OF THESE 2 TEST STUDIES"):
+    with pytest.warns(UserWarning, match="^THE MODEL WAS TRAINED ON 1 OF THESE 2 TEST STUDIES"):
         warn_of_overlap(trained_on(studies[:2]), studies[1:])
 
 

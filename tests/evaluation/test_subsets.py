@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from bmmae.errors import OutputError
 from bmmae.evaluation.subsets import (
@@ -141,3 +143,25 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write the plot"):
         save_subset_plot(many(), tmp_path / "file" / "subsets.png")
+
+
+@pytest.mark.parametrize("regions", [("ET", "TC", "WT"), ("enhancing tumour", "non-enhancing core", "oedema")])
+def test_nothing_is_cut_off_the_plot_of_a_single_subset(tmp_path: Path, regions: tuple[str, ...]) -> None:
+    scores = [score(f"p{i}", ("flair",), 0.5 + 0.1 * i, region) for i in range(4) for region in regions]
+    picture = imread(save_subset_plot(scores, tmp_path / "subsets.png"))[..., :3]
+    rim = np.concatenate([picture[[0, -1]].ravel(), picture[:, [0, -1]].ravel()])
+    assert (rim == 1).all()
+
+
+def test_a_plot_names_its_intervals_and_says_where_nothing_is_defined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    save_subset_plot(many(), tmp_path / "a.png", "hd95")
+    save_subset_plot([score("p", ("t1",), math.nan)], tmp_path / "b.png")
+    full, empty = (figure.axes for figure in drawn)
+    assert full[0].get_ylabel() == "hd95, mm (mean, 95 % interval)"
+    assert full[1].get_ylim() == (3.5, -0.5)  # whole dots in the first and last row
+    assert [text.get_text() for text in full[0].texts] == []
+    assert [text.get_text() for text in empty[0].texts] == ["not defined in any patient"]

@@ -13,7 +13,7 @@ from bmmae.training.plan import make_plan
     ("wrong", "key"),
     [
         ({}, "exactly one of train.steps and train.epochs"),
-        ({"steps": 1, "epochs": 1}, "exactly one of train.steps and train.epochs"),
+        ({"steps": 1, "epochs": 1}, "exactly one of train.steps and train.epochs.* add --train.epochs null"),
         ({"steps": 0}, "train.steps"),
         ({"steps": 1, "workers": -1}, "train.workers"),
         ({"steps": 1, "seed": -1}, "train.seed"),
