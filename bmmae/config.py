@@ -31,7 +31,7 @@ from bmmae.model.synthesis import MOST_MODALITIES
 from bmmae.notice import print_warning
 from bmmae.tasks.segmentation import DistillConfig
 from bmmae.training import OptimConfig, TrainConfig
-from bmmae.training.devices import tells_of_lost_process
+from bmmae.training.devices import end_process, tells_of_lost_process
 from bmmae.training.signals import EXIT_STOPPED, ScriptStop, StoppedEarly
 
 T = TypeVar("T")
@@ -283,7 +283,7 @@ def script(main: Callable[[], int | None]) -> None:
             file=sys.stderr,
         )
         code = 2
-    sys.exit(code or 0)
+    end_process(code or 0)
 
 
 def _say_nothing(*_: object, **__: object) -> None:

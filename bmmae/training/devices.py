@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -60,12 +60,31 @@ def _leave() -> None:
     """
     failure = getattr(sys, "last_value", None)
     if failure is not None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
-                stream.flush()
-        os._exit(128 + signal.SIGINT if isinstance(failure, KeyboardInterrupt) else 1)
+        _exit_now(128 + signal.SIGINT if isinstance(failure, KeyboardInterrupt) else 1)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """End a training script: as `sys.exit`, but that one of several processes ends before the interpreter is torn down.
+
+    Threads of the process group may run on while something still refers to it; the end of the interpreter then aborts
+    the process (signal 6), and a finished run counts as failed. What is registered with `atexit` is done.
+
+    Args:
+        code: The exit code.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    _exit_now(code)
+
+
+def _exit_now(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 def _start(cpu: bool | None) -> Any:

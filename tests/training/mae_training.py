@@ -18,6 +18,7 @@ from bmmae.model.config import DecoderConfig, EncoderConfig, ModelConfig
 from bmmae.model.mae import MAE
 from bmmae.tasks.reconstruction import ReconstructionTask
 from bmmae.training import FitResult, OptimConfig, TrainConfig, fit
+from bmmae.training.devices import end_process
 
 SMALLEST = ModelConfig(
     modalities=("t1", "t2"),
@@ -67,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options = {key.removeprefix("--"): json.loads(value) for key, value in zip(sys.argv[2::2], sys.argv[3::2])}  # noqa: B905
     _, result = train_smallest(Path(sys.argv[1]), **options)
-    sys.exit(result.exit_code)
+    end_process(result.exit_code)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_models import flags, tiny_segmentation, volumes
 
 from bmmae.tasks.segmentation import DistillConfig, SegmentationTask
+from bmmae.training.devices import end_process
 from bmmae.training.optim import OptimConfig, make_optimizer
 from bmmae.training.sharding import shard
 
@@ -45,6 +46,7 @@ def main() -> None:
     sharded.refresh()
     assert not torch.equal(sharded.whole.heads[0].around.weight, before)
     dist.destroy_process_group()
+    end_process(0)
 
 
 if __name__ == "__main__":

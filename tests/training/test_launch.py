@@ -63,6 +63,23 @@ raise {error}
     assert error.partition("(")[0] in done.stderr.splitlines()[-1]
 
 
+def test_a_script_of_several_processes_ends_as_it_says_whatever_runs_on() -> None:
+    script = """
+import atexit, os
+from bmmae.config import script
+class RunsOn:
+    def __del__(self):
+        os.abort()
+threads = RunsOn()  # in the place of a process group that something refers to
+atexit.register(print, "cleared away")
+script(lambda: print("done") or 75)
+"""
+    several = os.environ | {"WORLD_SIZE": "2"}
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=200, env=several)
+    assert (done.returncode, done.stdout) == (75, "done\ncleared away\n"), done.stderr
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configurations_are_what_accelerate_reads(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bmmae.data.loaders import Address, Batch, sample_generator
 from bmmae.tasks.task import StepOutput
 from bmmae.training import FitResult, OptimConfig, TrainConfig, fit
+from bmmae.training.devices import end_process
 
 WIDTH = 6
 
@@ -158,7 +159,7 @@ def main() -> None:
     dropout, slow = parsed.pop("dropout", 0.2), parsed.pop("slow", 0.0)
     torch.set_num_threads(1)
     _, result = train_toy(run_dir, dropout=dropout, dataset=ToyDataset(slow=slow), **parsed)
-    sys.exit(result.exit_code)
+    end_process(result.exit_code)
 
 
 if __name__ == "__main__":
