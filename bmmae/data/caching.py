@@ -30,7 +30,7 @@ from bmmae.data.cohort import Cohort, Study
 from bmmae.data.geometry import Geometry
 from bmmae.data.loaders import end_with_parent
 from bmmae.data.packing import flag_type
-from bmmae.data.problems import NamedProblem, counted, lines_of
+from bmmae.data.problems import NamedProblem, counted, in_short
 from bmmae.data.reading import read_header
 from bmmae.errors import BmmaeError, CohortError, ConfigError, OutputError
 from bmmae.patches import as_triple
@@ -40,9 +40,6 @@ BRAIN_MM = (150.0, 185.0, 150.0)
 
 MOST_HEADERS = 64
 """Studies whose headers are read for an estimate."""
-
-MOST_KINDS, MOST_NAMES = 4, 5
-"""Kinds of problems that one sentence tells, and studies that it names of each beside the first."""
 
 NO_MEMORY = "there was not enough memory: it may be an unusually large image"
 
@@ -154,19 +151,12 @@ def build_cache(
     SystemRandom().shuffle(todo)
     problems = _store_all(cache, todo, workers)
     if problems and not skip_broken:
-        shown = _in_short(sorted(problems))
+        shown = in_short(sorted(problems))
         raise CohortError(
             f"{len(problems)} of {len(todo)} studies cannot be cached ({shown}). Run `bmmae check` on the cohort, mend "
             "or remove them, or leave them out with --skip-broken"
         )
     return sorted(problems)
-
-
-def _in_short(problems: Sequence[NamedProblem]) -> str:
-    """Return in one sentence what is wrong with many studies."""
-    lines = lines_of(problems, MOST_NAMES)
-    more = [f"{len(lines) - MOST_KINDS} more"] if len(lines) > MOST_KINDS else []
-    return "; ".join([*lines[:MOST_KINDS], *more])
 
 
 def _store_all(cache: StudyCache, todo: Sequence[Study], workers: int) -> list[NamedProblem]:
@@ -284,7 +274,7 @@ def sound_studies(
     broken = [(study.name, problem) for study, problem in zip(studies, problems, strict=True) if problem]
     if not broken:
         return list(studies)
-    said = f"{len(broken)} of {len(studies)} studies cannot be read ({_in_short(broken)})"
+    said = f"{len(broken)} of {len(studies)} studies cannot be read ({in_short(broken)})"
     if len(broken) == len(studies):
         raise CohortError(f"{said}: none is left. Run `bmmae check` on the cohort, and mend them")
     if not skip_broken:

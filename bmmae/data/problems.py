@@ -10,6 +10,8 @@ from bmmae.errors import few
 
 ALIKE = 3
 """So many problems of one kind are told one by one; more are told by the first of them and the others' names."""
+MOST_KINDS, MOST_NAMES = 4, 5
+"""Kinds of problems that one sentence tells, and studies that it names of each beside the first."""
 
 _PARTICULAR = re.compile(r"\S*[\d/\\]\S*|\S+\.\S+")
 """What differs between two sentences about the same kind of problem: numbers, paths and names of files."""
@@ -43,6 +45,13 @@ def _told(kind: list[NamedProblem], most: int | None) -> list[NamedProblem]:
 def lines_of(problems: Iterable[NamedProblem], most: int | None = None) -> list[str]:
     """Return `gathered` problems as lines `name: what is wrong`."""
     return [f"{name}: {told}" for name, told in gathered(problems, most)]
+
+
+def in_short(problems: Iterable[NamedProblem]) -> str:
+    """Return in one sentence what is wrong with many studies."""
+    lines = lines_of(problems, MOST_NAMES)
+    more = [f"{len(lines) - MOST_KINDS} more"] if len(lines) > MOST_KINDS else []
+    return "; ".join([*lines[:MOST_KINDS], *more])
 
 
 def counted(number: int, one: str, many: str) -> str:

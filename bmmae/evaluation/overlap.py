@@ -31,14 +31,21 @@ class Overlap:
     known: bool
     parent_unknown: bool = False
 
+    @property
+    def warning(self) -> str:
+        """Why scores cannot be trusted; empty if nothing of the kind was found."""
+        if not self.studies:
+            return ""
+        listed = ", ".join(self.studies[:5]) + (" ..." if len(self.studies) > 5 else "")
+        return (
+            f"THE MODEL WAS TRAINED ON {len(self.studies)} OF THESE {self.tested} TEST STUDIES "
+            f"({self.images} images with the same voxels: {listed}): the scores say nothing about new patients"
+        )
+
     def __str__(self) -> str:
         """One sentence that stands above every table of metrics; in capitals where they cannot be trusted."""
         if self.studies:
-            listed = ", ".join(self.studies[:5]) + (" ..." if len(self.studies) > 5 else "")
-            return (
-                f"WARNING: THE MODEL WAS TRAINED ON {len(self.studies)} OF THESE {self.tested} TEST STUDIES "
-                f"({self.images} images with the same voxels: {listed}): the scores say nothing about new patients"
-            )
+            return f"WARNING: {self.warning}"
         if not self.known:
             return "NOT KNOWN whether the model was trained on these test studies: it carries no hashes of its images"
         if self.parent_unknown:
@@ -84,6 +91,5 @@ def warn_of_overlap(model: PretrainedModel, studies: Iterable[Study], cache: Stu
     Warns:
         UserWarning: Naming the studies.
     """
-    found = overlap(model, studies, cache)
-    if found.studies:
-        warnings.warn(str(found).removeprefix("WARNING: "), stacklevel=2)  # whoever prints it says so
+    if told := overlap(model, studies, cache).warning:
+        warnings.warn(told, stacklevel=2)

@@ -55,14 +55,14 @@ def refuse_replacing(written: Iterable[Path], folder: Path, note_name: str) -> N
     Raises:
         OccupiedError: Naming the file.
     """
-    made, sizes = _listed(folder, note_name), _sizes(folder, note_name)
+    made = _listed(folder, note_name)
     for path in dict.fromkeys([*written, *(folder / Path(name).name for name in made)]):
         if not path.exists():
             continue
         size = path.stat().st_size
         if path.name not in made:
             raise OccupiedError(f"{path} exists, and no earlier run has made it: move it away, or choose another --out")
-        if sizes.get(path.name, size) != size:
+        if made[path.name] not in (None, size):
             raise OccupiedError(
                 f"{path} was changed since an earlier run made it: move it away, or choose another --out"
             )
@@ -136,17 +136,14 @@ def read_note(folder: Path, note_name: str) -> dict[str, object] | None:
     return note if complete else None
 
 
-def _listed(folder: Path, note_name: str) -> tuple[str, ...]:
-    """Return the names of the files that a folder's note lists, whether they are all there or not."""
-    try:
-        return tuple(map(str, json.loads((folder / note_name).read_text())["files"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
+def _listed(folder: Path, note_name: str) -> dict[str, int | None]:
+    """Return the files that a folder's note lists, whether they are all there or not, and how many bytes they had.
 
-
-def _sizes(folder: Path, note_name: str) -> dict[str, int]:
-    """Return how large the files were that a folder's note lists; of earlier versions' nothing is known."""
+    None where the note is of an earlier version, which did not say.
+    """
     try:
-        return dict(json.loads((folder / note_name).read_text())["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        note = json.loads((folder / note_name).read_text())
+        sizes = dict(note.get("bytes", {}))
+        return {str(name): sizes.get(name) for name in note["files"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -12,16 +12,13 @@ from pathlib import Path
 
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.origin import pass_mark_on
-from bmmae.data.problems import NamedProblem, lines_of
+from bmmae.data.problems import NamedProblem, in_short
 from bmmae.data.raw.atlas import Atlas, load_atlas
 from bmmae.data.raw.extras import require
 from bmmae.data.raw.native import read_registration
 from bmmae.data.raw.study_pipeline import PipelineConfig, Prepared, prepare_study, prepared_before, state_of
 from bmmae.data.replacing import filled_cells, refuse_losing_columns
 from bmmae.errors import BmmaeError, CohortError, ImageError
-
-MOST_NAMES = 5
-"""Kinds of failures that one sentence tells, and studies that it names of each beside the first."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def preprocess_cohort(
     named = zip(cohort, outcomes, strict=True)
     failures = tuple((study.name, outcome) for study, outcome in named if isinstance(outcome, str))
     if not prepared:
-        raise CohortError(f"no study could be prepared: {'; '.join(lines_of(failures, MOST_NAMES)[:MOST_NAMES])}")
+        raise CohortError(f"no study could be prepared: {in_short(failures)}")
     pass_mark_on(cohort, out)
     remarks = tuple((item.study.name, remark) for item in prepared for remark in item.remarks)
     table = Cohort(tuple(item.study for item in prepared), cohort.modalities).write(out / "cohort.csv")
