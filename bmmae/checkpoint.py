@@ -97,13 +97,19 @@ def load_model(
         raise CheckpointError(_other_kind(str(source), model.kind, kind))
     if model.key_report is not None and not model.key_report.complete:
         warnings.warn(f"{source} was loaded in part: {model.key_report}", PartialLoadWarning, stacklevel=2)
-    told = _synthetic(provenance_of(model))
+    told = synthetic_training(model)
     if told:
         warnings.warn(f"{source} {told}", SyntheticWeightsWarning, stacklevel=2)
     return model.to(device)
 
 
-def _synthetic(provenance: Provenance) -> str:
+def synthetic_training(model: PretrainedModel) -> str:
+    """Say what it means that a model's weights were trained on synthetic data, to go on from its name; empty if not.
+
+    Raises:
+        CheckpointError: If what the model carries is no provenance.
+    """
+    provenance = provenance_of(model)
     if provenance.synthetic:
         return "was trained on synthetic data: its output means nothing for a patient"
     if provenance.parent_synthetic:

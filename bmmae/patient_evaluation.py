@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bmmae.checkpoint import synthetic_training
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
 from bmmae.data.location import file_name
@@ -54,9 +55,10 @@ def evaluate_cohort(
     model, outputs = next(iter(models.values()))
     studies = list({study.key: study for study in outputs.studies}.values())
     refuse_what_cannot_be_judged({name: each for name, (each, _) in models.items()}, studies)
-    seen = str(overlap(model, studies, cache))
+    seen = overlap(model, studies, cache)
+    doubts = [f"{name} {told}." for name, (each, _) in models.items() if (told := synthetic_training(each))]
     reference = list(models)[1] if len(models) > 1 else NAME
-    lines = [seen]
+    lines = [str(seen)]
     warn_of_unseen_classes(model.config.targets, studies)
     if any(target.survival for target in model.config.targets):
         warn_of_days([study.time for study in studies], [study.event for study in studies])
@@ -77,7 +79,8 @@ def evaluate_cohort(
                 classes,
                 survival,
                 title=f"{target}: {', '.join(models)}",
-                remarks=[seen, *_said(late.get(target, ()))],
+                remarks=[*([] if seen.nothing_found else [str(seen)]), *doubts, *_said(late.get(target, ()))],
+                assurances=[str(seen)] if seen.nothing_found else [],
                 reference=reference,
                 draws=draws,
                 scores=both,

@@ -82,7 +82,7 @@ def study_page(name: str, made: Reconstruction) -> str:
     body = [
         f"<h1>Reconstruction of {escape(name)}</h1>",
         f"<p class=notice><b>{', '.join(title(n) for n in made.volumes)}: synthetic, not acquired.</b> {NOTICE}</p>",
-        *(f"<p class=warning>{escape(remark)}</p>" for remark in made.remarks),
+        *(f"<p class=warning>{escape(remark)}</p>" for remark in (made.weights, *made.remarks) if remark),
         _figures(made),
         f"<p>{' '.join([PLANES, *(READING[column] for column in columns if column in READING)])}</p>",
         table(["", *columns], pictures),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_patients import PREPROCESS, tiny_patient_model, write_table
 
-from bmmae.checkpoint import load_model
+from bmmae.checkpoint import Provenance, describe, load_model
 from bmmae.cli import main
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import read_cohort
@@ -106,7 +106,14 @@ def test_tables_of_folds_join_at_the_months_that_all_of_them_tell(world: Path, t
 def test_models_are_judged_at_the_months_that_all_of_them_tell(world: Path, tmp_path: Path) -> None:
     models = {name: followed_for(world, months) for name, months in (("long", 40.0), ("short", 9.5))}
     pairs = {name: (model, guesses(world, model)) for name, model in models.items()}
+    long, short = models.values()
+    describe(long, provenance=Provenance(content_hashes=("other images",)))
+    describe(short, provenance=Provenance(parent_synthetic=True))
     said = evaluate_cohort(pairs, StudyCache(None, PREPROCESS, STANDARD), tmp_path, draws=0)
+    page = (tmp_path / "cox.html").read_text()
+    assert "<p class=fine>None of the 12 test studies was in the model's training" in page
+    assert "<p class=warning>short was pretrained on synthetic data: measure it on labelled patients" in page
+    assert "long was" not in page
     told = "Chances of survival at months 12, 18, 24, 36 are not judged"
     assert said.count(told) == 2  # hazard and cox
     for form in ("hazard", "cox"):

@@ -17,7 +17,7 @@ import pytest
 from tiny_models import tiny_mae
 from tiny_studies import brain, picture, save, write_study
 
-from bmmae.checkpoint import Provenance, load_model, save_model
+from bmmae.checkpoint import Provenance, describe, load_model, save_model
 from bmmae.cli import main
 from bmmae.data.cohort import Cohort, read_cohort
 from bmmae.data.preprocess import PreprocessConfig
@@ -409,3 +409,21 @@ def test_the_report_of_a_study_without_truth_claims_nothing(mae: MAE, cohort: Co
     assert html.count("<img ") == 4
     assert "nothing can be said of how close they are" in html
     assert "real, hidden" not in html
+    assert "synthetic data" not in html
+
+
+@pytest.mark.parametrize(
+    ("provenance", "told"),
+    [
+        (Provenance(synthetic=True), "The model was trained on synthetic data: its output means nothing for a patient."),
+        (Provenance(parent_synthetic=True), "The model was pretrained on synthetic data: measure it"),
+    ],
+)
+def test_the_report_says_that_weights_were_trained_on_synthetic_images(
+    cohort: Cohort, tmp_path: Path, provenance: Provenance, told: str
+) -> None:
+    describe(toy := tiny_mae(), PreprocessConfig(), provenance)
+    images = {name: str(path) for name, path in cohort[1].images.items()}
+    reconstruct_to_folder(toy, images, tmp_path / "out", page=study_page)
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert html.index(told) < html.index("<img ")

@@ -536,6 +536,20 @@ def test_doubts_about_a_study_of_a_cohort_are_told_and_counted(
         assert f"2 studies: 2 {status}; 1 with reasons for doubt (see above)" in told.out
 
 
+def test_what_many_studies_share_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bmmae.checkpoint import save_model
+
+    saved = save_model(tiny_segmentation(SIZE), tmp_path / "model", preprocessing=PreprocessConfig())
+    thick = [write_study(tmp_path / f"p{n}", ("t1",), spacing=(1, 1, 3), labelled=False) for n in range(4)]
+    truth = save(tmp_path / "truth.nii.gz", np.full(SHAPE, 9, np.uint8), spacing=(1, 1, 3))
+    table = Cohort(tuple(replace(study, seg=truth) for study in thick)).write(tmp_path / "cohort.csv")
+    assert main(["segment", "--model", str(saved), "--cohort", str(table), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("warning: p0: ") == told.err.count("not judged: p0: ") == 1
+    assert told.err.count("(and 3 more like it: p1, p2, p3)") == 2
+    assert "4 studies: 4 segmented; 4 with reasons for doubt (see above); 4 not judged (see above)" in told.out
+
+
 def test_truth_that_is_a_mask_of_whole_lesions_is_told(model: SegmentationModel, tmp_path: Path) -> None:
     mask = one(tmp_path, seg=save(tmp_path / "mask.nii.gz", (lesion() > 0).astype(np.uint8)))
     empty = replace(mask, subject="q", seg=save(tmp_path / "none.nii.gz", np.zeros(SHAPE, np.uint8)))

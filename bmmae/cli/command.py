@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
-from bmmae.data.problems import counted
+from bmmae.data.problems import counted, lines_of
 from bmmae.errors import OutputError
 from bmmae.modalities import STANDARD, find, in_table_order
+
+if TYPE_CHECKING:
+    from bmmae.data.cohort import Study
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Run: TypeAlias = Callable[[argparse.Namespace], int]
@@ -98,6 +102,10 @@ class Done(Protocol):
     """What became of one study of a cohort."""
 
     @property
+    def study(self) -> Study:
+        """Which one."""
+
+    @property
     def status(self) -> str:
         """One word."""
 
@@ -106,11 +114,17 @@ class Done(Protocol):
         """Reasons to doubt the result."""
 
 
+def print_doubts(results: Sequence[Done]) -> None:
+    """Print the reasons to doubt what became of a cohort's studies; one that many share is told once."""
+    for line in lines_of((result.study.name, remark) for result in results for remark in result.remarks):
+        print(f"warning: {line}", file=sys.stderr)
+
+
 def tally(results: Sequence[Done], said: Mapping[str, str]) -> str:
     """Return a line that counts a cohort's studies.
 
     Args:
-        results: One a study; their remarks have been printed.
+        results: One a study; `print_doubts` has told their remarks.
         said: What each status is called, in the order wanted.
     """
     counts = Counter(result.status for result in results)

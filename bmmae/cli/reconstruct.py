@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmmae.cli.command import Commands, add_command, require_writable, tally
+from bmmae.cli.command import Commands, add_command, print_doubts, require_writable, tally
 from bmmae.cli.images import add_images, given_images, load, required_images
 from bmmae.errors import ConfigError, few
 from bmmae.modalities import title
@@ -108,8 +108,6 @@ def _tell(outcomes: list[Outcome], folder: Path) -> None:
             skipped.setdefault(outcome.problem, []).append(outcome.study.name)
         elif outcome.problem:
             print(f"{outcome.status}: {outcome.study.name}: {outcome.problem}", file=sys.stderr)
-        for remark in outcome.remarks:
-            print(f"warning: {outcome.study.name}: {remark}", file=sys.stderr)
     for problem, names in skipped.items():  # one line for all: a cohort may have hundreds
         print(f"skipped: {few(names, quote='')}: {problem}", file=sys.stderr)
     said: dict[str, str] = {
@@ -119,6 +117,7 @@ def _tell(outcomes: list[Outcome], folder: Path) -> None:
         "skipped": "skipped, with nothing of the subset",
         "failed": "FAILED",
     }
+    print_doubts(outcomes)
     print(tally(outcomes, said))
     if any(outcome.status not in LEFT_OUT for outcome in outcomes):
         print(f"completed table: {folder / 'cohort.csv'}")

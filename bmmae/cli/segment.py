@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmmae.cli.command import Commands, add_command, amount, require_writable, tally, whole
+from bmmae.cli.command import Commands, add_command, amount, print_doubts, require_writable, tally, whole
 from bmmae.cli.images import add_images, given_images, load, required_images
+from bmmae.data.problems import lines_of
 from bmmae.errors import ConfigError, LabelError, OutputError
 from bmmae.notice import NOTICE
 
@@ -185,12 +186,13 @@ def _tell(results: list[StudyResult], folder: Path) -> None:
         print(f"{result.study.name}: {result.seconds:.1f} s" + (f"; Dice {told}" if told else ""))
         for region, cleaned in result.cleaned.items():
             print(f"  postprocessing, {region}: {cleaned}")
-        if result.problem:
-            print(f"not judged: {result.study.name}: {result.problem}", file=sys.stderr)
-        for remark in result.remarks:
-            print(f"warning: {result.study.name}: {remark}", file=sys.stderr)
+    unjudged = [(result.study.name, result.problem) for result in results if result.status != "failed"]
+    unjudged = [(name, problem) for name, problem in unjudged if problem]
+    for line in lines_of(unjudged):
+        print(f"not judged: {line}", file=sys.stderr)
+    print_doubts(results)
     said: dict[str, str] = {"made": "segmented", "kept": "finished before", "failed": "FAILED"}
-    print(tally(results, said))
+    print(tally(results, said) + (f"; {len(unjudged)} not judged (see above)" if unjudged else ""))
     scores = [score for result in results for score in result.scores]
     if scores:
         _tell_scores(scores, folder)

@@ -42,6 +42,11 @@ class Overlap:
             f"({self.images} images with the same voxels: {listed}): the scores say nothing about new patients"
         )
 
+    @property
+    def nothing_found(self) -> bool:
+        """Whether all training images are known, and none is among the test images."""
+        return self.known and not self.studies and not self.parent_unknown
+
     def __str__(self) -> str:
         """One sentence that stands above every table of metrics; in capitals where they cannot be trusted."""
         if self.studies:

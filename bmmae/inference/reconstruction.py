@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from bmmae.arrays import Float
-from bmmae.checkpoint import provenance_of
+from bmmae.checkpoint import provenance_of, synthetic_training
 from bmmae.errors import ConfigError, ModalityError
 from bmmae.inference.agreement import Agreement
 from bmmae.inference.likeness import UnlikeTrainingWarning, untrained
@@ -75,6 +75,7 @@ class Reconstruction:
         deviations: Their standard deviations Float[X, Y, Z], in the same units; empty if not asked for.
         intensities: What kind of scale each has.
         remarks: Reasons to doubt the results, one sentence each.
+        weights: What must be known of the model wherever the results are shown; empty if nothing.
         truth: Real images of synthesised modalities, where the study has them.
         agreement: How close the synthesised ones are to these.
     """
@@ -84,6 +85,7 @@ class Reconstruction:
     deviations: Mapping[str, Float[np.ndarray, "X Y Z"]]
     intensities: Mapping[str, Intensity]
     remarks: tuple[str, ...] = ()
+    weights: str = ""
     truth: Mapping[str, Float[np.ndarray, "X Y Z"]] = field(default_factory=dict)
     agreement: Mapping[str, Agreement] = field(default_factory=dict)
 
@@ -204,7 +206,10 @@ def synthesise(model: MAE, study: LoadedStudy, absent: Sequence[str], options: R
     )
     for remark in remarks:
         warnings.warn(remark, UnlikeTrainingWarning, stacklevel=3)
-    return Reconstruction(study, volumes, deviations, intensities, (*study.remarks, *remarks))
+    told = synthetic_training(model)
+    return Reconstruction(
+        study, volumes, deviations, intensities, (*study.remarks, *remarks), f"The model {told}." if told else ""
+    )
 
 
 def _without_deviation(names: Sequence[str]) -> tuple[str, ...]:

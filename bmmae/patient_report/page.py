@@ -82,6 +82,7 @@ def patient_page(
     *,
     title: str,
     remarks: Sequence[str] = (),
+    assurances: Sequence[str] = (),
     reference: str = NAME,
     draws: int = DRAWS,
     scores: Scores | None = None,
@@ -92,7 +93,9 @@ def patient_page(
         classes: Predictions of classes, if any.
         survival: Predictions of survival, if any.
         title: What was evaluated.
-        remarks: Sentences that must stand above the figures: whether the model has seen the patients, synthetic data.
+        remarks: Reasons to doubt the figures, which must stand above them: patients that the model has seen, synthetic
+            data.
+        assurances: What speaks for them: that the model has seen none of the patients.
         reference: The model that the others are compared with; the clinical-only one.
         draws: Bootstrap draws.
         scores: What `score_all` returns, if it is known already.
@@ -113,6 +116,7 @@ def patient_page(
     parts = [
         f"<h1>{escape(title)}</h1><p class=notice>{escape(NOTICE, quote=False)}</p>",
         f"<p>{_counts(keys)}</p>",
+        *(f"<p class=fine>{escape(assurance, quote=False)}</p>" for assurance in assurances),
         *(f"<p class=warning>{escape(doubt, quote=False)}</p>" for doubt in doubts),
         _class_section(classes, class_scores, reference, draws) if classes else "",
         _survival_section(survival, survival_scores, reference, draws) if survival else "",
@@ -128,6 +132,7 @@ def write_patient_report(
     *,
     title: str,
     remarks: Sequence[str] = (),
+    assurances: Sequence[str] = (),
     reference: str = NAME,
     draws: int = DRAWS,
     scores: Scores | None = None,
@@ -139,7 +144,14 @@ def write_patient_report(
         OutputError: If it cannot be written.
     """
     page = patient_page(
-        classes, survival, title=title, remarks=remarks, reference=reference, draws=draws, scores=scores
+        classes,
+        survival,
+        title=title,
+        remarks=remarks,
+        assurances=assurances,
+        reference=reference,
+        draws=draws,
+        scores=scores,
     )
     write_whole(Path(path), page.encode())
     return Path(path)
