@@ -22,7 +22,7 @@ from bmmae.evaluation.scores import Score, format_scores
 from bmmae.model.patient import PatientModel
 from bmmae.patient_prediction import Outputs, warn_of_unseen_classes
 from bmmae.patient_report import score_all, write_patient_report
-from bmmae.patient_tables import Answers, follow_up, tables, write_table, write_tables
+from bmmae.patient_tables import Answers, follow_up, reported_months, tables, write_table, write_tables
 from bmmae.targets import UNKNOWN, Target, as_label, survival_classes, warn_of_days
 
 SHOWN = ("auc", "balanced_accuracy", "brier", "harrell_c", "uno_c", "integrated_brier")
@@ -66,7 +66,7 @@ def evaluate_cohort(
     found: dict[str, Answers] = {}
     late = _past_follow_up([each for each, _ in models.values()])
     for name, (each, own) in models.items():
-        found = _joined(found, _without(tables(each.config.targets, own, name, pooled=True), late), name)
+        found = _joined(found, _without(tables(each.config.targets, own, name, pooled=True), late))
     write_tables(out / "predictions", found)
     rows: list[dict[str, Cell]] = []
     for target, answers in found.items():
@@ -103,11 +103,12 @@ def refuse_what_cannot_be_judged(models: Mapping[str, PatientModel], studies: Se
         studies: Of the cohort.
 
     Raises:
-        ConfigError: If a model predicts other targets or classes than the first.
+        ConfigError: If a model predicts other targets or classes than the first, or survival at other months.
         CohortError: If the cohort knows the truth of no target; says of each why.
     """
     first, *others = models
-    expected = _classes_of(models[first])
+    expected, late = _classes_of(models[first]), _past_follow_up(list(models.values()))
+    told = _months(models[first], late)
     for name in others:
         found = _classes_of(models[name])
         if found.keys() != expected.keys():
@@ -116,6 +117,9 @@ def refuse_what_cannot_be_judged(models: Mapping[str, PatientModel], studies: Se
         odd = next((target for target, classes in expected.items() if found[target] != classes), None)
         if odd is not None:
             raise ConfigError(f"'{name}' knows other classes of '{odd}' than the first: {found[odd]}")
+        for target, months in _months(models[name], late).items():
+            if months != told.get(target):
+                raise ConfigError(f"'{name}' tells survival of '{target}' at other months than the first: {months}")
     untold = _untold(models[first].config.targets, studies)
     if len(untold) == len(expected):
         reasons = "; ".join(f"{target}: {reason}" for target, reason in untold.items())
@@ -138,6 +142,12 @@ def _classes_of(model: PatientModel) -> dict[str, tuple[str, ...]]:
         several = target.kind == "multilabel"
         found |= dict.fromkeys(_columns_of(target), ("no", "yes")) if several else {target.name: target.classes}
     return found
+
+
+def _months(model: PatientModel, late: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """The months at which a model's curves are judged, by survival target."""
+    survival = (target for target in model.config.targets if target.survival)
+    return {each.name: [month for month in reported_months(each) if month not in late[each.name]] for each in survival}
 
 
 def _untold(targets: Sequence[Target], studies: Sequence[Study]) -> dict[str, str]:
@@ -212,13 +222,13 @@ def _merged(both: tuple[list[Score], list[Score]]) -> list[Score]:
     return list({(s.model, s.subset, s.fold, s.metric): s for s in reversed(scores)}.values())[::-1]
 
 
-def _joined(found: dict[str, Answers], new: dict[str, Answers], model: str) -> dict[str, Answers]:
+def _joined(found: dict[str, Answers], new: dict[str, Answers]) -> dict[str, Answers]:
     if not found:
         return new
-    return {name: _both(name, found[name], new[name], model) for name in found}
+    return {name: _both(found[name], new[name]) for name in found}
 
 
-def _both(name: str, one: Answers, two: Answers, model: str) -> Answers:
+def _both(one: Answers, two: Answers) -> Answers:
     classes, survival = one[0], one[1]
     if classes is not None and two[0] is not None:
         classes = ClassPredictions(
@@ -228,13 +238,11 @@ def _both(name: str, one: Answers, two: Answers, model: str) -> Answers:
             np.concatenate([classes.probabilities, two[0].probabilities]),
         )
     if survival is not None and two[1] is not None:
-        survival = _both_curves(name, survival, two[1], model)
+        survival = _both_curves(survival, two[1])
     return classes, survival
 
 
-def _both_curves(name: str, one: SurvivalPredictions, two: SurvivalPredictions, model: str) -> SurvivalPredictions:
-    if not np.array_equal(one.at, two.at):
-        raise ConfigError(f"'{model}' reads the curve of '{name}' at other months than the first: {two.at.tolist()}")
+def _both_curves(one: SurvivalPredictions, two: SurvivalPredictions) -> SurvivalPredictions:
     return SurvivalPredictions(
         keys=one.keys + two.keys,
         time=np.concatenate([one.time, two.time]),

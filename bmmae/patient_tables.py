@@ -105,7 +105,7 @@ def _classes(target: Target, keys: tuple[PredictionKey, ...], outputs: Outputs) 
 def _survival(target: Target, keys: tuple[PredictionKey, ...], outputs: Outputs) -> SurvivalPredictions:
     logits = outputs.logits[target.name]
     time, event = follow_up(outputs.studies)
-    months = tuple(month for month in _reported(target) if month not in target.past_follow_up)
+    months = tuple(month for month in reported_months(target) if month not in target.past_follow_up)
     curve = _exact(survival_at(target, logits, months)) if months else np.zeros((len(keys), 0))
     return SurvivalPredictions(
         keys=keys,
@@ -118,7 +118,7 @@ def _survival(target: Target, keys: tuple[PredictionKey, ...], outputs: Outputs)
     )
 
 
-def _reported(target: Target) -> tuple[float, ...]:
+def reported_months(target: Target) -> tuple[float, ...]:
     """Months of a survival curve: none without the baseline hazard of a Cox target."""
     return target.reported if target.kind != "cox" or target.baseline else ()
 
@@ -147,7 +147,7 @@ def prediction_rows(model: PatientModel, outputs: Outputs) -> list[dict[str, Cel
     `<target>_alive_<months>` (chance to live past them; NaN past the longest follow-up of the training fold).
     """
     answers = tables(model.config.targets, outputs)
-    reported = {target.name: _reported(target) for target in model.config.targets if target.survival}
+    reported = {target.name: reported_months(target) for target in model.config.targets if target.survival}
     rows: list[dict[str, Cell]] = []
     for index, (study, subset) in enumerate(zip(outputs.studies, outputs.subsets, strict=True)):
         label = subset_label(subset)

@@ -12,6 +12,7 @@ import torch
 
 from bmmae.arrays import Array
 from bmmae.data.loaders import EVALUATION_EPOCH
+from bmmae.data.planes import COLOURS
 from bmmae.errors import OutputError
 from bmmae.modalities import subset_label, title
 from bmmae.model.mae import MAE
@@ -34,8 +35,9 @@ READING = (
     "model.\nDifferences: red too bright, blue too dark, full colour from 2.5 on."
 )
 """How to read the panels; under every report."""
-REGION_COLOURS = {"red": "#e6194b", "yellow": "#ffe119", "cyan": "#42d4f4", "purple": "#b04fd8"}
-"""Of outlines, told apart by the colour-blind too."""
+_NAMES = ("red", "yellow", "cyan", "purple")
+REGION_COLOURS = {name: f"#{bytes(colour).hex()}" for name, colour in zip(_NAMES, COLOURS, strict=False)}
+"""Of outlines, by name."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def picture_reconstruction(model: MAE, sample: Sample) -> Pictures:
             wanted = torch.zeros_like(exists)
             wanted[:, index] = model.tokens(images, torch.ones_like(available), brain)[:, index]
             absent[:, index] = model.predict(images, others, wanted, valid)[:, index]
-    right, front, _ = model.metadata.preprocessing.get("spacing", model.config.synthesis.spacing)
+    right, front, _ = model.spacing
     return Pictures(
         images=images[0].cpu().numpy(),
         available=available[0].cpu().numpy(),

@@ -415,6 +415,12 @@ def test_models_of_other_targets_are_refused_by_what_they_say(world: Path) -> No
         refuse_what_cannot_be_judged({"one": model, "two": fewer}, studies)
     with pytest.raises(ConfigError, match="'two' knows other classes of 'subtype' than the first"):
         refuse_what_cannot_be_judged({"one": model, "two": swapped}, studies)
+    sparse = tiny_patient_model(list(studies[:7]))
+    sparse.config = replace(
+        model.config, targets=tuple(replace(t, curve=(6.0,)) if t.kind == "hazard" else t for t in model.config.targets)
+    )
+    with pytest.raises(ConfigError, match=r"'two' tells survival of 'hazard' at other months than the first: \[6.0\]"):
+        refuse_what_cannot_be_judged({"one": model, "two": sparse}, studies)
 
 
 def test_evaluate_tells_times_in_days_once(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

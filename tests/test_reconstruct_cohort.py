@@ -415,7 +415,7 @@ def test_the_report_of_a_study_without_truth_claims_nothing(mae: MAE, cohort: Co
 @pytest.mark.parametrize(
     ("provenance", "told"),
     [
-        (Provenance(synthetic=True), "The model was trained on synthetic data: its output means nothing for a patient."),
+        (Provenance(synthetic=True), "The model was trained on synthetic data: its output means nothing"),
         (Provenance(parent_synthetic=True), "The model was pretrained on synthetic data: measure it"),
     ],
 )

@@ -14,7 +14,7 @@ from bmmae.data.brain import box_of
 from bmmae.data.scans import Grid
 
 COLOURS = ((230, 25, 75), (255, 225, 25), (66, 212, 244), (176, 79, 216), (245, 130, 49), (67, 99, 216))
-"""Outlines of label values, from the smallest on; more values begin anew."""
+"""Outlines of label values, from the smallest on, told apart by the colour-blind too; more values begin anew."""
 PANEL = 180
 """Pixels of the image's longest extent."""
 

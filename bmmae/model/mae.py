@@ -135,7 +135,6 @@ class MAE(EncoderModel):
         out = self.place(self(volumes, visible, targets).values, targets, size)
         if self.synthesis is None:
             return out
-        spacing = self.metadata.preprocessing.get("spacing", self.config.synthesis.spacing)
         grid = patch_grid(size, self.config.patch)
         for sample, asked in enumerate(targets.any(-1)):
             wanted = asked.nonzero()[:, 0].tolist()
@@ -144,7 +143,7 @@ class MAE(EncoderModel):
             scanned = spread(readable, grid, self.config.patch) & brain
             scanned = scanned if valid is None else scanned & valid[sample]
             here = spread(targets[sample][wanted], grid, self.config.patch)
-            made = self.synthesis.predict(volumes[sample], scanned, brain & here.any(0), spacing, wanted)
+            made = self.synthesis.predict(volumes[sample], scanned, brain & here.any(0), self.spacing, wanted)
             known = made.known & here
             out[sample, wanted] = torch.where(known, made.values.to(out.dtype), out[sample, wanted])
         return out
@@ -162,6 +161,12 @@ class MAE(EncoderModel):
         patches = values.new_zeros(*targets.shape, values.shape[-1])
         patches[targets] = values
         return unpatchify(patches, patch_grid(size, self.config.patch), self.config.patch)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres of the grid that it was trained on; those of its voxel-wise regression if it does not say."""
+        right, front, up = self.metadata.preprocessing.get("spacing", self.config.synthesis.spacing)
+        return float(right), float(front), float(up)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that are embeddings and tokens rather than weights."""

@@ -56,6 +56,8 @@ class SegmentationConfig:
         object.__setattr__(self, "regions", tuple(self.regions))
         if not self.regions:
             raise ConfigError("a segmentation model needs at least one region, got none")
+        if len(set(self.regions)) < len(self.regions):
+            raise ConfigError(f"a segmentation model names each region once, got {', '.join(self.regions)}")
         exponent = int(math.log2(self.model.patch[0]))
         if exponent < 1 or any(p != 2**exponent for p in self.model.patch):
             raise ConfigError(f"segmentation needs a cubic patch whose side is a power of 2, got {self.model.patch}")

@@ -168,6 +168,11 @@ def test_no_region_is_refused() -> None:
         SegmentationConfig(tiny_config(), regions=())
 
 
+def test_a_region_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="names each region once, got WT, ET, WT"):
+        SegmentationConfig(tiny_config(), regions=("WT", "ET", "WT"))
+
+
 @pytest.mark.parametrize("levels", [3, -1])
 def test_more_supervised_scales_than_there_are_is_refused(levels: int) -> None:
     with pytest.raises(ConfigError, match="expected 0 to 2"):
