@@ -15,7 +15,7 @@ from bmmae.clinical import ClinicalVariable, VectorInput
 from bmmae.data.augment import NO_AUGMENTATION, AugmentConfig
 from bmmae.data.blocks import Place, anywhere
 from bmmae.data.cache import StudyCache
-from bmmae.data.cohort import Study
+from bmmae.data.cohort import RESERVED, Study
 from bmmae.data.dataset import StudyDataset, View, centred
 from bmmae.data.labels import BINARY
 from bmmae.data.loaders import EVALUATION_EPOCH, Address, Sample, sample_generator
@@ -212,9 +212,14 @@ def cells_of(studies: Sequence[Study], column: str) -> list[Cell]:
     """Return a column's cells.
 
     Raises:
-        CohortError: If the table has no such column.
+        CohortError: If the table has no such column, or it is one of those with a meaning of their own.
     """
     known = dict.fromkeys(name for study in studies for name in study.values)
+    if column in RESERVED:
+        raise CohortError(
+            f"the column '{column}' has a meaning of its own and is neither a label nor a clinical variable: copy it "
+            "under another name"
+        )
     if column not in known:
         raise CohortError(f"the cohort has no column '{column}': beside images it has {', '.join(known) or 'none'}")
     return [study.values.get(column) for study in studies]

@@ -210,6 +210,7 @@ def test_scaling_is_that_of_the_training_fold() -> None:
     ("targets", "beside", "message"),
     [
         (TargetsConfig(labels=("grade",)), BesideConfig(), "no column 'grade': beside images it has subtype, site"),
+        (TargetsConfig(labels=("split",)), BesideConfig(), "'split' has a meaning of its own .* under another name"),
         (TargetsConfig(labels=("subtype",)), BesideConfig(clinical=("ki67",)), "no column 'ki67'"),
         (TargetsConfig(labels=("subtype",)), BesideConfig(clinical=("subtype",)), "'subtype' is predicted"),
         (TargetsConfig(survival=("cox",)), BesideConfig(clinical=("time",)), "'time' is predicted"),
