@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from bmmae.arrays import Array
+from bmmae.data.check import check_cohort
 from bmmae.data.cohort import read_cohort
 from bmmae.data.synthetic import GENERATOR_VERSION, SyntheticConfig, SyntheticStudy, make_cohort, make_study
 from bmmae.data.synthetic.anatomy import Anatomy, make_anatomy
@@ -108,6 +109,7 @@ def test_a_cohort_on_disk_says_where_it_comes_from(tmp_path: Path) -> None:
     table = make_cohort(tmp_path / "c", SMALL, progress=False, workers=1)
     cohort = read_cohort(table)
     assert len(cohort) == 3
+    assert "labels" not in {finding.code for finding in check_cohort(cohort, progress=False).findings}
     written = json.loads((tmp_path / "c" / "ceilings.json").read_text())
     assert written["generator_version"] == GENERATOR_VERSION
     assert f"version {GENERATOR_VERSION}" in (tmp_path / "c" / "README.md").read_text()

@@ -13,7 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from bmmae.arrays import Array, Float
+from bmmae.data.coding import SEG_CODING
 from bmmae.data.cohort import Cohort, Study
+from bmmae.data.labels import BRATS2017
 from bmmae.data.synthetic.anatomy import FIELD_OF_VIEW, make_anatomy
 from bmmae.data.synthetic.contrast import make_contrast
 from bmmae.data.synthetic.findings import SITES, SUBTYPES, VISIBLE_ON, Patient, best_scores, draw_patients
@@ -191,7 +193,7 @@ def _write_study(out: Path, config: SyntheticConfig, index: int) -> Study:
         split=made.split,
         time=round(made.patient.time, 2),
         event=made.patient.event,
-        values=made.values,
+        values={**made.values, SEG_CODING: BRATS2017.name},
     )
 
 
@@ -215,8 +217,8 @@ Made by `bmmae synth`, generator version {GENERATOR_VERSION}: {made},
 {config.missing:.0%} of the modalities left out.
 **These are no patients.** Models trained on them mean nothing for one.
 
-`seg` uses the coding `brats2017` (1 core, 2 oedema, 4 enhancing). `time` is in months; `event` is 1 where death was
-observed.
+`seg` uses the coding `brats2017` (1 core, 2 oedema, 4 enhancing), as the column `seg_coding` says. `time` is in months;
+`event` is 1 where death was observed.
 
 ## The best that can be reached
 With the generator's own knowledge of what the images show, integrated over what the absent modalities would have shown:
