@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,8 @@ def refuse_what_cannot_be_judged(models: Mapping[str, PatientModel], studies: Se
 
     Raises:
         ConfigError: If a model predicts other targets or classes than the first, or survival at other months.
-        CohortError: If the cohort knows the truth of no target; says of each why.
+        CohortError: If the cohort knows the truth of no target; says of each why. If a multi-label cell is neither
+            yes nor no.
     """
     first, *others = models
     expected, late = _classes_of(models[first]), _past_follow_up(list(models.values()))
@@ -120,6 +122,8 @@ def refuse_what_cannot_be_judged(models: Mapping[str, PatientModel], studies: Se
         for target, months in _months(models[name], late).items():
             if months != told.get(target):
                 raise ConfigError(f"'{name}' tells survival of '{target}' at other months than the first: {months}")
+    for target, study in product(models[first].config.targets, studies):
+        target.encode(study.values)
     untold = _untold(models[first].config.targets, studies)
     if len(untold) == len(expected):
         reasons = "; ".join(f"{target}: {reason}" for target, reason in untold.items())

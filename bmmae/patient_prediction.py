@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -121,7 +121,8 @@ def predict(
         CohortError: If no study is left.
         ImageError: If an image cannot be read.
     """
-    visits = Visits(studies, cache, columns_of(model), only, every, batch_size, progress)
+    unlabelled = replace(columns_of(model), targets=())  # whatever stands in columns of labels
+    visits = Visits(studies, cache, unlabelled, only, every, batch_size, progress)
     return over_subsets(model, visits, lambda batch: run_model(model, batch, model.config))
 
 

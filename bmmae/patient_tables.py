@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -146,7 +147,8 @@ def prediction_rows(model: PatientModel, outputs: Outputs) -> list[dict[str, Cel
     `<target>` (the most probable class), `<target>_p_<class>`, `<target>_risk` (higher = dies sooner),
     `<target>_alive_<months>` (chance to live past them; NaN past the longest follow-up of the training fold).
     """
-    answers = tables(model.config.targets, outputs)
+    people = tuple(replace(study, values={}) for study in outputs.studies)  # whatever stands in columns of labels
+    answers = tables(model.config.targets, replace(outputs, studies=people))
     reported = {target.name: reported_months(target) for target in model.config.targets if target.survival}
     rows: list[dict[str, Cell]] = []
     for index, (study, subset) in enumerate(zip(outputs.studies, outputs.subsets, strict=True)):

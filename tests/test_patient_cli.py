@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tiny_models import tiny_config
 from tiny_patients import PREPROCESS, tiny_patient_model, write_table
 
-from bmmae.checkpoint import load_model, save_model
+from bmmae.checkpoint import describe, load_model, save_model
 from bmmae.cli import main
 from bmmae.clinical import ClinicalVariable
 from bmmae.data.cohort import Study, read_cohort
@@ -25,8 +25,10 @@ from bmmae.data.tables import Cell
 from bmmae.embedding_plot import cells_to_colour, draw_embeddings
 from bmmae.errors import ConfigError
 from bmmae.model.mae import MAE
+from bmmae.model.patient import PatientModel, PatientModelConfig
 from bmmae.patient_evaluation import model_names, refuse_what_cannot_be_judged
 from bmmae.patient_prediction import warn_of_other_units
+from bmmae.targets import Target
 
 ALL = "t1+t1ce+t2+flair"
 
@@ -389,6 +391,24 @@ def test_evaluate_without_any_truth_says_so(world: Path, tmp_path: Path, capsys:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_labels_that_cannot_be_read_stop_an_evaluation_and_no_prediction(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    markers = ("idh", "mgmt")
+    target = Target("markers", "multilabel", markers, markers, shares=(0.5, 0.5))
+    model = PatientModel(PatientModelConfig(tiny_config(), (target,), ())).eval()
+    describe(model, PREPROCESS)
+    model.save_pretrained(tmp_path / "model")
+    table = pd.read_csv(world / "cohort.csv", dtype=str).assign(idh="pending", mgmt="yes")
+    table.to_csv(world / "pending.csv", index=False)
+    words = ["--model", str(tmp_path / "model"), "--cohort", str(world / "pending.csv"), "--cache", str(tmp_path)]
+    assert main(["predict", *words, "--out", str(tmp_path / "p.csv")]) == 0
+    assert pd.read_csv(tmp_path / "p.csv")["markers-idh"].isin(["yes", "no"]).all()
+    capsys.readouterr()
+    assert main(["evaluate", *words, "--out", str(tmp_path / "ev")]) == 2
+    assert "column 'idh' holds 'pending': expected 1, 0, yes, no" in error(capsys)
+
+
 def test_evaluate_says_why_a_truth_is_not_known(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
