@@ -185,6 +185,8 @@ def _run_cache(given: argparse.Namespace) -> int:
     warn_of_other_entries(cache, studies)
     plan = plan_cache(cache, studies)
     print(plan, flush=True)
+    if plan.todo:
+        require_writable(given.out)
     left_out = build_cache(cache, plan.todo, workers=given.workers, skip_broken=given.skip_broken)
     for line in lines_of(left_out):
         print(f"left out: {line}", file=sys.stderr)

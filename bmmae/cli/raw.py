@@ -58,6 +58,8 @@ def _run_import(given: argparse.Namespace) -> int:
     found = find_series(given.folder, wanted, given.mapping)
     rows = apply_table(given.table, found.rows, wanted) if given.table else found.rows
     print(format_rows(rows))
+    for doubt in found.doubts:
+        print(f"warning: {doubt}", file=sys.stderr)
     if given.mapping:
         write_mapping(given.mapping, found.series, found.names, given.out)
     if not given.table:

@@ -31,6 +31,9 @@ LARGEST_BRAIN = 2000
 FULL_COVERAGE = 0.95
 """Skull-stripping differs a little between the modalities of one study; less than this is a cropped scan."""
 
+FEWEST_SLICES = 8
+"""Fewer along any axis do not cover a brain: localisers, single slices, exports that broke off."""
+
 
 @dataclass(frozen=True)
 class ImageGlance:
@@ -172,6 +175,7 @@ def _check(study: Study, coding: Coding | None, pictures: bool) -> Looked:
         except BmmaeError as error:
             look.add("error", "file", path, str(error))
     _check_pictures(look)
+    _check_slices(look)
     _check_acquired(look)
     _check_axes(look)
     _check_grids(look)
@@ -196,6 +200,14 @@ def _check_pictures(look: _Look) -> None:
         if low == high:
             message = f"{scan.path.name} holds {low:g} wherever it is not 0: a mask, no image; name the image instead"
             look.add("error", "constant", scan.path, message)
+
+
+def _check_slices(look: _Look) -> None:
+    """Warn of images too thin to show a brain."""
+    for scan in look.scans.values():
+        if min(scan.grid.shape) < FEWEST_SLICES:
+            message = f"{scan.path.name} has {scan.grid}: is it a localiser or a part of a scan? Leave its cell blank"
+            look.add("warning", "thin", scan.path, message)
 
 
 def _check_acquired(look: _Look) -> None:

@@ -68,11 +68,13 @@ def _duplicates(cohort: Cohort, digests: Sequence[Mapping[str, tuple[str, str]]]
                 first[digest] = study, path
                 continue
             twin, seen = first[digest]
-            if twin is not study and twin.group == study.group:
-                continue
-            leak = twin.split != study.split
-            message = (
-                f"{Path(path).name} has the same voxels as {Path(seen).name} of {twin.name}"
-                f"{f' in split {twin.split}' if leak else ''}; delete one, or give both the same `group`"
-            )
+            leak = twin.group != study.group and twin.split != study.split
+            if twin is study:
+                advice = ", which stands in another column of its row: name the right file in one of them"
+            elif twin.group == study.group:
+                advice = f" of {twin.name}, another visit of the same patient: name the right file in one of the rows"
+            else:
+                split = f" in split {twin.split}" if leak else ""
+                advice = f" of {twin.name}{split}; delete one, or give both the same `group`"
+            message = f"{Path(path).name} has the same voxels as {Path(seen).name}{advice}"
             yield Finding(study.name, "error" if leak else "warning", "duplicate", Path(path), message)

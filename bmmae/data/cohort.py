@@ -20,7 +20,7 @@ from pathlib import Path
 from bmmae import modalities as table
 from bmmae.data.location import File, as_seen_from, locate
 from bmmae.data.reading import content_hash, is_nifti
-from bmmae.data.tables import Cell, is_blank, is_numeric, read_rows, write_rows
+from bmmae.data.tables import Cell, is_blank, is_numeric, read_numbered_rows, write_rows
 from bmmae.errors import CohortError, few
 
 SPLITS = ("train", "validation", "test")
@@ -211,14 +211,15 @@ def read_cohort(
     """
     path = Path(path)
     names = table.in_table_order(table.find(name) or name for name in modalities)
-    rows = read_rows(path)
+    numbered = read_numbered_rows(path)
+    rows = [row for _, row in numbered]
     if not rows:
         raise CohortError(f"{path} has no rows: expected one row a study below the header")
     columns = _named_columns(path, rows[0], names)
     numeric = {name for name in rows[0] if name not in columns and is_numeric(row[name] for row in rows)}
     studies = tuple(
         _as_study({columns.get(name, name): cell for name, cell in row.items()}, names, numeric, path, line)
-        for line, row in enumerate(rows, start=2)
+        for line, row in numbered
     )
     bare = tuple(study for study in studies if set_bare_apart and not study.images)
     return Cohort(tuple(study for study in studies if study.images or not set_bare_apart), names, path, bare)

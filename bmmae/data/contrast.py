@@ -142,11 +142,16 @@ def of_treatment(word: str) -> bool:
     return PATTERNS[TREATMENT].fullmatch(word) is not None
 
 
+def without_accents(text: str) -> str:
+    """Return a text in small letters, without accents and with plain signs."""
+    letters = unicodedata.normalize("NFKD", text.lower().translate(_PLAIN_SIGNS))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
 def _meanings(text: str) -> str:
     """Return the letters of a text's words, in their order."""
-    letters = unicodedata.normalize("NFKD", text.lower().translate(_PLAIN_SIGNS))
-    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    found = "".join(match.lastgroup or _meaning(match[0].replace(".", "")) for match in _TOKEN.finditer(plain))
+    words = _TOKEN.finditer(without_accents(text))
+    found = "".join(match.lastgroup or _meaning(match[0].replace(".", "")) for match in words)
     return _STRAY_SIGN.sub("", found)
 
 

@@ -25,7 +25,7 @@ class Finding:
         study: The study's name, or `WHOLE`.
         severity: An error must be mended before training; a warning is for a person to judge.
         code: `bare`, `file`, `constant`, `grid`, `labels`, `empty`, `head`, `coverage`, `swapped`, `synthetic`, `axes`,
-            `duplicate`, `visits` or `column`.
+            `thin`, `duplicate`, `visits` or `column`.
         path: The file concerned.
         message: What was expected, what came, what to do.
     """

@@ -25,7 +25,8 @@ from bmmae.errors import CohortError
 LAYOUTS = """BraTS 2017-2021   Brats18_X/Brats18_X_flair.nii.gz, Brats18_X_t1ce.nii.gz, Brats18_X_seg.nii.gz
 BraTS 2023-2024   BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1c.nii.gz
 BIDS              sub-01/ses-1/anat/sub-01_ses-1_ce-GADOLINIUM_T1w.nii.gz
-patient folders   patient01/t1.nii.gz, patient01/T1_post.nii.gz, patient01/mask.nii.gz"""
+patient folders   patient01/t1.nii.gz, patient01/T1_post.nii.gz, patient01/mask.nii.gz
+DICOM             first `bmmae import-dicom`, which writes a cohort table of its own"""
 
 BRATS = re.compile(r"(BraTS(?:-[A-Z]+)+-\d{4,5})-(\d{1,3})(?=[-_.])", re.IGNORECASE)
 BIDS = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_")
@@ -37,6 +38,8 @@ SCANS = frozenset(
 """What stands before the number of a scan rather than of a patient."""
 CONTAINERS = frozenset(("anat", "nifti", "nii", "mri", "mr", "images", "scans"))
 ENDINGS = (".nii", ".nii.gz")
+OTHER_ENDINGS = (".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".hdr")
+"""Other formats of images, segmentations above all, which are told and not looked into."""
 DIFFERENT = "if they are different patients, fill in the table's `group` column"
 
 
@@ -153,6 +156,8 @@ def _walk(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, tuple[str
                 waiting.append((entry.path, (*parts, entry.name)))
             elif entry.name.lower().endswith(ENDINGS):
                 yield Path(entry.path), parts
+            elif entry.name.lower().endswith(OTHER_ENDINGS):
+                problems.append(Problem(Path(entry.path), "is no NIfTI file", "convert it to .nii.gz if it is needed"))
 
 
 def _identify(path: Path, parts: tuple[str, ...], modalities: tuple[str, ...]) -> _File | Problem:

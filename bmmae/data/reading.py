@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import logging
+import os
 import re
 import threading
 import warnings
@@ -275,7 +276,13 @@ def _require_file(path: File) -> None:
     if path.is_dir():
         raise ImageError(f"{path} is a folder: expected an image file such as .nii.gz; name one file inside it")
     if not path.is_file():
-        raise ImageError(f"{path} does not exist: expected an image file; check the spelling and the table's paths")
+        foreign = "\\" in str(path) and os.sep == "/"
+        hint = (
+            "it is written as on Windows, write / and no drive"
+            if foreign
+            else "check the spelling and the table's paths"
+        )
+        raise ImageError(f"{path} does not exist: expected an image file; {hint}")
 
 
 def _three_axes(path: File, shape: tuple[int, ...]) -> tuple[int, ...]:

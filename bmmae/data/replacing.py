@@ -36,8 +36,15 @@ def refuse_losing(path: Path, cohort: Cohort) -> None:
     _refuse(path, columns, rows)
 
 
-def refuse_losing_columns(path: Path, columns: Collection[str]) -> None:
+def refuse_losing_columns(
+    path: Path, columns: Collection[str], keys: Collection[tuple[str, str]] | None = None
+) -> None:
     """Refuse to replace a table in which other columns than these are filled.
+
+    Args:
+        path: Where a table is going to be written.
+        columns: What it will have.
+        keys: Subjects and sessions that it is about; if given, rows of others are not lost either.
 
     Raises:
         OutputError: Naming them.
@@ -45,7 +52,9 @@ def refuse_losing_columns(path: Path, columns: Collection[str]) -> None:
     """
     held = read_rows(path) if path.is_file() else []
     filled = dict.fromkeys(name for row in held for name, cell in row.items() if not is_blank(cell))
-    _refuse(path, [name for name in filled if name not in columns], ())
+    others = [] if keys is None else [key for row in held if (key := _key(row)) not in keys]
+    rows = [" ".join(key).strip() or "without a subject" for key in others]
+    _refuse(path, [name for name in filled if name not in columns], rows)
 
 
 def filled_cells(study: Study) -> dict[str, object]:
@@ -53,6 +62,11 @@ def filled_cells(study: Study) -> dict[str, object]:
     group = None if study.group == study.subject else study.group
     cells = {"group": group, "split": study.split, "time": study.time, "event": study.event, **study.by_role()}
     return {name: cell for name, cell in {**cells, **study.values}.items() if cell is not None}
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, str]:
+    session = row.get("session", "")
+    return row.get("subject", ""), "" if is_blank(session) else session
 
 
 def _lost(old: Mapping[str, str], new: Mapping[str, object]) -> list[str]:

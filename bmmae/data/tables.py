@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from bmmae.data.location import write_whole
 from bmmae.errors import CohortError, OutputError
 from bmmae.targets import NUMBER
 
-BLANK = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
+BLANK = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>", "#n/a"})
+SEPARATOR_LINE = re.compile(r"sep=([,;\t])\n", re.IGNORECASE)
+"""What some spreadsheets write above the header."""
 
 EXACT = 2**53
 """From here on float64 does not hold every whole number."""
@@ -31,7 +34,12 @@ def is_numeric(cells: Iterable[str]) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a table's rows as text, blanks at both ends removed.
+    """Read a table's rows as text, blanks at both ends removed; as `read_numbered_rows`."""
+    return [row for _, row in read_numbered_rows(path)]
+
+
+def read_numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Read a table's rows as `read_rows`, each with its line as editors count it; empty rows are left out.
 
     Args:
         path: A .parquet file, or text separated by commas, semicolons or tabs.
@@ -50,7 +58,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return _read_parquet(path) if _is_parquet(path) else _read_text(path)
     except ImportError as error:
         raise CohortError(f"{path} needs pyarrow: `pip install pyarrow`, or save it as .csv") from error
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise CohortError(
+            f"{path} cannot be read as a table: line {line} is not written in UTF-8; save it as 'CSV UTF-8', as "
+            "spreadsheets call it, or as .parquet"
+        ) from error
+    except (OSError, csv.Error, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CohortError(
             f"{path} cannot be read as a table: {reason}; expected UTF-8 .csv, .tsv or .parquet"
@@ -86,34 +100,38 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() in {".parquet", ".pq"}
 
 
-def _read_text(path: Path) -> list[dict[str, str]]:
+def _read_text(path: Path) -> list[tuple[int, dict[str, str]]]:
     text = path.read_text(encoding="utf-8-sig")
     if "\0" in text:
         raise CohortError(f"{path} is not a table but a binary file: expected .csv, .tsv or .parquet")
-    header = text.partition("\n")[0]
-    separator = max(",;\t", key=header.count)
-    lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-    if not lines:
+    told = SEPARATOR_LINE.match(text)
+    body = text[told.end() :] if told else text
+    header = body.lstrip("\n").partition("\n")[0]
+    separator = told[1] if told else max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator)
+    numbered = [(reader.line_num + bool(told), line) for line in reader if line]
+    if not numbered:
         raise CohortError(f"{path} is empty: expected a header with a 'subject' column, and one row a study")
-    columns = [name.strip() for name in lines[0]]
+    columns = [name.strip() for name in numbered[0][1]]
     repeated = sorted({name for name in columns if name and columns.count(name) > 1})
     if repeated:
         raise CohortError(f"{path}: column '{repeated[0]}' occurs twice; delete or rename one")
-    for number, line in enumerate(lines[1:], start=2):
-        if line and len(line) != len(columns):
+    for number, line in numbered[1:]:
+        if len(line) != len(columns):
             raise CohortError(
                 f"{path}, line {number}: expected {len(columns)} cells as in the header, got {len(line)}; "
                 "quote cells that contain the separator"
             )
-    rows = [[cell.strip() for cell in line] for line in lines[1:]]
-    return [dict(zip(columns, row, strict=True)) for row in rows if any(row)]
+    rows = [(number, [cell.strip() for cell in line]) for number, line in numbered[1:]]
+    return [(number, dict(zip(columns, row, strict=True))) for number, row in rows if any(row)]
 
 
-def _read_parquet(path: Path) -> list[dict[str, str]]:
+def _read_parquet(path: Path) -> list[tuple[int, dict[str, str]]]:
     import pandas as pd
 
     frame = pd.read_parquet(path)
-    return [{str(name): _as_cell(value) for name, value in row.items()} for row in frame.to_dict("records")]
+    rows = enumerate(frame.to_dict("records"), start=2)
+    return [(number, {str(name): _as_cell(value) for name, value in row.items()}) for number, row in rows]
 
 
 def _as_cell(value: Any) -> str:

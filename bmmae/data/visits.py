@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -48,11 +49,14 @@ def patient_of(subject: str) -> str:
 
 
 def ungrouped_visits(studies: Iterable[Study]) -> str | None:
-    """Return what to say of subjects named as visits of one patient that no `group` joins; None if there are none."""
+    """Return what to say of subjects named as visits of one patient that no `group` joins; None if there are none.
+
+    Names that differ only in capitals or in zeros before a number (`P01`, `p1`) are one patient's too.
+    """
     together: dict[str, set[str]] = defaultdict(set)
     for study in studies:
         if study.group == study.subject:
-            together[patient_of(study.subject)].add(study.subject)
+            together[_plain(patient_of(study.subject))].add(study.subject)
     found = [" and ".join(sorted(names)[:2]) for names in together.values() if len(names) > 1]
     if not found:
         return None
@@ -60,6 +64,11 @@ def ungrouped_visits(studies: Iterable[Study]) -> str | None:
         f"{few(found, most=3, quote='')} look like visits of one patient{' each' if len(found) > 1 else ''}: fill in "
         "`group`, else they may fall on both sides of a split"
     )
+
+
+def _plain(patient: str) -> str:
+    """Return a name without what spreadsheets and typists change: capitals, composed letters, zeros before a number."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", unicodedata.normalize("NFKC", patient).casefold())
 
 
 def without_series(place: list[str]) -> list[str]:

@@ -450,3 +450,12 @@ def test_a_worker_killed_for_want_of_memory_is_explained() -> None:
 
     with pytest.raises(OutputError, match="run the same command again with fewer --workers"):
         _problem_of(finish)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, studies: list[Study], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Cohort(tuple(studies)).write(tmp_path / "cohort.csv")
+    monkeypatch.setattr("bmmae.data.caching.build_cache", lambda *_, **__: pytest.fail("the work has begun"))
+    assert main(["cache", str(table), "--out", str(table)]) == 2
+    assert "is not a folder that you may write to; name another --out" in capsys.readouterr().err

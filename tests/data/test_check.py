@@ -348,3 +348,26 @@ def test_a_synthetic_image_that_the_table_does_not_call_so_is_warned_of(tmp_path
     assert codes(check_study(replace(one, values={SYNTHETIC: "t1ce+flair"}))) == [("warning", "synthetic")]
     assert check_study(replace(one, values={SYNTHETIC: "t2+flair"})) == []
     assert reconstructed.SYNTHETIC == SYNTHETIC
+
+
+def test_the_same_file_in_two_columns_or_for_two_visits_is_told_as_such(tmp_path: Path) -> None:
+    one = study(tmp_path / "a", split="train")
+    again = Study("a", {"t2": one.images["t2"]}, session="later", group=one.group)
+    (finding,) = check_cohort(Cohort((one, again)), progress=False).findings
+    assert (finding.severity, finding.code) == ("warning", "duplicate")
+    assert finding.message.endswith("of a, another visit of the same patient: name the right file in one of the rows")
+    twice = Study("c", {"t1": one.images["t1"], "t2": one.images["t1"]})
+    messages = [f.message for f in check_cohort(Cohort((twice,)), progress=False).findings if f.code == "duplicate"]
+    assert messages == [
+        "t1.nii.gz has the same voxels as t1.nii.gz, which stands in another column of its row: name the right file in "
+        "one of them"
+    ]
+
+
+def test_images_of_a_few_slices_are_warned_of(tmp_path: Path) -> None:
+    one = study(tmp_path / "a")
+    path = save(tmp_path / "a" / "flat.nii.gz", brain()[:, :, 4:7])
+    findings = check_study(Study("a", {**one.images, "t1": path}))
+    (thin,) = (finding for finding in findings if finding.code == "thin")
+    assert thin.message.startswith("flat.nii.gz has ")
+    assert thin.message.endswith(": is it a localiser or a part of a scan? Leave its cell blank")

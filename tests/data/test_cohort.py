@@ -221,3 +221,31 @@ def test_long_codes_keep_every_digit(tmp_path: Path) -> None:
     table.write_text("subject,t1,accession\na,a.nii,12345678901234567891\nb,b.nii,12345678901234567892\n")
     again = read_cohort(read_cohort(table).write(tmp_path / "again.csv"))
     assert [study.values["accession"] for study in again] == ["12345678901234567891", "12345678901234567892"]
+
+
+@pytest.mark.parametrize("start", ["sep=;\n", "\n\n", "\ufeffsep=;\r\n\r\n"])
+def test_what_spreadsheets_write_above_the_header_is_passed_over(tmp_path: Path, start: str) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text(f"{start}subject;t1\n007;a.nii\n", newline="")
+    assert [study.subject for study in read_cohort(path)] == ["007"]
+
+
+def test_errors_name_the_line_that_an_editor_shows(tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text("sep=,\n\nsubject,t1,time\n\n,,\na,a.nii,soon\n")
+    with pytest.raises(CohortError, match="line 6: time is 'soon'"):
+        read_cohort(path)
+
+
+def test_a_table_in_another_encoding_is_told_how_to_be_saved(tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_bytes("subject;t1\n1;a.nii\nMüller;b.nii\n".encode("cp1252"))
+    with pytest.raises(CohortError, match="line 3 is not written in UTF-8; save it as 'CSV UTF-8'"):
+        read_cohort(path)
+
+
+def test_what_spreadsheets_write_for_not_known_is_blank(tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text("subject,t1,t2,age\na,a.nii,#N/A,61\nb,b.nii,,#N/A\n")
+    first, second = read_cohort(path)
+    assert (list(first.images), first.values["age"], second.values["age"]) == (["t1"], 61.0, None)

@@ -456,3 +456,9 @@ def test_real_layouts_together(real: Path) -> None:
 )
 def test_real_layouts_alone(real: Path, folder: str, count: int) -> None:
     assert len(index_folder(real / folder).cohort) == count
+
+
+def test_images_of_other_formats_are_told(tmp_path: Path) -> None:
+    tree(tmp_path, "p1/t1.nii.gz", "p1/seg.nrrd")
+    (problem,) = index_folder(tmp_path).problems
+    assert (problem.path.name, problem.reason) == ("seg.nrrd", "is no NIfTI file")

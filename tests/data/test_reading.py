@@ -1,6 +1,7 @@
 """Whatever is wrong with a file ends in one sentence; whatever is right comes back unchanged."""
 
 import gzip
+import os
 import re
 import warnings
 from pathlib import Path
@@ -370,3 +371,10 @@ def test_a_header_without_voxel_sizes_is_refused(tmp_path: Path, name: str, kind
     for read in (read_image, read_header):
         with pytest.raises(ImageError, match=r"voxels of 2 x 0 x 2 mm \(pixdim\), and no sform.*convert it"):
             read(tmp_path / name)
+
+
+@pytest.mark.skipif(os.sep != "/", reason="there, such paths are usual")
+@pytest.mark.parametrize("path", ["p1\\t1.nii.gz", "C:\\p1\\t1.nii.gz", "\\\\server\\p1\\t1.nii.gz"])
+def test_a_path_as_windows_writes_it_is_told(path: str) -> None:
+    with pytest.raises(ImageError, match=r"does not exist: .*; it is written as on Windows, write / and no drive"):
+        read_image(path)

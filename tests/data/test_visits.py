@@ -90,3 +90,13 @@ def test_visits_that_no_group_joins_are_told_once() -> None:
 )
 def test_other_tables_are_not_doubted(studies: list[Study]) -> None:
     assert ungrouped_visits(studies) is None
+
+
+@pytest.mark.parametrize(
+    "twins",
+    [("P01", "p01"), ("0012", "12"), ("sub-1", "sub-001"), ("p01_v1", "P1_v2"), ("Mu\u0308ller", "M\u00fcller")],
+)
+def test_names_that_spreadsheets_and_typists_change_are_one_patients(twins: tuple[str, str]) -> None:
+    told = ungrouped_visits(named(*twins, "p100", "p10", "p1000"))
+    assert told is not None
+    assert told.startswith(f"{' and '.join(sorted(twins))} look like visits of one patient: ")

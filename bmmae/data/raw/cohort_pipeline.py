@@ -54,13 +54,14 @@ def preprocess_cohort(
         ConfigError: If SimpleITK, or nilearn for its template, is not installed.
         ImageError: If the atlas cannot be read.
         CohortError: If no study could be prepared.
-        OutputError: If the table cannot be written, or the one that is there has columns that `cohort` lacks.
+        OutputError: If the table cannot be written, or the one that is there has more columns or studies.
     """
     from tqdm import tqdm
 
     config = config or PipelineConfig()
     made = {"subject", "session", "brain_mask", *cohort.modalities}
-    refuse_losing_columns(out / "cohort.csv", made.union(*map(filled_cells, cohort)))
+    keys = [study.key for study in cohort]
+    refuse_losing_columns(out / "cohort.csv", made.union(*map(filled_cells, cohort)), keys)
     require("SimpleITK", "Registration")
     atlas = load_atlas(config.atlas) if config.atlas else None
     work = partial(_prepare, out=out, config=config, atlas=atlas)

@@ -17,6 +17,8 @@ from bmmae.errors import ImageError
 
 Volume = tuple[Array, Float[Array, "4 4"]]
 
+MOST_REMARKS = 4
+"""Of the program, in one message: the first is seldom the reason."""
 TIME_LIMIT = 900
 """Seconds; a series takes a few."""
 
@@ -29,9 +31,14 @@ def convert_series(series: Series) -> Volume:
 
     Raises:
         ConfigError: If dcm2niix is not installed.
-        ImageError: If it fails, or makes no or several volumes of the series.
+        ImageError: If it fails, or makes no or several volumes of the series; or if none may be made of it.
     """
     program = dcm2niix_program()
+    if series.refused:
+        raise ImageError(
+            f"no volume is made of {len(series.files)} files, it would be wrong: {'; '.join(series.refused)}; leave "
+            "the series out of the table"
+        )
     with tempfile.TemporaryDirectory(prefix="bmmae-") as folder:
         source, target = Path(folder, "in"), Path(folder, "out")
         source.mkdir()
@@ -42,14 +49,19 @@ def convert_series(series: Series) -> Volume:
         options = ["-b", "n", "-ba", "y", "-z", "n", "-m", "y", "-i", "n", "-f", "volume", "-o", str(target)]
         try:
             done = subprocess.run(  # noqa: S603  # the arguments are ours, no shell is involved
-                [program, *options, str(source)], capture_output=True, text=True, timeout=TIME_LIMIT, check=False
+                [program, *options, str(source)],
+                capture_output=True,
+                text=True,
+                errors="replace",  # it repeats names of sequences in whatever letters the scanner wrote them
+                timeout=TIME_LIMIT,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ImageError(f"dcm2niix did not run ({type(error).__name__}): expected {program} to work") from error
         written = sorted(target.glob("*.nii"))
         if done.returncode or not written:
             # What is known to be wrong with the series says more than the program's first remark.
-            reason = "; ".join(series.problems) or _complaint(done.stdout)
+            reason = "; ".join(series.problems) or _complaint(f"{done.stderr}\n{done.stdout}")
             raise ImageError(f"dcm2niix made no volume of {len(series.files)} files: {reason}")
         return _load(_the_one(written))
 
@@ -74,10 +86,10 @@ def _link(path: Path, link: Path) -> None:
 
 
 def _complaint(log: str) -> str:
-    """Return dcm2niix's own words without the paths in them, which may name a patient."""
-    lines = [line for line in log.splitlines() if line.lower().startswith(("error", "warning"))]
-    words = [word for word in (lines or ["no reason given"])[0].split() if "/" not in word and "\\" not in word]
-    return " ".join(words)
+    """Return dcm2niix's own words, errors first, without the paths in them, which may name a patient."""
+    lines = [line for kind in ("error", "warning") for line in log.splitlines() if line.lower().startswith(kind)]
+    words = [word for line in lines[:MOST_REMARKS] for word in line.split() if "/" not in word and "\\" not in word]
+    return " ".join(words) or "no reason given"
 
 
 def _load(path: Path) -> Volume:
@@ -87,6 +99,8 @@ def _load(path: Path) -> Volume:
     if len(image.shape) != 3:
         raise ImageError(f"the series holds {image.shape[-1]} volumes: expected one; leave it out of the table")
     stored = image.header.get_data_dtype()
+    if stored.kind not in "iuf":
+        raise ImageError("the series holds colour pictures: expected grey values; leave it out of the table")
     plain = stored.kind in "iu" and (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
     array = np.asarray(image.dataobj) if plain else image.get_fdata(dtype=np.float32)
     return np.array(array), np.asarray(image.affine, dtype=np.float64)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from bmmae.data.contrast import names_agent
+
+AMOUNTS = ("ContrastBolusVolume", "ContrastBolusTotalDose")
+"""Elements that hold how much contrast agent was given, ml."""
+GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+"""Where enhanced files keep what classic ones have beside each other."""
 DECIMAL_COMMA = re.compile(r",(?=\d{1,2}$)")
 """Before three digits a comma may part thousands."""
 
@@ -27,16 +34,12 @@ def words_of(header: Any, name: str) -> tuple[str, ...]:
 
 
 def number_of(header: Any, *names: str) -> float | None:
-    """Return the first of these elements that is filled; enhanced files keep them in shared functional groups.
+    """Return the first of these elements that is filled; of enhanced files, in the groups of all or the first frame.
 
     Raises:
         MalformedError: If it is no number.
     """
-    groups = [
-        header,
-        *(item for group in header.get("SharedFunctionalGroupsSequence") or () for item in nested(group)),
-    ]
-    for group in groups:
+    for group in (header, *_functional_groups(header)):
         for name in names:
             if numbers := numbers_of(group, name):
                 return numbers[0]
@@ -60,6 +63,35 @@ def numbers_of(group: Any, name: str, count: int | None = None) -> list[float]:
     if numbers and count and len(numbers) != count:
         raise MalformedError(f"{name} holds {len(numbers)} numbers: expected {count}")
     return numbers
+
+
+def agent_of(header: Any) -> str:
+    """Return what the header says was given for contrast, an agent or an amount; `""` if it names neither.
+
+    Enhanced files name agents in a sequence, with an answer beside each frame to whether any was given yet. An amount
+    counts where no agent's field is filled.
+    """
+    coded = [
+        text_of(item, "CodeMeaning") or text_of(item, "CodeValue")
+        for item in header.get("ContrastBolusAgentSequence") or ()
+    ]
+    agents = [text for text in (text_of(header, "ContrastBolusAgent"), *coded) if text]
+    answers = {text_of(group, "ContrastBolusAgentAdministered").upper() for group in _functional_groups(header)} - {""}
+    if agents:
+        return "" if answers == {"NO"} else next(filter(names_agent, agents), "")
+    return next((f"{amount:g} ml" for amount in _amounts(header) if amount > 0), "")
+
+
+def _amounts(header: Any) -> Iterator[float]:
+    for name in AMOUNTS:
+        with contextlib.suppress(MalformedError):  # beside the agent's name it adds nothing
+            yield from numbers_of(header, name)
+
+
+def _functional_groups(header: Any) -> Iterator[Any]:
+    for name in GROUPS:
+        for group in (header.get(name) or ())[:1]:
+            yield from nested(group)
 
 
 def nested(group: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
 import os
 from collections import defaultdict
@@ -10,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bmmae.data.contrast import names_agent
-from bmmae.data.raw.dicom_elements import MalformedError, number_of, numbers_of, text_of, words_of
-from bmmae.data.raw.dicom_planes import STRUCTURE_KINDS, Plane, plane_problems, planes_of
+from bmmae.data.raw.dicom_elements import MalformedError, agent_of, number_of, numbers_of, text_of, words_of
+from bmmae.data.raw.dicom_planes import STRUCTURE_KINDS, Plane, misplaced, plane_problems, planes_of
 from bmmae.data.raw.extras import require
 from bmmae.errors import ImageError
 
@@ -40,7 +40,7 @@ class Acquisition:
     Attributes:
         kind: DICOM modality (`MR`, `CT`, `RTSTRUCT`, `SEG` ...).
         description: Series description and protocol name, as the scanner's operator wrote them.
-        contrast: Contrast agent, `""` if none is named.
+        contrast: Contrast agent, or how much of one was given; `""` if neither is named.
         tr: Repetition time, ms.
         te: Echo time, ms.
         ti: Inversion time, ms.
@@ -76,6 +76,11 @@ class Identity:
         """What tells one patient from another, whichever of the identifiers is filled."""
         return self.patient_id or f"{self.patient_name}{self.birth_date}" or self.study_uid
 
+    @property
+    def visit(self) -> tuple[str, str]:
+        """What tells one visit from another; a StudyInstanceUID alone may be blanked, or one for all patients."""
+        return self.person, self.study_uid or self.study_date
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -103,6 +108,7 @@ class Series:
         files: In no particular order.
         slices: Different slice positions.
         problems: What is wrong with its files or geometry, a phrase each.
+        refused: Those of its problems with which no volume may be made of it: it would look right, and be wrong.
     """
 
     uid: str
@@ -112,6 +118,7 @@ class Series:
     files: tuple[Path, ...]
     slices: int = 0
     problems: tuple[str, ...] = field(default=())
+    refused: tuple[str, ...] = ()
 
     @property
     def is_structures(self) -> bool:
@@ -120,10 +127,10 @@ class Series:
 
 
 def scan_folder(folder: str | Path) -> Scan:
-    """Find the DICOM series below a folder, whatever the files are called.
+    """Find the DICOM series below a folder, whatever the files are called; links are followed.
 
     Raises:
-        ImageError: If it is no folder, holds no DICOM file that can be read, or a file of it cannot be opened.
+        ImageError: If it is no folder, holds no DICOM file that can be read, or something in it cannot be opened.
         ConfigError: If pydicom is not installed.
     """
     root = Path(folder)
@@ -157,9 +164,23 @@ def scan_folder(folder: str | Path) -> Scan:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
+    """Yield the files below a folder; no folder twice, however it is linked."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders.sort()
         yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+
+
+def _refuse_folder(error: OSError) -> None:
+    """Whole series would be missing unnoticed."""
+    raise ImageError(
+        f"{error.filename} cannot be opened: {error.strerror or error}; check its permissions or take it away"
+    ) from error
 
 
 @dataclass(frozen=True)
@@ -205,19 +226,28 @@ def _read_header(path: Path) -> _File | None:
     return None
 
 
-def _as_series(uid: str, found: list[_File]) -> Series:
+def _as_series(uid: str, files: list[_File]) -> Series:
+    found = _without_copies(files)
     first = found[0].header
     acquisition, malformed = _acquisition(first)
     planes: list[Plane] = []
-    short = unplaced = 0
+    short = unplaced = nowhere = 0
     for file in found:
         try:
-            planes += planes_of(file.header)
+            placed = planes_of(file.header)
+            planes += placed
+            nowhere += not placed and acquisition.kind not in STRUCTURE_KINDS
             short += _is_short(file)
         except MalformedError as error:
             malformed.append(str(error))
             unplaced += 1
     slices, problems = plane_problems(planes)
+    people = {_identity(file.header).person for file in found}
+    refused = (
+        *([f"files of {len(people)} patients in one series"] if len(people) > 1 else []),
+        *([f"{nowhere} of {len(found)} files without position and orientation"] if nowhere else []),
+        *misplaced(planes),
+    )
     if short:
         problems = (f"{short} of {len(found)} files truncated", *problems)
     return Series(
@@ -226,9 +256,20 @@ def _as_series(uid: str, found: list[_File]) -> Series:
         number=_series_number(first),
         acquisition=acquisition,
         files=tuple(file.path for file in found),
-        slices=slices + unplaced,
-        problems=(*dict.fromkeys(malformed), *problems),
+        slices=slices + unplaced + nowhere,
+        problems=(*refused, *dict.fromkeys(malformed), *problems),
+        refused=refused,
     )
+
+
+def _without_copies(found: list[_File]) -> list[_File]:
+    """Leave out files that are there before, byte by byte: an export that was copied is still one series."""
+    kept: dict[str, list[_File]] = defaultdict(list)
+    for file in found:
+        alike = kept[str(file.header.get("SOPInstanceUID"))]
+        if not any(filecmp.cmp(file.path, other.path, shallow=False) for other in alike):
+            alike.append(file)
+    return [file for files in kept.values() for file in files]
 
 
 def _series_number(header: Any) -> int:
@@ -259,13 +300,12 @@ def _acquisition(header: Any) -> tuple[Acquisition, list[str]]:
             times[name] = number_of(header, *elements)
         except MalformedError as error:
             malformed.append(str(error))
-    agent = text_of(header, "ContrastBolusAgent")
     acquisition = Acquisition(
         kind=text_of(header, "Modality").upper(),
         description=tuple(
             text for name in ("SeriesDescription", "ProtocolName", "SequenceName") if (text := text_of(header, name))
         ),
-        contrast=agent if names_agent(agent) else "",
+        contrast=agent_of(header),
         **times,
         scanning=words_of(header, "ScanningSequence"),
         image_type=words_of(header, "ImageType"),

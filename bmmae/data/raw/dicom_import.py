@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,13 +31,13 @@ class Found:
 
     Attributes:
         series: All of them.
-        names: StudyInstanceUID to the numbers that stand for patient and visit.
+        names: `Identity.visit` to the numbers that stand for patient and visit.
         rows: The proposed table.
         unreadable: DICOM files whose header cannot be read; slices of a series may be missing.
     """
 
     series: tuple[Series, ...]
-    names: dict[str, Pseudonym]
+    names: dict[tuple[str, str], Pseudonym]
     rows: tuple[Row, ...]
     unreadable: tuple[Path, ...] = ()
 
@@ -47,6 +48,30 @@ class Found:
             return ()
         listed = ", ".join(map(str, self.unreadable[:3])) + (", ..." if len(self.unreadable) > 3 else "")
         return (f"{len(self.unreadable)} DICOM files whose header cannot be read; slices may be missing: {listed}",)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Patients who may be several, and several who may be one, a sentence each."""
+        births: dict[str, set[str]] = defaultdict(set)
+        alike: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for item in self.series:
+            subject, identity = self.names[item.identity.visit].subject, item.identity
+            births[subject] |= {identity.birth_date} - {""}
+            if identity.patient_name and identity.birth_date:
+                alike[identity.patient_name.casefold(), identity.birth_date].add(subject)
+        several = (
+            f"{subject} has {len(dates)} dates of birth: if several patients share one identifier, import each from a "
+            "folder of its own"
+            for subject, dates in sorted(births.items())
+            if len(dates) > 1
+        )
+        one = (
+            f"{few(sorted(subjects), quote='')} have the same name and date of birth: if they are one patient, give "
+            "them one `group` in cohort.csv"
+            for subjects in alike.values()
+            if len(subjects) > 1
+        )
+        return (*several, *one)
 
 
 @dataclass(frozen=True)
@@ -80,10 +105,9 @@ def find_series(folder: Path, wanted: Sequence[str] = STANDARD, mapping: Path | 
 def _with_images(series: Sequence[Series]) -> tuple[Series, ...]:
     """Put structures whose study holds no MR into the patient's visit that holds the series they refer to."""
     images = {item.uid: item.identity for item in series if not item.is_structures}
-    visits = {item.identity.study_uid for item in series if item.acquisition.kind == "MR"}
+    visits = {item.identity.visit for item in series if item.acquisition.kind == "MR"}
     return tuple(
-        _moved(item, images) if item.is_structures and item.identity.study_uid not in visits else item
-        for item in series
+        _moved(item, images) if item.is_structures and item.identity.visit not in visits else item for item in series
     )
 
 
@@ -93,7 +117,7 @@ def _moved(item: Series, images: Mapping[str, Identity]) -> Series:
         references = read_structures(item).references
     except BmmaeError:  # told when it is converted
         return item
-    homes = {images[uid].study_uid: images[uid] for uid in references if uid in images}
+    homes = {images[uid].visit: images[uid] for uid in references if uid in images}
     if len(homes) != 1 or (home := homes.popitem()[1]).person != own.person:
         return item
     # Its own date and number must still not get out.

@@ -16,16 +16,20 @@ STRUCTURE_KINDS = ("RTSTRUCT", "SEG")
 GAP_TOLERANCE = 0.2
 """Slices whose distance differs from the usual one by more than this share leave a gap."""
 
+SLANT = 1.0
+"""Millimetres by which slices may lie beside the first one's normal; more is a tilted gantry."""
+
 PARALLEL = 0.999
 """Slices whose normals' product is less, at about 2.5 degrees, are not of one volume."""
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a slice lies: along its own normal, mm."""
+    """Where a slice lies, mm: along its own normal, and its first pixel."""
 
     normal: Float[np.ndarray, " 3"]
     place: float
+    corner: Float[np.ndarray, " 3"]
 
 
 def planes_of(header: Any) -> list[Plane]:
@@ -45,21 +49,50 @@ def planes_of(header: Any) -> list[Plane]:
         orientation = next((o for plane in planes if (o := numbers_of(plane, "ImageOrientationPatient", 6))), None)
         if position and orientation:
             normal = np.cross(*np.asarray(orientation).reshape(2, 3))
-            found.append(Plane(normal, float(normal @ np.asarray(position))))
+            corner = np.asarray(position)
+            found.append(Plane(normal, float(normal @ corner), corner))
     return found
 
 
 def plane_problems(planes: list[Plane]) -> tuple[int, tuple[str, ...]]:
-    """Return how many different slices there are, and what is wrong with where they lie."""
-    turned = [plane for plane in planes if plane.normal @ planes[0].normal < PARALLEL]
+    """Return how many different slices there are, and what is wrong with where they lie, gaps apart."""
+    turned = [plane for plane in planes if _is_turned(plane, planes[0])]
     if not turned:
         return _spacing_problems([plane.place for plane in planes])
     return len(planes), (f"{len(turned)} of {len(planes)} slices in another orientation than the first",)
 
 
+def misplaced(planes: list[Plane]) -> tuple[str, ...]:
+    """Return why no volume may be made of parallel slices: it would invent what is missing, and straighten a slant."""
+    if any(_is_turned(plane, planes[0]) for plane in planes):
+        return ()
+    apart = [plane.corner - planes[0].corner for plane in planes]
+    beside = [np.linalg.norm(shift - shift @ planes[0].normal * planes[0].normal) for shift in apart]
+    slant = float(max(beside, default=0.0))
+    places = _places([plane.place for plane in planes])
+    missing = _missing(np.diff(places))
+    return (
+        *([f"slices up to {slant:.3g} mm beside each other, as of a tilted gantry"] if slant > SLANT else []),
+        *([f"{missing} of {len(places) + missing} slices missing"] if missing else []),
+    )
+
+
+def _is_turned(plane: Plane, first: Plane) -> bool:
+    return bool(plane.normal @ first.normal < PARALLEL)
+
+
+def _places(positions: list[float]) -> list[float]:
+    return sorted({round(place, 2) for place in positions})
+
+
+def _missing(gaps: Float[np.ndarray, " G"]) -> int:
+    """Return how many slices would fill the gaps that are wider than the usual one."""
+    return int(np.rint(gaps / np.median(gaps) - 1).clip(min=0).sum()) if len(gaps) > 1 else 0
+
+
 def _spacing_problems(positions: list[float]) -> tuple[int, tuple[str, ...]]:
     """Return how many different slices there are, and what is wrong with their spacing."""
-    places = sorted({round(place, 2) for place in positions})
+    places = _places(positions)
     problems: list[str] = []
     if len(places) > 1 and len(positions) != len(places):
         volumes = len(positions) / len(places)
@@ -69,11 +102,8 @@ def _spacing_problems(positions: list[float]) -> tuple[int, tuple[str, ...]]:
             else "slices repeated or missing in one of several volumes"
         )
     gaps = np.diff(places)
-    if len(gaps) > 1:
+    if len(gaps) > 1 and not _missing(gaps):
         usual = float(np.median(gaps))
-        missing = int(np.rint(gaps / usual - 1).clip(min=0).sum())
-        if missing:
-            problems.append(f"{missing} of {len(places) + missing} slices missing")
-        elif np.any(np.abs(gaps - usual) > GAP_TOLERANCE * usual):
+        if np.any(np.abs(gaps - usual) > GAP_TOLERANCE * usual):
             problems.append(f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart")
     return len(places), tuple(problems)

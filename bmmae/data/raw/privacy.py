@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bmmae.data.contrast import without_accents
 from bmmae.data.raw.dicom_files import Identity, Series
 from bmmae.data.tables import read_rows, write_rows
 from bmmae.errors import CohortError, OutputError
@@ -28,7 +30,8 @@ LONG_NUMBER = re.compile(r"\d{6,}")
 """Accession and record numbers; nothing in a sequence's name has six digits in a row."""
 
 SHORTEST_NAME = 3
-"""Shorter parts of a name are also words of sequence names (`T1`, `AX`)."""
+"""Bytes; shorter parts of a name are also words of sequence names (`T1`, `AX`). One Chinese letter is as long."""
+UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "æ": "ae", "ø": "oe", "å": "aa"})
 
 MAPPING = ("subject", "session", "patient_id", "patient_name", "birth_date", "study_uid", "study_date")
 """Columns of the file that says who stands behind each number."""
@@ -50,7 +53,7 @@ class MappingRow:
     identity: Identity
 
 
-def pseudonyms(series: Iterable[Series], known: Iterable[MappingRow] = ()) -> dict[str, Pseudonym]:
+def pseudonyms(series: Iterable[Series], known: Iterable[MappingRow] = ()) -> dict[tuple[str, str], Pseudonym]:
     """Number patients and visits.
 
     New patients are numbered in the order of a hash, which says nothing about names or about who came first; visits
@@ -61,40 +64,51 @@ def pseudonyms(series: Iterable[Series], known: Iterable[MappingRow] = ()) -> di
         known: Visits numbered before, whose numbers stay.
 
     Returns:
-        StudyInstanceUID to pseudonym.
+        `Identity.visit` to pseudonym.
     """
-    visits: dict[str, dict[str, str]] = defaultdict(dict)
+    visits: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
     for item in series:
-        visits[item.identity.person][item.identity.study_uid] = item.identity.study_date
-    given = {row.identity.study_uid: row.pseudonym for row in known}
+        visits[item.identity.person][item.identity.visit] = item.identity.study_date
+    given = {row.identity.visit: row.pseudonym for row in known}
     subjects = {row.identity.person: row.pseudonym.subject for row in known}
     new = sorted((person for person in visits if person not in subjects), key=_digest)
     subjects |= dict(zip(new, _free_names("sub-{:04d}", set(subjects.values()), len(new)), strict=True))
     result = {}
     for person, dates in visits.items():
-        taken = {name.session for uid, name in given.items() if name.subject == subjects[person]}
-        fresh = sorted((uid for uid in dates if uid not in given), key=lambda uid: (dates[uid], _digest(uid)))
+        taken = {name.session for name in given.values() if name.subject == subjects[person]}
+        fresh = sorted(
+            (visit for visit in dates if visit not in given), key=lambda visit: (dates[visit], _digest(visit[1]))
+        )
         sessions = dict(zip(fresh, _free_names("ses-{}", taken, len(fresh)), strict=True))
-        for uid in dates:
-            result[uid] = given[uid] if uid in given else Pseudonym(subjects[person], sessions[uid])
+        for visit in dates:
+            result[visit] = given[visit] if visit in given else Pseudonym(subjects[person], sessions[visit])
     return result
 
 
 def series_key(series: Series) -> str:
-    """Return a short one-way hash that finds a series again without saying which it is."""
-    return _digest(f"{series.uid}/{len(series.files)}")[:10]
+    """Return a short one-way hash that finds a series again without saying which it is.
+
+    It begins with a letter: spreadsheets take `7622448e10` for a number, and write another.
+    """
+    return "s" + _digest(f"{series.uid}/{len(series.files)}")[:10]
 
 
 def scrubbed(text: str, identity: Identity) -> str:
     """Return free text without the patient's name and identifiers, dates, UIDs and long numbers."""
     secrets = [identity.patient_id, identity.birth_date, identity.study_uid, identity.study_date, *identity.others]
-    names = re.split(r"[\s^=,]+", identity.patient_name)
+    names = [form for name in re.split(r"[\s^=,]+", identity.patient_name) for form in _spellings(name)]
     for secret in sorted({*secrets, *names}, key=len, reverse=True):
-        if len(secret) >= SHORTEST_NAME:
+        if len(secret.encode()) >= SHORTEST_NAME:
             text = re.sub(re.escape(secret), REMOVED, text, flags=re.IGNORECASE)
     for pattern in (UID, DATE, LONG_NUMBER):
         text = pattern.sub(REMOVED, text)
     return " ".join(text.split())
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """Return a name as it is written, without its accents, and with its umlauts spelled out."""
+    composed = unicodedata.normalize("NFC", name)
+    return name, composed, without_accents(name), composed.lower().translate(UMLAUTS)
 
 
 def read_mapping(path: Path) -> tuple[MappingRow, ...]:
@@ -116,7 +130,7 @@ def read_mapping(path: Path) -> tuple[MappingRow, ...]:
     )
 
 
-def write_mapping(path: Path, series: Iterable[Series], names: dict[str, Pseudonym], out: Path) -> None:
+def write_mapping(path: Path, series: Iterable[Series], names: dict[tuple[str, str], Pseudonym], out: Path) -> None:
     """Write who stands behind each number, readable by its owner alone.
 
     Raises:
@@ -127,9 +141,9 @@ def write_mapping(path: Path, series: Iterable[Series], names: dict[str, Pseudon
             f"cannot write the mapping to {path}: it names patients and must not lie inside {out}, which is passed on; "
             "choose a place outside"
         )
-    identities = {row.identity.study_uid: row for row in read_mapping(path)}
+    identities = {row.identity.visit: row for row in read_mapping(path)}
     for item in series:
-        identities[item.identity.study_uid] = MappingRow(names[item.identity.study_uid], item.identity)
+        identities[item.identity.visit] = MappingRow(names[item.identity.visit], item.identity)
     rows = [
         {
             "subject": row.pseudonym.subject,

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from bmmae.data.contrast import contrast_of
+from bmmae.data.contrast import contrast_of, without_accents
 from bmmae.data.naming import FLAIR, MR_OF_CONTRAST, T1, T2, role_of
 from bmmae.data.raw.dicom_files import Acquisition, Series
 from bmmae.modalities import STANDARD, TABLE, find
@@ -59,7 +59,11 @@ APART_TYPES = {
     "P": "phase image",
     "SCREEN SAVE": "screen shot",
 }
-HEADS = frozenset(("", "head", "brain", "skull", "headneck"))
+HEADS = re.compile(
+    r"head|brain|skull|neuro|cran|cerebr|encefal|encephal|^(?:unknown|other|none)$|kopf|sch(?:ae|a)del|hirn|tete"
+    r"|cerveau|cabe[zc]a|testa|hoofd|hersen|hjern|hjarn|hoved|huvud|hode|glow|mozg|hlava|moz[eg]k|голов|頭|头|脑|脳"
+)
+"""Parts of the body that hold a brain, as scanners of a dozen languages name them without accents."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def _apart(series: Series) -> str | None:
         reasons.insert(0, f"not MR but {acquisition.kind}")
     if acquisition.image_type[:2] == ("DERIVED", "SECONDARY"):
         reasons.append("derived from other images")
-    if acquisition.body_part.replace(" ", "") not in HEADS:
+    if acquisition.body_part and not HEADS.search(without_accents(acquisition.body_part)):
         reasons.append(f"another part of the body ({acquisition.body_part})")
     if series.slices < FEWEST_SLICES:
         reasons.append(f"only {series.slices} slices")

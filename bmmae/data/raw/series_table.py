@@ -10,7 +10,7 @@ from pathlib import Path
 from bmmae.data.raw.dicom_files import Series
 from bmmae.data.raw.privacy import Pseudonym, scrubbed, series_key
 from bmmae.data.raw.recognition import Verdict, recognise
-from bmmae.data.tables import is_blank, read_rows, write_rows
+from bmmae.data.tables import is_blank, read_numbered_rows, read_rows, write_rows
 from bmmae.errors import CohortError, OutputError
 from bmmae.modalities import STANDARD, canonical
 
@@ -43,16 +43,16 @@ class Row:
 
 
 def propose(
-    series: Iterable[Series], names: Mapping[str, Pseudonym], wanted: Sequence[str] = STANDARD
+    series: Iterable[Series], names: Mapping[tuple[str, str], Pseudonym], wanted: Sequence[str] = STANDARD
 ) -> tuple[Row, ...]:
     """Recognise every series; two that would be the same modality of one visit are both left open.
 
     Args:
         series: All that were found.
-        names: StudyInstanceUID to pseudonym.
+        names: `Identity.visit` to pseudonym.
         wanted: Modalities to take.
     """
-    rows = [_as_row(item, names[item.identity.study_uid], wanted) for item in series]
+    rows = [_as_row(item, names[item.identity.visit], wanted) for item in series]
     claims: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row.modality:
@@ -102,7 +102,7 @@ def apply_table(path: Path, rows: Sequence[Row], wanted: Sequence[str] = STANDAR
     """
     known = {row.key: row for row in rows}
     edited: dict[str, Row] = {}
-    for line, cells in enumerate(read_rows(path), start=2):
+    for line, cells in read_numbered_rows(path):
         if "key" not in cells or "modality" not in cells:
             raise CohortError(f"{path} is not a table of series: expected columns {', '.join(COLUMNS)}")
         if cells["key"] not in known:

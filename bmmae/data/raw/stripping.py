@@ -58,7 +58,7 @@ def find_brain_mask(volume: Volume, program: str) -> Bool[np.ndarray, "H W D"]:
         command = [shutil.which(program) or program, *PROGRAMS[program](source, target)]
         try:
             done = subprocess.run(  # noqa: S603  # the arguments are ours, no shell is involved
-                command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False
+                command, capture_output=True, text=True, errors="replace", timeout=TIME_LIMIT, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ImageError(f"{program} did not run ({type(error).__name__}); {ADVICE}") from error

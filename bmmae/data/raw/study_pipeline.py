@@ -43,6 +43,8 @@ SCANNED_ZERO = 1e-6
 HEAD_PITCHES = (-20.0, 0.0, 20.0)
 """Degrees; how a head lies towards a template is not known beforehand."""
 
+FEWEST_SLICES = 4
+"""Registration smooths along every axis; fewer voxels leave it nothing to do so."""
 SMALLEST_BRAIN = 1000
 DESCRIPTION = "bmmae preprocess"
 MASK_DESCRIPTION = "bmmae"
@@ -203,6 +205,13 @@ def _is_described(path: Path) -> bool:
 def _read(study: Study) -> tuple[_Raw, tuple[str, ...]]:
     """Read scans and masks, and remove the bias field from copies."""
     found = {name: read_image(path) for name, path in study.images.items()}
+    thin = next((image for image in found.values() if min(image.shape) < FEWEST_SLICES), None)
+    if thin is not None:
+        size = " x ".join(map(str, thin.shape))
+        raise ImageError(
+            f"{thin.path} has {size} voxels: expected at least {FEWEST_SLICES} along each axis, as registration needs; "
+            "leave its cell blank"
+        )
     images = {name: Volume(image.array, image.affine) for name, image in found.items()}
     reference = reference_of(study)
     masks = _given_masks(study, images)
@@ -333,4 +342,8 @@ def _write_segmentation(study: Study, registration: Registration, folder: Path) 
     ranked = sorted(natives, key=lambda name: name != registration.reference)
     owner = next((name for name in ranked if natives[name].grid.same(volume.grid)), registration.reference)
     moved = resample(volume, natives[owner].matrix, registration.grid, "label")
+    if labels.any() and not moved.any():
+        raise ImageError(
+            f"segmentation {study.seg} lies beside the scans: expected it where its header says; draw it again"
+        )
     return write_image(folder / SEG, moved, registration.grid.affine, description=DESCRIPTION)

@@ -159,8 +159,8 @@ def test_patients_are_numbered_and_visits_are_in_order_of_time(tmp_path: Path) -
     for index, (patient_id, date) in enumerate((("B", "20200101"), ("A", "20180101"), ("B", "20190101"))):
         Patient(tmp_path / "in" / str(index), patient_id=patient_id, date=date).series("T1 ax", phantom(index))
     found = find_series(tmp_path / "in")
-    date_of = {item.identity.study_uid: item.identity.study_date for item in found.series}
-    visits = {(name.subject, name.session): date_of[uid][:4] for uid, name in found.names.items()}
+    date_of = {item.identity.visit: item.identity.study_date for item in found.series}
+    visits = {(name.subject, name.session): date_of[visit][:4] for visit, name in found.names.items()}
     assert sorted(visits.values()) == ["2018", "2019", "2020"]
     twice = next(subject for subject, session in visits if session == "ses-2")
     assert (visits[twice, "ses-1"], visits[twice, "ses-2"]) == ("2019", "2020")
@@ -256,7 +256,7 @@ def test_a_missing_slice_or_a_short_file_leaves_a_series_out(
     table = tmp_path / "forced.csv"
     table.write_text("\n".join(["key,modality", *(f"{row.key},{row.verdict.modality}" for row in rows)]))
     assert main(["import-dicom", str(patient.folder), "--out", str(tmp_path / "out"), "--table", str(table)]) == 2
-    assert "dcm2niix made no volume of 11 files: 1 of 12 slices missing" in capsys.readouterr().err
+    assert "no volume is made of 11 files, it would be wrong: 1 of 12 slices missing" in capsys.readouterr().err
 
 
 def test_a_series_of_two_orientations_is_told(patient: Patient) -> None:

@@ -20,7 +20,7 @@ from bmmae.data.raw import study_pipeline
 from bmmae.data.raw.cohort_pipeline import preprocess_cohort
 from bmmae.data.raw.native import read_registration, to_native, write_native
 from bmmae.data.raw.resampling import Grid, Volume, resample
-from bmmae.data.raw.study_pipeline import PipelineConfig, reference_of
+from bmmae.data.raw.study_pipeline import PipelineConfig, prepare_study, reference_of
 from bmmae.data.reading import read_image, read_labels
 from bmmae.data.writing import write_image
 from bmmae.errors import CohortError, ConfigError, ImageError, ModalityError, OutputError
@@ -323,3 +323,25 @@ def test_the_reference_is_t1ce_or_the_best_present() -> None:
         for names in (STANDARD, (T2, FLAIR), ("ct",))
     ]
     assert found == [T1CE, FLAIR, "ct"]
+
+
+def test_studies_of_an_earlier_cohort_stay_in_the_prepared_table(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text("subject,session,t1\nfirst,1,a/t1.nii.gz\nsecond,,b/t1.nii.gz\n")
+    second = Study(subject="second", images={T1: tmp_path / "t1.nii.gz"})
+    with pytest.raises(OutputError, match="lacks its rows first 1: choose another --out"):
+        preprocess_cohort(Cohort((second,)), tmp_path, COARSE, progress=False)
+
+
+def test_a_scan_too_thin_to_register_is_told_by_its_size(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "t1.nii.gz", np.random.default_rng(0).random((20, 20, 3), np.float32), np.eye(4))
+    with pytest.raises(ImageError, match=r"20 x 20 x 3 voxels: expected at least 4 along each axis, as registration"):
+        prepare_study(Study("a", {T1: path}), tmp_path / "out", COARSE, None)
+
+
+def test_a_segmentation_that_lies_beside_the_scans_does_not_come_out_empty(tmp_path: Path) -> None:
+    study = raw_study(tmp_path, (T1CE,))
+    beside = read_image(study.seg).affine.copy()
+    beside[:3, 3] += 1000
+    seg = write_image(tmp_path / "beside.nii.gz", read_image(study.seg).array.astype(np.uint8), beside)
+    with pytest.raises(ImageError, match=r"segmentation .*beside\.nii\.gz lies beside the scans"):
+        prepare_study(replace(study, seg=seg), tmp_path / "out", COARSE, None)

@@ -196,3 +196,16 @@ def test_a_modality_beyond_the_four_is_taken_when_asked_for() -> None:
     assert adc.status == "apart"
     assert verdict("ADC", wanted=(*STANDARD, "adc")) == Verdict("taken", "adc", "named so")
     assert verdict("AX T2", wanted=(T1,), **T2_SE).reason == "t2 is not among the modalities asked for"
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["kopf", "schädel", "tête", "crâne", "cabeza", "cérebro", "encefalo", "hersenen", "head_neck", "unknown", "頭部"],
+)
+def test_a_head_is_a_head_in_any_language(part: str) -> None:
+    assert verdict("T2 TSE", **T2_SE, body_part=part).modality == T2
+
+
+@pytest.mark.parametrize("part", ["lspine", "abdomen", "knie", "sein", "wholebody"])
+def test_other_parts_of_the_body_are_set_apart(part: str) -> None:
+    assert verdict("T2 TSE", **T2_SE, body_part=part).reason == f"another part of the body ({part})"
