@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 
@@ -228,7 +228,7 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
     Raises:
         ConfigError: Naming the key that is unknown or the value that does not fit.
 
-    Paths may begin with `~`, which no shell expands in a YAML file.
+    Paths may hold `~` and `$NAME`, which no shell expands in a YAML file.
     """
     from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
@@ -243,18 +243,13 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
     parser.add_class_arguments(kind, as_group=False)
     try:
         given = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
-        _refuse_values_of_groups(kind, given)
+        _refuse_blanks(kind, given)
         parsed = parser.instantiate(given)
     except ArgumentError as error:
         raise ConfigError(_explain(str(error), list(_keys(kind)))) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"configuration: the file is not UTF-8 text ({error}): save it as UTF-8") from error
-    hints = get_type_hints(kind)
-    values = {item.name: getattr(parsed, item.name) for item in fields(cast(Any, kind))}
-    for name, value in values.items():
-        if value is None and hints[name] is Path:  # the parser takes null for any path
-            raise ConfigError(f"configuration key '{name}' needs a path, got null: fill it in")
-    return _at_home(kind(**values))
+    return _expanded(kind(**{item.name: getattr(parsed, item.name) for item in fields(cast(Any, kind))}))
 
 
 def script(main: Callable[[], int | None]) -> None:
@@ -290,15 +285,22 @@ def _say_nothing(*_: object, **__: object) -> None:
     """For `warnings.showwarning`."""
 
 
-def _at_home(config: T) -> T:
-    """Expand `~` in paths, and in names of models that may be paths."""
+def _expanded(config: T, prefix: str = "") -> T:
+    """Expand `~` and `$NAME` in paths, and in names of models that may be paths.
+
+    Raises:
+        ConfigError: If a variable is not set: its name would become that of a folder.
+    """
     changed: dict[str, Any] = {}
     for item in fields(cast(Any, config)):
-        value = getattr(config, item.name)
+        value, key = getattr(config, item.name), prefix + item.name
         if is_dataclass(value):
-            changed[item.name] = _at_home(value)
-        elif isinstance(value, Path) or (isinstance(value, str) and value.startswith("~/")):
-            changed[item.name] = type(value)(os.path.expanduser(value))
+            changed[item.name] = _expanded(value, f"{key}.")
+        elif isinstance(value, Path) or (isinstance(value, str) and re.match(r"~/|.*\$", value)):
+            text = os.path.expandvars(os.path.expanduser(value))
+            if unset := re.search(r"\$\{?\w+\}?", text):
+                raise ConfigError(f"configuration key '{key}' is {value}, and {unset[0]} is not set in the environment")
+            changed[item.name] = type(value)(text)
     return cast(T, replace(cast(Any, config), **changed))
 
 
@@ -306,7 +308,14 @@ def _load_once(text: str) -> Any:
     """Read YAML as jsonargparse does, but refuse a key that is given twice: the first would be lost."""
     from jsonargparse import get_loader
 
-    _refuse_repeats(yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # as jsonargparse chooses
+    try:
+        root = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # as jsonargparse chooses
+    except yaml.YAMLError as error:
+        if tab := re.search(r"^ *\t", text, re.MULTILINE):
+            line = text.count("\n", 0, tab.start()) + 1
+            raise ConfigError(f"configuration: line {line} is indented with a tab, and YAML takes blanks") from error
+        raise
+    _refuse_repeats(root)
     return get_loader("yaml")(text)
 
 
@@ -320,18 +329,21 @@ def _refuse_repeats(node: yaml.Node | None, prefix: str = "") -> None:
         _refuse_repeats(value, f"{name}.")
 
 
-def _refuse_values_of_groups(kind: Any, given: Any, prefix: str = "") -> None:
-    """Refuse a value where keys are expected, such as `train:` with nothing below it."""
+def _refuse_blanks(kind: Any, given: Any, prefix: str = "") -> None:
+    """Refuse null where a value is needed, which the parser takes for any type, and a value where keys are expected."""
     hints = get_type_hints(kind)
     for item in fields(kind):
-        value, key = getattr(given, item.name), prefix + item.name
-        if is_dataclass(hints[item.name]):
+        value, key, hint = getattr(given, item.name), prefix + item.name, hints[item.name]
+        if is_dataclass(hint):
             if not hasattr(value, "__dict__"):
                 shown = "null" if value is None else value
                 raise ConfigError(
                     f"configuration key '{key}' holds keys of its own, got {shown}: write them below it or leave it out"
                 )
-            _refuse_values_of_groups(hints[item.name], value, f"{key}.")
+            _refuse_blanks(hint, value, f"{key}.")
+        elif value is None and type(None) not in get_args(hint):
+            what = "a path" if hint is Path else "a value"
+            raise ConfigError(f"configuration key '{key}' needs {what}, got null: fill it in, or leave the key out")
 
 
 def _keys(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -371,7 +383,8 @@ def _in_plain_words(line: str) -> str:
     if group is not None:
         weights = "; weights to go on from are named by --start" if group[1] == "model" else ""
         return f"'{group[1]}' holds keys of its own, and '{group[2]}' is no YAML file of them{weights}"
-    line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("NoneType", "null").replace("typing.Literal", "one of ")
+    line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("NoneType", "null")
+    line = re.sub(r"(?:\ba )?typing\.Literal", "one of ", line).replace(' in "<unicode string>", line', " in line")
     line = line.replace("Expected a tuple", "Expected a list")
     if line.endswith("Got value: False") and "'no'" in line:
         return f"{line}, as which YAML reads a bare no: write 'no', in quotes"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmmae.errors import CheckpointError, HubError
-from bmmae.model_folder import CONFIG, PICKLES, WEIGHTS
+from bmmae.model_folder import CONFIG, PICKLES, WEIGHTS, read_config
 
 _OFFLINE = (
     "To work without a network, fetch it once with one and set HF_HUB_OFFLINE=1 (the cache is then used), or pass the "
@@ -32,8 +32,10 @@ def fetch_model(repo_id: str, revision: str | None = None, **options: Any) -> Pa
 
     Raises:
         HubError: If it cannot be fetched, or is not what the hub says it is.
+        CheckpointError: If it is no model of this library; its weights, which may be large, are then left there.
     """
     config = fetch_file(repo_id, CONFIG, revision, **options)
+    read_config(config.parent)
     # The cache names a snapshot's folder by its commit: a push between the two requests changes nothing.
     fetch_file(repo_id, WEIGHTS, config.parent.name, **options)
     return config.parent
@@ -73,9 +75,15 @@ def check_sha256(path: Path, expected: str) -> None:
     """Compare a file with the hash that a manifest gives.
 
     Raises:
-        CheckpointError: If they differ.
+        CheckpointError: If they differ, or the file is gone.
     """
-    found = sha256_of(path)
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {path}, which a manifest lists: {error.strerror or error}. Fetch or make it again; of a run "
+            "under way, load again, for a newer checkpoint may have taken its place"
+        ) from error
     if found != expected.lower():
         raise CheckpointError(
             f"{path} is not the file that the manifest lists: expected SHA-256 {expected}, got {found}. Fetch or make "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sysconfig
 from pathlib import Path
 
 from bmmae.errors import OutputError
@@ -14,14 +13,19 @@ FOLDERS = ("pretrain", "finetune", "configs")
 def starter_root() -> Path:
     """Return the folder that holds the scripts and configs: the clone, or where the wheel put them.
 
+    A wheel's data go to `share` in the prefix that its packages go to, be that an environment's, a user's
+    (`pip install --user`) or one that was named (`--prefix`, `--target`).
+
     Raises:
         OutputError: If they are in neither place.
     """
-    places = (Path(__file__).parents[1], Path(sysconfig.get_path("data")) / "share" / "bmmae")
-    for place in places:
+    clone, *above = Path(__file__).parents[1:]
+    for place in (clone, *(folder / "share" / "bmmae" for folder in (clone, *above))):
         if (place / "pretrain" / "train.py").is_file():
             return place
-    raise OutputError(f"the training scripts are in none of {', '.join(map(str, places))}: install bmmae again")
+    raise OutputError(
+        f"the training scripts are not in {clone}, nor in share/bmmae there or above it: install bmmae again"
+    )
 
 
 def write_starter(folder: Path) -> list[Path]:

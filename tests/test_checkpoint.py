@@ -202,6 +202,13 @@ def test_a_checkpoint_that_a_run_lacks_is_named(run) -> None:
         load_model(f"{run}@step-9")
 
 
+def test_of_a_runs_index_only_what_names_a_checkpoint_is_offered(run) -> None:
+    values = {"status": "running", "step": 2, "best": None, "last": "step-00000002", "best_metric": None}
+    (run / "checkpoints" / "index.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"has no checkpoint 'lats': it has last, step-00000001, step-00000002$"):
+        load_model(f"{run}@lats")
+
+
 def test_a_tag_on_a_folder_that_is_no_run_is_refused(saved) -> None:
     with pytest.raises(CheckpointError, match="is no run folder, so '@last' means nothing"):
         load_model(f"{saved}@last")

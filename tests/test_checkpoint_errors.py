@@ -97,6 +97,21 @@ def test_missing_weights_are_named(saved) -> None:
         load_model(saved)
 
 
+def test_missing_weights_that_a_manifest_lists_are_named_too(saved, run) -> None:
+    digest = sha256_of(saved / "model.safetensors")
+    (saved.parent / "README.md").write_text(f"| name | sha256 |\n|---|---|\n| model | {digest} |\n")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"cannot read .*model\.safetensors, which a manifest lists: No such file"
+    ):
+        load_model(saved)
+    folder = run / "checkpoints" / "step-00000001"
+    (folder / "manifest.json").write_text(json.dumps({"files": {"model.safetensors": {"sha256": digest}}}))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="of a run under way, load again, for a newer checkpoint may have taken"):
+        load_model(run)
+
+
 def test_a_wrong_sha256_is_refused_and_a_right_one_accepted(saved) -> None:
     right = sha256_of(saved / "model.safetensors")
     table = "# Weights\n\n| name | data | sha256 |\n|---|---|---|\n| `model` | x | `{}` |\n| other | y | |\n"

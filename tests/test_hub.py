@@ -219,6 +219,14 @@ def test_what_a_repository_has_in_place_of_a_model_is_told_with_a_way_to_use_it(
         load_model(NAME)
 
 
+def test_a_model_of_another_library_is_refused_before_its_weights_travel(hub) -> None:
+    hub.repositories[NAME] = Repository()
+    hub.repositories[NAME].commit({"config.json": b'{"model_type": "bert"}', "model.safetensors": b"x" * 10_000})
+    with pytest.raises(CheckpointError, match=r"config\.json was not written by bmmae: expected \"format\""):
+        load_model(NAME)
+    assert hub.downloads() == []
+
+
 def test_the_published_layout_loads_by_file_name(hub, tmp_path) -> None:
     state = published_state(SMALL)
     torch.save(state, tmp_path / "bmmae.pth")

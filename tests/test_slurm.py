@@ -18,6 +18,10 @@ SCRIPT = ROOT / "pretrain" / "slurm.sbatch"
 TOY = ROOT / "tests" / "training" / "toy_training.py"
 
 
+# As Slurm writes it, but for the lines between.
+JOB = "JobId=7 JobName=bmmae\n   JobState={} Reason=None Dependency=(null)\n   SuspendTime=None PreemptTime={}\n"
+
+
 def write_program(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -25,11 +29,16 @@ def write_program(path: Path, text: str) -> None:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
-    """A `srun` that runs one task here, a `scontrol` that takes notes, and the toy instead of the training script."""
+    """A `srun` that runs one task here, a `scontrol` that takes notes, and the toy instead of the training script.
+
+    Of the job `scontrol` tells what the file `job` says.
+    """
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     write_program(bin_folder / "srun", '#!/bin/bash\nshift\nSLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 exec "$@"\n')
-    write_program(bin_folder / "scontrol", f'#!/bin/bash\necho "$@" >> {tmp_path}/scontrol.log\n')
+    told = f'[ "$*" = "show job 7" ] && exec cat {tmp_path}/job'
+    write_program(bin_folder / "scontrol", f'#!/bin/bash\n{told}\necho "$@" >> {tmp_path}/scontrol.log\n')
+    (tmp_path / "job").write_text(JOB.format("RUNNING", "None"))
     words = 'shift\nset -- "${@/--train.resume/--resume}"\nset -- "${@/auto/\\"auto\\"}"\n'
     write_program(bin_folder / "toy", f'#!/bin/bash\n{words}exec {sys.executable} {TOY} {tmp_path}/run "$@"\n')
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
@@ -70,3 +79,40 @@ def test_a_job_that_fails_is_not_requeued(tmp_path: Path, cluster: dict[str, str
     write_program(tmp_path / "bin" / "toy", "#!/bin/bash\nexit 2\n")
     assert start(cluster).wait(30) == 2
     assert not (tmp_path / "scontrol.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "preempted", "again"),
+    [("COMPLETING", "None", False), ("CANCELLED", "None", False), ("COMPLETING", "2026-01-01T00:00:00", True)],
+)
+def test_a_job_that_was_cancelled_stays_away_and_one_that_was_preempted_does_not(
+    tmp_path: Path, cluster: dict[str, str], state: str, preempted: str, again: bool
+) -> None:
+    (tmp_path / "job").write_text(JOB.format(state, preempted))
+    write_program(tmp_path / "bin" / "toy", "#!/bin/bash\nexit 75\n")
+    assert start(cluster).wait(30) == 75
+    assert (tmp_path / "scontrol.log").exists() == again
+
+
+def test_a_job_that_its_time_limit_ended_is_requeued_however_late_it_saved(
+    tmp_path: Path, cluster: dict[str, str]
+) -> None:
+    (tmp_path / "job").write_text(JOB.format("COMPLETING", "None"))
+    words = f"trap 'exit 75' USR1\ntouch {tmp_path}/listens\nwhile true; do sleep 0.1; done\n"
+    write_program(tmp_path / "bin" / "toy", f"#!/bin/bash\n{words}")
+    job = start(cluster)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "listens").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(30) == 75
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
+
+
+def test_each_task_gets_its_cores_and_the_script_that_was_asked_for(tmp_path: Path, cluster: dict[str, str]) -> None:
+    """Since Slurm 22.05 `srun` takes the cores of a task from SRUN_CPUS_PER_TASK alone."""
+    told = 'echo "$SRUN_CPUS_PER_TASK $1"'
+    write_program(tmp_path / "bin" / "toy", f"#!/bin/bash\n{told} >> {tmp_path}/told\n")
+    assert start(cluster | {"SLURM_CPUS_PER_TASK": "8"}).wait(30) == 0
+    assert start(cluster | {"SCRIPT": "finetune/segmentation.py"}).wait(30) == 0
+    assert (tmp_path / "told").read_text() == "8 pretrain/train.py\n1 finetune/segmentation.py\n"

@@ -9,6 +9,7 @@ import torch
 
 from bmmae.errors import OutputError
 from bmmae.training.batch_size import require_gpu
+from bmmae.training.lock import refuse_running
 from bmmae.training.optim import OptimConfig, make_schedule
 from bmmae.training.plan import TrainConfig
 from bmmae.training.resume import refuse_other_start
@@ -21,12 +22,13 @@ def look_ahead(train: TrainConfig, optim: OptimConfig, run_dir: Path) -> None:
     Raises:
         ConfigError: The tracker's library is not installed, the warm-up is longer than the schedule, or a batch size is
             to be found without a GPU.
-        TrainingError: The run folder holds a run that is not to be resumed, or none that is to be.
+        TrainingError: The run folder holds a run that is not to be resumed, or none that is to be, or one under way.
         OutputError: The run folder cannot be written.
     """
     if os.environ.get("RANK", "0") == "0":  # the others track and write nothing
         require_tracker(train.tracker)
         _require_writable(run_dir)
+        refuse_running(run_dir)
     if train.steps is not None and optim.warmup_epochs is None and optim.schedule_epochs is None:
         make_schedule(optim, train.steps, steps_per_epoch=1.0)  # which only epochs ask for
     if train.find_batch_size:

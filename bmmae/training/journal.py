@@ -16,15 +16,17 @@ NAME = "metrics.jsonl"
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line torn by a kill is left out. Empty if there is no file."""
+    """Rows of a metrics.jsonl; lines torn by a kill or damaged by a failing disk are left out. Empty without a file."""
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except ValueError:  # what is no UTF-8 as well
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from bmmae.tasks.task import Task
 from bmmae.training.batch_size import fit_batch_size
 from bmmae.training.checkpointing import SaveModel
 from bmmae.training.devices import explained_out_of_memory, start_accelerator
+from bmmae.training.lock import RunLock
 from bmmae.training.optim import OptimConfig
 from bmmae.training.plan import TrainConfig, make_plan
 from bmmae.training.records import Records
@@ -96,7 +98,7 @@ def fit(
 
     Raises:
         TrainingError: No data, a sample that cannot be loaded, a non-finite loss, out of memory, a resume that does
-            not fit, or processes that do not start from the same place.
+            not fit, another process that trains in the folder, or processes that do not start from the same place.
         CheckpointError: There are only damaged checkpoints to resume from, or they do not fit the model.
         OutputError: The run folder cannot be written.
     """
@@ -107,6 +109,7 @@ def fit(
         train = fit_batch_size(accelerator, model, task, train_dataset, train)
         config["train"] = {**config["train"], "batch_size": train.batch_size, "accumulate": train.accumulate}
     plan = make_plan(train, optim, len(train_dataset), accelerator.num_processes)
+    lock = RunLock(run_dir) if main else contextlib.nullcontext()
     run = begin_run(
         accelerator,
         model,
@@ -136,6 +139,7 @@ def fit(
     stepper = Stepper(run, iter(batches), optim)
 
     with (
+        lock,
         StopRequest(train.time_limit_hours) as stop,
         Records(run_dir, plan, run.progress, tracker, peak=stepper.peak, main=main, bar=train.progress) as records,
         explained_out_of_memory(run.progress, train),

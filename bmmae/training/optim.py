@@ -63,7 +63,7 @@ class OptimConfig:
             raise ConfigError(f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}; null turns it off.")
         if not all(0 <= rate < 1 for rate in self.betas):
             raise ConfigError(f"optim.betas must lie in [0, 1), got {self.betas}.")
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"optim.clip_norm must be positive, got {self.clip_norm}; null turns it off.")
         if self.warmup_steps and self.warmup_epochs is not None:
             raise ConfigError("Give optim.warmup_steps or optim.warmup_epochs, not both; null unsets warmup_epochs.")

@@ -28,7 +28,15 @@ MOST_CHANGES = 6
 _START = "encoder at the start (--model)"
 """A key of the settings in saved runs, of pretrainings too, whose option is `--start`."""
 # Changing these between two parts of a run is what resuming is for; of the rest one is told.
-_FREE = ("train.resume", "train.workers", "train.progress", "train.time_limit_hours", "train.tracker", "train.keep")
+_FREE = (
+    "train.resume",
+    "train.workers",
+    "train.progress",
+    "train.time_limit_hours",
+    "train.tracker",
+    "train.keep",
+    "out",
+)
 
 
 @dataclass
@@ -216,13 +224,15 @@ def _refuse_differences(folder: Path, before: Mapping[str, Any], now: Mapping[st
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved configuration into the run folder; warns of what changed since the run was started.
 
+    One that is damaged is replaced: what must not change is known from the checkpoint.
+
     Raises:
         OutputError: The folder cannot be written.
     """
     path = run_dir / CONFIG
     plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))  # no tuples, paths or enums
-    if path.exists():
-        before = flatten(yaml.safe_load(path.read_text()) or {})
+    before = flatten(_read_config(path)) if path.exists() else {}
+    if before:
         now = flatten(plain)
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in _FREE)
         if changed:
@@ -233,3 +243,15 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
         replace_whole(path, yaml.safe_dump(plain, sort_keys=False).encode())
     except OSError as error:
         raise OutputError(f"The run folder {run_dir} cannot be written: {error}. Choose another one.") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read a run's configuration; empty, with a warning, if it is damaged."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        found = " ".join(str(error).split())
+    if isinstance(found, dict):
+        return found
+    warnings.warn(f"{path} does not hold a run's configuration ({found}): it is written anew.", stacklevel=3)
+    return {}

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+from bmmae.data.location import replace_whole
 from bmmae.errors import ConfigError
 
 TrackerKind: TypeAlias = Literal["none", "wandb", "tensorboard"]
@@ -52,7 +53,7 @@ class WandbTracker:
         except ImportError as error:
             raise _not_installed("wandb", "wandb") from error
         id_file = run_dir / _ID_FILE
-        known = json.loads(id_file.read_text())["id"] if id_file.exists() else None
+        known = _known_id(id_file)
         try:
             self._run = wandb.init(
                 dir=str(run_dir), name=run_dir.name, config=dict(config), id=known, resume="allow" if known else None
@@ -62,7 +63,7 @@ class WandbTracker:
                 f"train.tracker is wandb, which does not start: {' '.join(str(error).split())} Run `wandb login`, set "
                 "WANDB_MODE=offline to send the metrics later, or set train.tracker to none."
             ) from error
-        id_file.write_text(json.dumps({"id": self._run.id}))
+        replace_whole(id_file, json.dumps({"id": self._run.id}).encode())
 
     def log(self, values: Mapping[str, float | int], step: int) -> None:
         """Send values; wandb ignores steps it has already seen, as after a resume."""
@@ -71,6 +72,14 @@ class WandbTracker:
     def close(self) -> None:
         """Finish the wandb run."""
         self._run.finish()
+
+
+def _known_id(id_file: Path) -> str | None:
+    """The page of the run's earlier part; None if there is none, or its note is torn: a new page then."""
+    try:
+        return str(json.loads(id_file.read_text())["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class TensorboardTracker:

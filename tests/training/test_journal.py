@@ -35,6 +35,14 @@ def test_a_torn_line_is_left_out_when_reading(tmp_path: Path) -> None:
     assert read_journal(path) == [{"step": 1}]
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"\0\0\0\n", b'3\n"step"\n'])
+def test_lines_that_are_damaged_otherwise_are_left_out_too(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + damage)
+    Journal(path, step=1).close()
+    assert read_journal(path) == [{"step": 1}]
+
+
 def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
     assert read_journal(tmp_path / "metrics.jsonl") == []
 

@@ -345,3 +345,20 @@ def test_a_full_disk_leaves_the_configuration_as_it_was(tmp_path: Path) -> None:
     with files_of_at_most(5), pytest.warns(UserWarning, match="has changed"), pytest.raises(OutputError):
         write_config(tmp_path, {"train": {"steps": 6}})
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("content", [b"train: {steps: 4", b"- train", b"", b"train: {seed: 1}\n\xff\xfe"])
+def test_a_damaged_configuration_in_the_run_folder_is_told_and_written_anew(tmp_path: Path, content: bytes) -> None:
+    train_toy(tmp_path, steps=4)
+    whole = (tmp_path / "config.yaml").read_bytes()
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"config\.yaml does not hold a run's configuration .*: it is written anew"):
+        train_toy(tmp_path, steps=4, resume=True)
+    assert (tmp_path / "config.yaml").read_bytes() == whole.replace(b"resume: false", b"resume: true")
+
+
+def test_a_run_folder_that_was_moved_goes_on_without_a_warning(tmp_path: Path) -> None:
+    write_config(tmp_path / "old", {"out": tmp_path / "old", "train": {"steps": 4}})
+    (tmp_path / "old").rename(tmp_path / "new")
+    write_config(tmp_path / "new", {"out": tmp_path / "new", "train": {"steps": 4}})
+    assert "new" in (tmp_path / "new" / "config.yaml").read_text()

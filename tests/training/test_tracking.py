@@ -81,6 +81,17 @@ def test_tensorboard_writes_events(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+@pytest.mark.parametrize("torn", ["", "[]", "{"])
+def test_a_torn_note_of_the_wandb_page_costs_a_new_page_and_no_run(
+    tmp_path: Path, wandb_runs: list[FakeRun], torn: str
+) -> None:
+    (tmp_path / "wandb.json").write_text(torn)
+    make_tracker("wandb", tmp_path, {}, 0)
+    assert wandb_runs[0].arguments["id"] is None
+    make_tracker("wandb", tmp_path, {}, 0)
+    assert wandb_runs[1].arguments["id"] == "abc"
+
+
 @pytest.mark.slow
 def test_importing_the_loop_imports_no_tracker() -> None:
     code = "import sys, bmmae.training; print({'wandb', 'tensorboard'} & {n.split('.')[0] for n in sys.modules})"
