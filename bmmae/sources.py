@@ -173,8 +173,9 @@ def _of_run(run: Path, tag: str) -> Path:
     folder = run / INDEX.parent / str(name)
     if not (folder / CONFIG).is_file():
         present = sorted(path.parent.name for path in (run / INDEX.parent).glob(f"*/{CONFIG}"))
+        tags = [known for known in ("best", "last") if index.get(known)]
         raise CheckpointError(
-            f"the run {run} has no checkpoint '{tag}': it has {', '.join([*index, *present]) or 'none'}"
+            f"the run {run} has no checkpoint '{tag}': it has {', '.join([*tags, *present]) or 'none'}"
         )
     return folder
 
