@@ -2,8 +2,8 @@
 
 python benchmarks/release.py --run runs/tiny/pretrain --cohort runs/tiny/data/cohort.csv --out checkpoints/tiny
 
-`--refit` solves for the voxel-wise regression again first, on the table's training studies: where what it looks at has
-changed, a released model needs that and no training.
+`--refit` solves for the voxel-wise regression again first, on the table's training studies, as the recipes have it
+today: where what it looks at has changed, a released model needs that and no training.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.subsets import all_subsets
 from bmmae.evaluation.synthesis import METHODS, compare_synthesis, format_synthesis, verdict
 from bmmae.modalities import subset_label, title
+from bmmae.model.config import VOXELWISE
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationModel
+from bmmae.model.synthesis import VoxelSynthesis
 from bmmae.provenance import Metric
 from bmmae.tasks.reconstruction import fit_synthesis
 from bmmae.tasks.segmentation import label_coding
@@ -73,6 +75,8 @@ def refit(model: MAE, cohort_path: Path) -> None:
     train = [s for s in read_cohort(cohort_path, model.config.modalities) if s.split == "train"]
     if not train or set(content_hashes(train)) != set(provenance_of(model).content_hashes):
         sys.exit(f"error: the training studies of {cohort_path} are not those that the model was trained on")
+    model.config = replace(model.config, synthesis=VOXELWISE)
+    model.synthesis = VoxelSynthesis(model.config.modalities, VOXELWISE)
     fit_synthesis(model, train, preprocessing_of(model))
 
 

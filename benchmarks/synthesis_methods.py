@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from budgeted import device
 from learning_data import REAL_SPACING, Source
-from pretrained_weights import TRAINING, Recipe, weights_of, write_note
+from pretrained_weights import BATCH, TRAINING, Recipe, weights_of, write_note
 from pretrained_weights import form_of as form_of_recipe
 from real import Parts
 
@@ -39,10 +39,12 @@ from bmmae.training.devices import uses_bf16
 
 Volumes = Mapping[str, np.ndarray]
 METHODS = ("mean", "ridge", "ridge_2mm", "unet", "cyclegan", "published", "ours", "saved")
-PRETRAINED = ("published", "ours")
+BATCHES = {"published": BATCH, "ours": None}
+"""Of the recipes that pretrain: ours as it is (None), the published one as in its other comparisons."""
+PRETRAINED = tuple(BATCHES)
 TRAINED = ("unet", "cyclegan", *PRETRAINED)
 ONE_MILLIMETRE = 1.0
-LOOKS = 2
+LOOKS = 3
 """Raised when the same configuration of the regression looks at other numbers: its older cells count no more."""
 
 
@@ -181,7 +183,7 @@ class Assignment:
 def form_of(method: str, source: Source, scale: Scale) -> str:
     """Return what tells one configuration of a method from another."""
     if method in PRETRAINED:
-        form = form_of_recipe(cast(Recipe, method), source)
+        form = form_of_recipe(cast(Recipe, method), source, BATCHES[method])
         return f"{form}-{LOOKS}" if method == "ours" else form
     forms: dict[str, object] = {"unet": scale.unet, "cyclegan": scale.cycle}
     return hashlib.sha256(repr(forms.get(method)).encode()).hexdigest()[:8]
@@ -235,8 +237,16 @@ def _cyclegan(assignment: Assignment) -> Method:
 def _pretrained(assignment: Assignment) -> tuple[Method, dict[str, Any]]:
     """The masked autoencoder, its pretraining counted: by our recipe, or the published one."""
     source, recipe = assignment.source, cast(Recipe, assignment.method)
-    told = {"fold": assignment.fold, "seconds": assignment.seconds, "seed": assignment.seed, "work": assignment.work}
-    folder, training = weights_of(recipe, source, assignment.parts.train, **told)
+    folder, training = weights_of(
+        recipe,
+        source,
+        assignment.parts.train,
+        fold=assignment.fold,
+        seconds=assignment.seconds,
+        seed=assignment.seed,
+        batch_size=BATCHES[recipe],
+        work=assignment.work,
+    )
     # Prepared as in training, whatever a model that was never described would say.
     return _reconstruction(_autoencoder(folder), source.cache.config, assignment.scale), training
 

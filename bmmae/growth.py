@@ -49,14 +49,16 @@ def add_modality(model: Model, name: str, like: str) -> Model:
     name = table_names(in_table_order((name,)))[0]
     if name in old.modalities:
         raise ModalityError(f"the model knows '{name}' already: it has {', '.join(old.modalities)}")
-    new = replace(old, modalities=in_table_order((*old.modalities, name)))
+    robust = old.synthesis.robust
+    synthesis = replace(old.synthesis, robust=(*robust, name) if like in robust else robust)
+    new = replace(old, modalities=in_table_order((*old.modalities, name)), synthesis=synthesis)
     origin = [old.modalities.index(like if modality == name else modality) for modality in new.modalities]
     grown = _like(model, new, f"{name} added, which starts as {like}")
     shapes = {key: value.shape for key, value in grown.state_dict().items()}
     counts = (len(old.modalities), len(new.modalities))
-    synthesis = getattr(grown, "synthesis", None)
-    if synthesis is not None:
-        synthesis.grow_from(model.synthesis, origin, new.modalities.index(name))
+    regression = getattr(grown, "synthesis", None)
+    if regression is not None:
+        regression.grow_from(model.synthesis, origin, new.modalities.index(name))
     kept = {key: value for key, value in grown.state_dict().items() if key.startswith(_SYNTHESIS)}
     grew = {
         key: _grow(key, value, shapes[key], counts, origin)

@@ -49,7 +49,7 @@ def ours() -> MAE:
     """One of our recipes, whose voxel-wise regression has been fitted."""
     model = MAE(OURS).eval()
     voxels = torch.randn(500, 2, 2, generator=torch.Generator().manual_seed(0)).cumsum(1)
-    model.synthesis.fit(Examples(voxels, torch.ones(500, 2) > 0, torch.arange(500) % 2 == 0))
+    model.synthesis.fit(Examples(voxels, torch.ones(500, 2) > 0, torch.arange(500) % 2 == 0, voxels[..., 0]))
     return model
 
 
@@ -99,6 +99,15 @@ def test_a_further_modality_starts_as_the_one_it_is_like(ours) -> None:
     assert torch.equal(encode(grown, dwi=image), encode(grown, flair=image))
     absent = grown.reconstruct({"t1": image})
     assert torch.allclose(absent["dwi"], absent["flair"])
+
+
+@pytest.mark.parametrize(("like", "robust"), [("t1", ("t1", "swi")), ("flair", ("t1",))])
+def test_a_modality_is_read_on_the_scale_of_the_one_it_is_like(like: str, robust: tuple[str, ...]) -> None:
+    config = replace(OURS, synthesis=replace(OURS.synthesis, robust=("t1",)))
+    grown = add_modality(MAE(config), "swi", like=like)
+    assert set(grown.config.synthesis.robust) == set(robust)
+    places = [grown.config.modalities.index(name) for name in robust]
+    assert sorted(grown.synthesis.robust) == sorted(places)
 
 
 def test_the_model_that_grows_stays_as_it_was(ours) -> None:

@@ -86,6 +86,8 @@ class SynthesisConfig:
         scales: Millimetres of the cubes whose means it reads.
         deviations: Millimetres of the cubes whose standard deviations it reads.
         depth: It reads how deep a voxel lies in the brain.
+        robust: Modalities that it reads on a scale of their own: median 0, and quartiles as a normal distribution's.
+            Mean and deviation of T1 depend on vessels and fluid at both ends of its range.
         spacing: Millimetres between the voxels that it is fitted to and used on.
         penalty: Ridge penalty, in units of the terms' mean squares.
     """
@@ -94,6 +96,7 @@ class SynthesisConfig:
     scales: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
     deviations: tuple[float, ...] = ()
     depth: bool = False
+    robust: tuple[str, ...] = ()
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     penalty: float = 0.01
 
@@ -101,6 +104,7 @@ class SynthesisConfig:
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         object.__setattr__(self, "deviations", tuple(float(scale) for scale in self.deviations))
         object.__setattr__(self, "spacing", tuple(float(step) for step in self.spacing))
+        object.__setattr__(self, "robust", in_table_order(table_names(self.robust)))
         if self.units < 0 or self.penalty <= 0 or min((*self.scales, *self.deviations, *self.spacing)) <= 0:
             raise ConfigError(
                 "synthesis needs 0 or more units, and scales, deviations, spacing and penalty above 0, got "
@@ -151,7 +155,7 @@ class ModelConfig:
         patch_grid(self.size, self.patch)
 
 
-VOXELWISE = SynthesisConfig(units=512, deviations=(4.0, 8.0), depth=True)
+VOXELWISE = SynthesisConfig(units=512, deviations=(4.0, 8.0), depth=True, robust=("t1",))
 AROUND = (1, 3, 5)
 RECIPES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(

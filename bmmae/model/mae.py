@@ -58,7 +58,7 @@ class MAE(EncoderModel):
         self.encoder = Encoder(count, config.patch, config.encoder)
         self.decoder = Decoder(count, config.encoder.dim, config.decoder)
         self.head = nn.Linear(dim, math.prod(config.patch))
-        self.synthesis = VoxelSynthesis(count, config.synthesis) if config.synthesis.units else None
+        self.synthesis = VoxelSynthesis(config.modalities, config.synthesis) if config.synthesis.units else None
         widths = config.surroundings
         self.surroundings = Surroundings(count, config.encoder.dim, widths) if widths else None
         initialise(self.head)

@@ -5,13 +5,15 @@ voxel in every given modality, means and deviations over cubes around it, and ho
 are, the voxels multiplied with one another, and all through a layer of rectified units with random weights, of which
 only the output is solved for (Huang et al., Extreme learning machine, Neurocomputing 2006; Rahimi and Recht, Random
 features, NeurIPS 2007). Per-voxel quadratic regression is the special case of voxels and products alone. Every subset
-of the modalities has coefficients of its own.
+of the modalities has coefficients of its own. Modalities that the config names are read on a robust scale, each
+study's own; what is predicted are z-scores.
 
 A second output is the logarithm of the variance, fitted to errors on patients that the coefficients were not fitted on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +32,10 @@ MOST_MODALITIES = 6
 CHUNK = 65536
 """Voxels predicted at a time, which bounds the memory."""
 SMALLEST_SQUARE = 1e-4
+MOST_SORTED = 1_000_000
+"""Voxels, evenly spaced, whose quartiles are those of an image."""
+QUARTILE_RANGE = 1.3489795003921634
+"""Of a standard normal distribution."""
 CORTEX, HEMISPHERE = 5.0, 20.0
 """Millimetres on which depth below the brain's surface is told: e-fold near the surface, and linear further in."""
 COVERAGE, NORMAL_SQUARE = 0.9, 0.9952
@@ -46,11 +52,13 @@ class Examples:
         inputs: Float[N, M, S], what `VoxelSynthesis.look` returns of each modality; 0 where not scanned.
         given: Bool[N, M], which modalities were scanned at the voxel.
         half: Bool[N], which half of the patients it comes from.
+        truth: Float[N, M], z-scores.
     """
 
     inputs: Float[Tensor, "N M S"]
     given: Bool[Tensor, "N M"]
     half: Bool[Tensor, " N"]
+    truth: Float[Tensor, "N M"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class VoxelSynthesis(nn.Module):
     """Predicts the voxels of any modality from those of any subset of the others. Nothing in it is trained by steps.
 
     Args:
-        modalities: How many modalities there are.
+        modalities: Their names.
         config: Its shape.
 
     Raises:
@@ -84,25 +92,27 @@ class VoxelSynthesis(nn.Module):
     coefficients: Tensor
     fitted: Tensor
 
-    def __init__(self, modalities: int, config: SynthesisConfig) -> None:
+    def __init__(self, modalities: Sequence[str], config: SynthesisConfig) -> None:
         super().__init__()
-        if modalities > MOST_MODALITIES:
+        count = len(modalities)
+        if count > MOST_MODALITIES:
             raise ConfigError(
-                f"voxel-wise synthesis knows subsets of at most {MOST_MODALITIES} modalities, got {modalities}: leave "
+                f"voxel-wise synthesis knows subsets of at most {MOST_MODALITIES} modalities, got {count}: leave "
                 "it out, with bmmae.recipe(..., synthesis=SynthesisConfig()) in Python (from bmmae.model.config), or "
                 "model.synthesis.units 0 in a config; the decoder's patches then do alone"
             )
-        self.modalities = modalities
+        self.modalities = count
+        self.robust = [place for place, name in enumerate(modalities) if name in config.robust]
         self.config = config
         self.looks = 1 + len(config.scales) + len(config.deviations) + 2 * config.depth
-        inputs = modalities * self.looks
-        self.pairs = torch.triu_indices(modalities, modalities)
+        inputs = count * self.looks
+        self.pairs = torch.triu_indices(count, count)
         terms = 1 + inputs + self.pairs.shape[1] + config.units
         draw = torch.Generator().manual_seed(0)
         self.register_buffer("units", torch.randn(inputs, config.units, generator=draw))
         self.register_buffer("thresholds", 0.7 * torch.randn(config.units, generator=draw))
-        self.register_buffer("coefficients", torch.zeros(2**modalities, modalities, 2, terms))
-        self.register_buffer("fitted", torch.zeros(2**modalities, modalities, dtype=torch.bool))
+        self.register_buffer("coefficients", torch.zeros(2**count, count, 2, terms))
+        self.register_buffer("fitted", torch.zeros(2**count, count, dtype=torch.bool))
 
     def look(
         self,
@@ -117,7 +127,10 @@ class VoxelSynthesis(nn.Module):
             scanned: Which voxels count: scanned, and brain.
             spacing: Millimetres between voxels, which decides how many a cube spans.
         """
-        values, share = (images.float() * scanned)[None], scanned.float()[None]
+        read = images.float() * scanned
+        for place in self.robust:
+            read[place] = _on_robust_scale(read[place], scanned[place])
+        values, share = read[None], scanned.float()[None]
         found = [values]
         for scale in sorted({*self.config.scales, *self.config.deviations}):
             count = _around(share, scale, spacing).clamp(min=1e-6)
@@ -215,14 +228,14 @@ class VoxelSynthesis(nn.Module):
 
     def _fit_subset(self, code: int, absent: Sequence[int], examples: Examples, rows: Bool[Tensor, " N"]) -> None:
         """Solve for one subset's coefficients for some targets, on the voxels flagged."""
-        inputs, half = examples.inputs[rows], examples.half[rows]
+        inputs, half, truth = examples.inputs[rows], examples.half[rows], examples.truth[rows]
         places = self._places(self._subset(code))
         parts = self._terms(inputs, code)[:, places]
         sides = [(half == side).nonzero()[:, 0] for side in (False, True)]
         halves = [parts[side] for side in sides]
         grams = [(part.T @ part).double() for part in halves]
         for index in absent:
-            truths = [inputs[side, index, 0] for side in sides]
+            truths = [truth[side, index] for side in sides]
             self.coefficients[code, index][:, places] = self._solve(halves, truths, grams).to(self.coefficients)
             self.fitted[code, index] = True
 
@@ -288,6 +301,17 @@ class VoxelSynthesis(nn.Module):
         products = [first + pairs[min(a, b), max(a, b)] for n, a in enumerate(subset) for b in subset[n:]]
         units = first + len(pairs)
         return [0, *inputs, *products, *range(units, units + self.units.shape[1])]
+
+
+def _on_robust_scale(image: Float[Tensor, "H W D"], scanned: Bool[Tensor, "H W D"]) -> Float[Tensor, "H W D"]:
+    """Return an image with median 0 and the quartiles of a normal distribution; as it is where they are one value."""
+    values = image[scanned]
+    if not len(values):
+        return image
+    values = values[:: math.ceil(len(values) / MOST_SORTED)]
+    low, middle, high = torch.quantile(values, torch.tensor((0.25, 0.5, 0.75), device=values.device))
+    span = float(high - low)
+    return (image - middle) * (QUARTILE_RANGE / span) * scanned if span > 0 else image
 
 
 def _around(volumes: Float[Tensor, "1 M H W D"], scale: float, spacing: Sequence[float]) -> Float[Tensor, "1 M H W D"]:

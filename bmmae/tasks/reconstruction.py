@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def fit_synthesis(model: MAE, studies: Sequence[Study], preprocess: PreprocessCo
         )
         half = patients.index(studies[index].group) % 2 == 0
         found.append(_examples(model.synthesis, prepared, names, MOST_VOXELS // len(chosen), half=half))
-    joined = (torch.cat([getattr(each, name) for each in found]) for name in ("inputs", "given", "half"))
+    joined = (torch.cat([getattr(each, item.name) for each in found]) for item in fields(Examples))
     model.synthesis.fit(Examples(*joined))
 
 
@@ -86,7 +86,8 @@ def _examples(
     voxels = torch.from_numpy(prepared.brain).flatten().nonzero()[:, 0]
     voxels = voxels[:: max(1, len(voxels) // count)]
     looks = synthesis.look(images, scanned, prepared.geometry.spacing).flatten(2)[..., voxels].permute(2, 0, 1)
-    return Examples(looks, scanned.flatten(1)[:, voxels].T, torch.full((len(voxels),), half))
+    given, truth = (each.flatten(1)[:, voxels].T for each in (scanned, images * scanned))
+    return Examples(looks, given, torch.full((len(voxels),), half), truth)
 
 
 class ReconstructionTask:

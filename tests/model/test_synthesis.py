@@ -8,6 +8,7 @@ import torch
 from tiny_models import tiny_mae, volumes
 
 from bmmae.errors import ConfigError
+from bmmae.modalities import STANDARD
 from bmmae.model.config import SynthesisConfig
 from bmmae.model.synthesis import Examples, VoxelSynthesis
 
@@ -27,9 +28,10 @@ def related(count: int = 4000, seed: int = 0, noise: float = 0.0) -> torch.Tenso
 def fitted(inputs: torch.Tensor, given: torch.Tensor | None = None, units: int = 16) -> VoxelSynthesis:
     count, modalities, copies = inputs.shape
     scales = tuple(2.0 * (n + 1) for n in range(copies - 1))
-    synthesis = VoxelSynthesis(modalities, SynthesisConfig(units=units, scales=scales, penalty=1e-9))
+    synthesis = VoxelSynthesis(STANDARD[:modalities], SynthesisConfig(units=units, scales=scales, penalty=1e-9))
     known = torch.ones(count, modalities) > 0 if given is None else given
-    synthesis.fit(Examples(inputs * known[..., None], known, torch.arange(count) % 2 == 0))
+    inputs = inputs * known[..., None]
+    synthesis.fit(Examples(inputs, known, torch.arange(count) % 2 == 0, inputs[..., 0]))
     return synthesis
 
 
@@ -129,7 +131,7 @@ def test_each_voxel_has_the_regression_of_what_is_there() -> None:
 
 
 def test_means_are_those_over_what_was_scanned_in_millimetres() -> None:
-    synthesis = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(2.0,)))
+    synthesis = VoxelSynthesis(STANDARD, SynthesisConfig(units=1, scales=(2.0,)))
     images, scanned = study()
     constant = torch.full_like(images, 3.0)
     looks = synthesis.look(constant, scanned, ONE_MM)
@@ -142,7 +144,7 @@ def test_means_are_those_over_what_was_scanned_in_millimetres() -> None:
 
 @pytest.mark.parametrize("length", [32, 33, 39])
 def test_means_lie_where_their_cubes_lie(length: int) -> None:
-    synthesis = VoxelSynthesis(1, SynthesisConfig(units=1, scales=(8.0,)))
+    synthesis = VoxelSynthesis(STANDARD[:1], SynthesisConfig(units=1, scales=(8.0,)))
     ramp = torch.arange(float(length)).expand(1, 16, 16, length)
     mean = synthesis.look(ramp, torch.ones_like(ramp, dtype=torch.bool), ONE_MM)[0, 1, 8, 8]
     torch.testing.assert_close(mean[4:28], torch.arange(4.0, 28))
@@ -150,12 +152,12 @@ def test_means_lie_where_their_cubes_lie(length: int) -> None:
 
 def test_a_slab_thinner_than_the_cubes_is_predicted() -> None:
     scanned = torch.ones(4, 9, 9, 1) > 0
-    looks = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(4.0,))).look(scanned.float(), scanned, ONE_MM)
+    looks = VoxelSynthesis(STANDARD, SynthesisConfig(units=1, scales=(4.0,))).look(scanned.float(), scanned, ONE_MM)
     torch.testing.assert_close(looks[:, 1], torch.ones(4, 9, 9, 1))
 
 
 def test_deviations_are_those_of_what_was_scanned_in_the_cube() -> None:
-    synthesis = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(), deviations=(8.0,)))
+    synthesis = VoxelSynthesis(STANDARD, SynthesisConfig(units=1, scales=(), deviations=(8.0,)))
     images, scanned = study()
     looks = synthesis.look(images, scanned, ONE_MM)
     for modality in (T1, T2):  # T2 was scanned in one half; the cube is the whole volume
@@ -164,7 +166,7 @@ def test_deviations_are_those_of_what_was_scanned_in_the_cube() -> None:
 
 
 def test_depth_is_the_distance_to_the_edge_of_what_was_scanned() -> None:
-    synthesis = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(), depth=True))
+    synthesis = VoxelSynthesis(STANDARD, SynthesisConfig(units=1, scales=(), depth=True))
     images, scanned = study()
     scanned[:, 0] = False
     far, near = synthesis.look(images, scanned, (2.0, 1.0, 1.0))[T1, 1:]
@@ -176,7 +178,7 @@ def test_depth_is_the_distance_to_the_edge_of_what_was_scanned() -> None:
 
 
 def test_a_hole_is_no_edge() -> None:
-    synthesis = VoxelSynthesis(4, SynthesisConfig(units=1, scales=(), depth=True))
+    synthesis = VoxelSynthesis(STANDARD, SynthesisConfig(units=1, scales=(), depth=True))
     images, scanned = study()
     scanned[:, 0] = False
     whole = synthesis.look(images, scanned, ONE_MM)[T1, 1:]
@@ -239,7 +241,7 @@ def test_voxels_that_one_modality_lacks_are_not_read_as_its_mean() -> None:
 def test_a_fit_grows_without_forgetting(like: int) -> None:
     synthesis, inputs = fitted(related()), related(seed=2)
     origin = [T1, T1CE, like, T2, FLAIR]  # the new one stands third
-    grown = VoxelSynthesis(5, synthesis.config)
+    grown = VoxelSynthesis((*STANDARD, "swi"), synthesis.config)
     grown.grow_from(synthesis, origin, 2)
     more = inputs[:, origin]
     torch.testing.assert_close(guess(grown, more, [0, 3], 1), guess(synthesis, inputs, [T1, T2], T1CE))
@@ -254,4 +256,39 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="penalty above 0"):
         SynthesisConfig(units=8, scales=(0.0,))
     with pytest.raises(ConfigError, match="at most 6 modalities, got 7"):
-        VoxelSynthesis(7, SynthesisConfig(units=8))
+        VoxelSynthesis(tuple("abcdefg"), SynthesisConfig(units=8))
+
+
+def test_a_modality_on_a_robust_scale_may_have_any_other() -> None:
+    config = SynthesisConfig(units=8, scales=(4.0,), deviations=(4.0,), robust=("T1w",))
+    synthesis = VoxelSynthesis(STANDARD, config)
+    images, scanned = study()
+    looks = synthesis.look(images, scanned, ONE_MM)
+    quartiles = torch.quantile(looks[T1, 0][scanned[T1]], torch.tensor([0.25, 0.5, 0.75]))
+    assert quartiles[1] == pytest.approx(0, abs=1e-5)
+    assert quartiles[2] - quartiles[0] == pytest.approx(1.349, abs=1e-3)
+    brighter = images.clone()
+    brighter[[T1, T1CE]] = 1.7 * images[[T1, T1CE]] + 0.4
+    again = synthesis.look(brighter, scanned, ONE_MM)
+    torch.testing.assert_close(again[T1], looks[T1], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(again[T1CE], looks[T1CE], atol=0.1)
+    assert not looks[:, :, ~scanned.any(0)].any()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_has_no_quartiles_is_read_as_it_is(share: float) -> None:
+    synthesis = VoxelSynthesis(STANDARD, SynthesisConfig(units=8, scales=(4.0,), robust=("t1",)))
+    images, scanned = torch.full((4, 8, 8, 8), 2.0), torch.full((4, 8, 8, 8), bool(share))
+    looks = synthesis.look(images, scanned, ONE_MM)
+    torch.testing.assert_close(looks[T1], torch.full_like(looks[T1], 2 * share))
+
+
+def test_predictions_of_a_robust_modality_are_z_scores() -> None:
+    inputs = related()
+    truth = inputs[..., 0].clone()
+    inputs[:, T1] = 2 * inputs[:, T1] + 1  # the scale that T1 is read on
+    synthesis = VoxelSynthesis(STANDARD, SynthesisConfig(units=16, scales=(2.0,), robust=("t1",), penalty=1e-9))
+    given = torch.ones(len(inputs), 4) > 0
+    synthesis.fit(Examples(inputs, given, torch.arange(len(inputs)) % 2 == 0, truth))
+    made = guess(synthesis, inputs, [T2], T1)[:, 0]  # tells nothing: the mean
+    assert float(made.mean()) == pytest.approx(float(truth[:, T1].mean()), abs=1e-3)
