@@ -49,7 +49,7 @@ def add_modality(model: Model, name: str, like: str) -> Model:
     name = table_names(in_table_order((name,)))[0]
     if name in old.modalities:
         raise ModalityError(f"the model knows '{name}' already: it has {', '.join(old.modalities)}")
-    robust = old.synthesis.robust
+    robust = tuple(known for known in old.synthesis.robust if known in old.modalities)  # recipes may name others
     synthesis = replace(old.synthesis, robust=(*robust, name) if like in robust else robust)
     new = replace(old, modalities=in_table_order((*old.modalities, name)), synthesis=synthesis)
     origin = [old.modalities.index(like if modality == name else modality) for modality in new.modalities]

@@ -110,6 +110,12 @@ def test_a_modality_is_read_on_the_scale_of_the_one_it_is_like(like: str, robust
     assert sorted(grown.synthesis.robust) == sorted(places)
 
 
+def test_a_scale_that_a_recipe_names_for_others_is_not_that_of_what_is_added(ours) -> None:
+    ours.config = replace(OURS, synthesis=replace(OURS.synthesis, robust=("swi",)))
+    grown = add_modality(ours, "swi", like="flair")
+    assert (grown.config.synthesis.robust, grown.synthesis.robust) == ((), [])
+
+
 def test_the_model_that_grows_stays_as_it_was(ours) -> None:
     before = {key: value.clone() for key, value in ours.state_dict().items()}
     grown = add_modality(ours, "dwi", like="t1")

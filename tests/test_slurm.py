@@ -19,7 +19,7 @@ TOY = ROOT / "tests" / "training" / "toy_training.py"
 
 
 # As Slurm writes it, but for the lines between.
-JOB = "JobId=7 JobName=bmmae\n   JobState={} Reason=None Dependency=(null)\n   SuspendTime=None PreemptTime={}\n"
+JOB = "JobId=7 JobName=bmmae\n   JobState={} Dependency=(null)\n   SuspendTime=None PreemptTime={}\n"
 
 
 def write_program(path: Path, text: str) -> None:
@@ -38,7 +38,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     write_program(bin_folder / "srun", '#!/bin/bash\nshift\nSLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 exec "$@"\n')
     told = f'[ "$*" = "show job 7" ] && exec cat {tmp_path}/job'
     write_program(bin_folder / "scontrol", f'#!/bin/bash\n{told}\necho "$@" >> {tmp_path}/scontrol.log\n')
-    (tmp_path / "job").write_text(JOB.format("RUNNING", "None"))
+    (tmp_path / "job").write_text(JOB.format("RUNNING Reason=None", "None"))
     words = 'shift\nset -- "${@/--train.resume/--resume}"\nset -- "${@/auto/\\"auto\\"}"\n'
     write_program(bin_folder / "toy", f'#!/bin/bash\n{words}exec {sys.executable} {TOY} {tmp_path}/run "$@"\n')
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
@@ -83,7 +83,12 @@ def test_a_job_that_fails_is_not_requeued(tmp_path: Path, cluster: dict[str, str
 
 @pytest.mark.parametrize(
     ("state", "preempted", "again"),
-    [("COMPLETING", "None", False), ("CANCELLED", "None", False), ("COMPLETING", "2026-01-01T00:00:00", True)],
+    [
+        ("COMPLETING Reason=None", "None", False),
+        ("CANCELLED Reason=None", "None", False),
+        ("COMPLETING Reason=None", "2026-01-01T00:00:00", True),
+        ("COMPLETING Reason=TimeLimit", "None", True),  # of a job that was not signalled before
+    ],
 )
 def test_a_job_that_was_cancelled_stays_away_and_one_that_was_preempted_does_not(
     tmp_path: Path, cluster: dict[str, str], state: str, preempted: str, again: bool
@@ -97,7 +102,7 @@ def test_a_job_that_was_cancelled_stays_away_and_one_that_was_preempted_does_not
 def test_a_job_that_its_time_limit_ended_is_requeued_however_late_it_saved(
     tmp_path: Path, cluster: dict[str, str]
 ) -> None:
-    (tmp_path / "job").write_text(JOB.format("COMPLETING", "None"))
+    (tmp_path / "job").write_text(JOB.format("COMPLETING Reason=None", "None"))
     words = f"trap 'exit 75' USR1\ntouch {tmp_path}/listens\nwhile true; do sleep 0.1; done\n"
     write_program(tmp_path / "bin" / "toy", f"#!/bin/bash\n{words}")
     job = start(cluster)

@@ -36,6 +36,8 @@ MOST_SORTED = 1_000_000
 """Voxels, evenly spaced, whose quartiles are those of an image."""
 QUARTILE_RANGE = 1.3489795003921634
 """Of a standard normal distribution."""
+FARTHEST = 8.0
+"""On the robust scale, as z-scores are clipped: quartiles of a background that is almost even lie close together."""
 CORTEX, HEMISPHERE = 5.0, 20.0
 """Millimetres on which depth below the brain's surface is told: e-fold near the surface, and linear further in."""
 COVERAGE, NORMAL_SQUARE = 0.9, 0.9952
@@ -124,7 +126,7 @@ class VoxelSynthesis(nn.Module):
 
         Args:
             images: Z-scores.
-            scanned: Which voxels count: scanned, and brain.
+            scanned: Which voxels count: scanned, and brain. A robust scale is that of these: give whole brains.
             spacing: Millimetres between voxels, which decides how many a cube spans.
         """
         read = images.float() * scanned
@@ -311,7 +313,7 @@ def _on_robust_scale(image: Float[Tensor, "H W D"], scanned: Bool[Tensor, "H W D
     values = values[:: math.ceil(len(values) / MOST_SORTED)]
     low, middle, high = torch.quantile(values, torch.tensor((0.25, 0.5, 0.75), device=values.device))
     span = float(high - low)
-    return (image - middle) * (QUARTILE_RANGE / span) * scanned if span > 0 else image
+    return ((image - middle) * (QUARTILE_RANGE / span)).clamp(-FARTHEST, FARTHEST) * scanned if span > 0 else image
 
 
 def _around(volumes: Float[Tensor, "1 M H W D"], scale: float, spacing: Sequence[float]) -> Float[Tensor, "1 M H W D"]:

@@ -75,18 +75,20 @@ def _lock(run_dir: Path, flags: int) -> int | None:
     import fcntl
 
     try:
-        descriptor = os.open(run_dir / NAME, flags)
+        descriptor = os.open(run_dir / NAME, flags, 0o666)
     except OSError:
         return None
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+        holder = b""
+        with contextlib.suppress(OSError):  # of a network
+            holder = os.read(descriptor, 200)
         os.close(descriptor)
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             return None
         raise TrainingError(
-            f"{run_dir} holds a run under way, of {holder}: wait until it has ended, or choose another run folder "
-            "(`out`)."
+            f"{run_dir} holds a run under way, of {holder.decode(errors='replace') or 'another process'}: wait until "
+            "it has ended, or choose another run folder (`out`)."
         ) from error
     return descriptor

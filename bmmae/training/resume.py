@@ -27,6 +27,8 @@ MOST_CHANGES = 6
 """Differences that are named where a run is refused; another kind of training has dozens."""
 _START = "encoder at the start (--model)"
 """A key of the settings in saved runs, of pretrainings too, whose option is `--start`."""
+_LATER: dict[str, Any] = {"model.synthesis.robust": []}
+"""Settings of a masked autoencoder whose weights trained before there were these mean something else with others."""
 # Changing these between two parts of a run is what resuming is for; of the rest one is told.
 _FREE = (
     "train.resume",
@@ -181,7 +183,8 @@ def restore(
         )
     pretrains = isinstance(model, PretrainedModel) and isinstance(model.config, ModelConfig)
     option = "--start" if pretrains else "--model"
-    _refuse_differences(folder, state["identity"], identity, option)
+    before = (_LATER if pretrains else {}) | state["identity"]
+    _refuse_differences(folder, before, identity, option)
     try:
         model.load_state_dict(state["model"], strict=True)
         optimizer.load_state_dict(state["optimizer"])

@@ -283,6 +283,13 @@ def test_what_has_no_quartiles_is_read_as_it_is(share: float) -> None:
     torch.testing.assert_close(looks[T1], torch.full_like(looks[T1], 2 * share))
 
 
+def test_a_background_that_is_almost_even_does_not_blow_up_the_rest() -> None:
+    synthesis = VoxelSynthesis(STANDARD, SynthesisConfig(units=8, scales=(4.0,), robust=("t1",)))
+    images, scanned = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(4, 8, 8, 8) > 0
+    images[T1, :6] *= 1e-3
+    assert float(synthesis.look(images, scanned, ONE_MM)[T1].abs().max()) == 8
+
+
 def test_predictions_of_a_robust_modality_are_z_scores() -> None:
     inputs = related()
     truth = inputs[..., 0].clone()

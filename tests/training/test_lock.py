@@ -61,6 +61,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_has_ended(
         with pytest.raises(TrainingError, match=told):
             look_ahead(settings(resume=resume), OptimConfig(), run)
     assert [path.name for path in run.iterdir()] == [".lock"]
+    assert not os.access(run / ".lock", os.X_OK)
     holder.kill()
     holder.wait()  # its worker lives on
     _, result = train_toy(run, steps=2)

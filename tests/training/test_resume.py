@@ -21,7 +21,7 @@ from bmmae.checkpoint import describe
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from bmmae.masking import MaskingConfig
-from bmmae.model.config import ModelConfig
+from bmmae.model.config import ModelConfig, SynthesisConfig
 from bmmae.model.mae import MAE
 from bmmae.model.pretrained import PretrainedModel
 from bmmae.training import OptimConfig, find_checkpoint, fit, optim
@@ -237,6 +237,18 @@ def test_another_model_preprocessing_or_masking_is_refused_though_the_weights_fi
     start(False, **given)
     with pytest.raises(TrainingError, match=message):
         start(True, **given | change)
+
+
+def test_a_regression_that_was_fitted_before_robust_scales_is_not_read_on_one(tmp_path: Path) -> None:
+    made, robust = (MAE(replace(MODEL, synthesis=SynthesisConfig(8, robust=names))) for names in ((), ("t1",)))
+    optimizer = torch.optim.AdamW(made.parameters())
+    told = settings_of(made)
+    del told["model.synthesis.robust"]
+    saved = training_state(made, optimizer, None, progress=Progress(), window={}, identity=told)
+    folder = write_checkpoint(tmp_path, 1, made, saved, lambda _, folder: (folder / "w").touch())
+    with pytest.raises(TrainingError, match=r"model\.synthesis\.robust was \[\] and is now \['t1'\]"):
+        restore(folder, robust, optimizer, None, settings_of(robust))
+    restore(folder, made, optimizer, None, settings_of(made))
 
 
 @pytest.mark.parametrize(("made", "option"), [(MAE(MODEL), "--start"), (tiny_segmentation(), "--model")])

@@ -54,11 +54,14 @@ class Found:
         """Patients who may be several, and several who may be one, a sentence each."""
         births: dict[str, set[str]] = defaultdict(set)
         alike: dict[tuple[str, str], set[str]] = defaultdict(set)
+        shared: dict[str, set[str]] = defaultdict(set)
         for item in self.series:
             subject, identity = self.names[item.identity.visit].subject, item.identity
             births[subject] |= {identity.birth_date} - {""}
             if identity.patient_name and identity.birth_date:
                 alike[identity.patient_name.casefold(), identity.birth_date].add(subject)
+            if identity.study_uid:
+                shared[identity.study_uid].add(subject)
         several = (
             f"{subject} has {len(dates)} dates of birth: if several patients share one identifier, import each from a "
             "folder of its own"
@@ -71,7 +74,13 @@ class Found:
             for subjects in alike.values()
             if len(subjects) > 1
         )
-        return (*several, *one)
+        visit = (
+            f"{few(sorted(subjects), quote='')} share a StudyInstanceUID: if it is one visit of one patient, give all "
+            "its files the same PatientID"
+            for subjects in shared.values()
+            if len(subjects) > 1
+        )
+        return (*several, *one, *visit)
 
 
 @dataclass(frozen=True)

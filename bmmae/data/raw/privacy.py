@@ -96,6 +96,7 @@ def series_key(series: Series) -> str:
 def scrubbed(text: str, identity: Identity) -> str:
     """Return free text without the patient's name and identifiers, dates, UIDs and long numbers."""
     secrets = [identity.patient_id, identity.birth_date, identity.study_uid, identity.study_date, *identity.others]
+    text = unicodedata.normalize("NFC", text)
     names = [form for name in re.split(r"[\s^=,]+", identity.patient_name) for form in _spellings(name)]
     for secret in sorted({*secrets, *names}, key=len, reverse=True):
         if len(secret.encode()) >= SHORTEST_NAME:

@@ -105,12 +105,13 @@ def apply_table(path: Path, rows: Sequence[Row], wanted: Sequence[str] = STANDAR
     for line, cells in read_numbered_rows(path):
         if "key" not in cells or "modality" not in cells:
             raise CohortError(f"{path} is not a table of series: expected columns {', '.join(COLUMNS)}")
-        if cells["key"] not in known:
+        key = cells["key"] if cells["key"] in known else f"s{cells['key']}"  # keys once began without the letter
+        if key not in known:
             raise CohortError(
                 f"{path}, line {line}: no series with key '{cells['key']}' in this folder; make the table again by "
                 "running import-dicom without --table"
             )
-        name = known[cells["key"]].name
+        name = known[key].name
         said = cells.get("subject", name.subject), cells.get("session", name.session)
         if said != (name.subject, name.session):
             raise CohortError(
@@ -120,7 +121,7 @@ def apply_table(path: Path, rows: Sequence[Row], wanted: Sequence[str] = STANDAR
             )
         cell = "" if is_blank(cells["modality"]) else cells["modality"].lower()
         chosen = cell if cell in {"", STRUCTURES} else canonical(cell, wanted)
-        edited[cells["key"]] = replace(known[cells["key"]], modality=chosen)
+        edited[key] = replace(known[key], modality=chosen)
     _refuse_rivals(path, edited.values())
     return tuple(row for row in (edited.get(row.key, replace(row, modality="")) for row in rows))
 

@@ -12,6 +12,7 @@ from bmmae.cli import main
 from bmmae.data.check import check_study
 from bmmae.data.cohort import Study, read_cohort
 from bmmae.data.raw.dicom_import import find_series, import_series
+from bmmae.data.raw.series_table import apply_table
 from bmmae.data.raw.structures import Choice
 from bmmae.data.reading import read_image, read_labels
 from bmmae.errors import ImageError
@@ -209,6 +210,15 @@ def test_an_edited_table_decides(patient: Patient, tmp_path: Path, capsys: pytes
     table.write_text("key,modality\nffff,t2\n")
     assert main(["import-dicom", str(patient.folder), "--out", str(out), "--table", str(table)]) == 2
     assert "no series with key 'ffff' in this folder" in capsys.readouterr().err
+
+
+def test_a_table_whose_keys_are_numbers_as_they_once_were_is_applied(patient: Patient, tmp_path: Path) -> None:
+    patient.series("T2 tse", **LONG)
+    (row,) = find_series(patient.folder).rows
+    table = tmp_path / "series.csv"
+    table.write_text(f"key,modality\n{row.key[1:]},flair\n")
+    (applied,) = apply_table(table, [row])
+    assert (applied.key, applied.modality) == (row.key, FLAIR)
 
 
 def test_columns_added_to_the_cohort_are_kept(
