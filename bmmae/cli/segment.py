@@ -186,8 +186,8 @@ def _tell(results: list[StudyResult], folder: Path) -> None:
         print(f"{result.study.name}: {result.seconds:.1f} s" + (f"; Dice {told}" if told else ""))
         for region, cleaned in result.cleaned.items():
             print(f"  postprocessing, {region}: {cleaned}")
-    unjudged = [(result.study.name, result.problem) for result in results if result.status != "failed"]
-    unjudged = [(name, problem) for name, problem in unjudged if problem]
+    done = [result for result in results if result.status != "failed"]
+    unjudged = [(result.study.name, result.problem) for result in done if result.problem]
     for line in lines_of(unjudged):
         print(f"not judged: {line}", file=sys.stderr)
     print_doubts(results)
