@@ -57,7 +57,8 @@ def evaluate_cohort(
     studies = list({study.key: study for study in outputs.studies}.values())
     refuse_what_cannot_be_judged({name: each for name, (each, _) in models.items()}, studies)
     seen = overlap(model, studies, cache)
-    doubts = [f"{name} {told}." for name, (each, _) in models.items() if (told := synthetic_training(each))]
+    assurances, doubts = ([str(seen)], []) if seen.nothing_found else ([], [str(seen)])
+    doubts += [f"{name} {told}." for name, (each, _) in models.items() if (told := synthetic_training(each))]
     reference = list(models)[1] if len(models) > 1 else NAME
     lines = [str(seen)]
     warn_of_unseen_classes(model.config.targets, studies)
@@ -80,8 +81,8 @@ def evaluate_cohort(
                 classes,
                 survival,
                 title=f"{target}: {', '.join(models)}",
-                remarks=[*([] if seen.nothing_found else [str(seen)]), *doubts, *_said(late.get(target, ()))],
-                assurances=[str(seen)] if seen.nothing_found else [],
+                remarks=[*doubts, *_said(late.get(target, ()))],
+                assurances=assurances,
                 reference=reference,
                 draws=draws,
                 scores=both,

@@ -18,6 +18,7 @@ from bmmae.data.check_table import table_findings
 from bmmae.data.coding import SEG_CODING, stated_coding
 from bmmae.data.cohort import SYNTHETIC, Cohort, Study
 from bmmae.data.findings import WHOLE, CheckReport, Finding, Severity
+from bmmae.data.geometry import FEWEST_SLICES
 from bmmae.data.labels import OWN, Coding, check_values, editions_of, fitting, propose_coding, values_of
 from bmmae.data.location import File
 from bmmae.data.reading import read_chances, read_labels
@@ -30,9 +31,6 @@ LARGEST_BRAIN = 2000
 
 FULL_COVERAGE = 0.95
 """Skull-stripping differs a little between the modalities of one study; less than this is a cropped scan."""
-
-FEWEST_SLICES = 8
-"""Fewer along any axis do not cover a brain: localisers, single slices, exports that broke off."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from bmmae.data.millimetres import qform_of
 from bmmae.errors import ImageError
 from bmmae.patches import Triple
 
+FEWEST_SLICES = 8
+"""Fewer along an axis do not cover a brain: localisers, single slices, screen shots, exports that broke off."""
 GRID_TOLERANCE = 1e-3
 """Affines of one grid may differ by this much, beside a hundred-thousandth of each entry (numpy's `allclose`)."""
 FINEST_STEP = 2.0**-16

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bmmae.data.contrast import contrast_of, without_accents
+from bmmae.data.geometry import FEWEST_SLICES
 from bmmae.data.naming import FLAIR, MR_OF_CONTRAST, T1, T2, role_of
 from bmmae.data.raw.dicom_files import Acquisition, Series
 from bmmae.modalities import STANDARD, TABLE, find
 
 Status = Literal["taken", "ambiguous", "apart", "broken", "structures"]
-
-FEWEST_SLICES = 8
-"""Fewer do not cover a brain: localisers, single slices, screen shots."""
 
 WEIGHTING = re.compile(r"(?<![a-z0-9])t([12])[-_ ]?(?:w|weighted)?(?![a-z0-9*])")
 DARK_FLUID = re.compile(rf"dark[-_ ]?fluid|tirm|(?<![a-z])fla(?![a-z])|{FLAIR}")

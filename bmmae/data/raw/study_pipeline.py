@@ -43,7 +43,7 @@ SCANNED_ZERO = 1e-6
 HEAD_PITCHES = (-20.0, 0.0, 20.0)
 """Degrees; how a head lies towards a template is not known beforehand."""
 
-FEWEST_SLICES = 4
+FEWEST_TO_REGISTER = 4
 """Registration smooths along every axis; fewer voxels leave it nothing to do so."""
 SMALLEST_BRAIN = 1000
 DESCRIPTION = "bmmae preprocess"
@@ -205,12 +205,12 @@ def _is_described(path: Path) -> bool:
 def _read(study: Study) -> tuple[_Raw, tuple[str, ...]]:
     """Read scans and masks, and remove the bias field from copies."""
     found = {name: read_image(path) for name, path in study.images.items()}
-    thin = next((image for image in found.values() if min(image.shape) < FEWEST_SLICES), None)
+    thin = next((image for image in found.values() if min(image.shape) < FEWEST_TO_REGISTER), None)
     if thin is not None:
         size = " x ".join(map(str, thin.shape))
         raise ImageError(
-            f"{thin.path} has {size} voxels: expected at least {FEWEST_SLICES} along each axis, as registration needs; "
-            "leave its cell blank"
+            f"{thin.path} has {size} voxels: expected at least {FEWEST_TO_REGISTER} along each axis, as registration "
+            "needs; leave its cell blank"
         )
     images = {name: Volume(image.array, image.affine) for name, image in found.items()}
     reference = reference_of(study)
