@@ -256,7 +256,7 @@ def script(main: Callable[[], int | None]) -> None:
     """Run a training script, and exit.
 
     Errors that the user can mend end in one line and exit code 2, without a traceback, and so does the loss of another
-    process; SIGTERM and SIGUSR1 before the training loop and after it in exit code 75 (in it, see
+    process; SIGTERM, SIGUSR1 and SIGHUP before the training loop and after it in exit code 75 (in it, see
     `bmmae.training.signals`). Of the processes on a machine, which read the same data, the first one warns.
     """
     warnings.showwarning = print_warning if os.environ.get("LOCAL_RANK", "0") == "0" else _say_nothing

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -28,3 +30,11 @@ def real() -> Path:
     if os.environ.get("CI"):
         pytest.fail(f"{REAL} is absent in CI")
     pytest.skip("the real studies (../shared/real) are not on this machine")
+
+
+@pytest.fixture
+def hears_hangups() -> Iterator[None]:
+    """SIGHUP as a process gets it from a terminal, for this process and those that it starts: not as under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -255,7 +255,7 @@ def _worker_context() -> BaseContext:
     atexit.unregister(_kill_workers)
     atexit.register(_kill_workers)
     context.set_forkserver_preload(["__main__", __name__])
-    stops = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+    stops = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
         resource_tracker.ensure_running()

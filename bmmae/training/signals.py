@@ -27,14 +27,14 @@ class StoppedEarly(BaseException):
 
 
 class StopRequest:
-    """While entered, SIGTERM, SIGUSR1 and Ctrl-C ask for a stop instead of ending the process.
+    """While entered, SIGTERM, SIGUSR1, SIGHUP and Ctrl-C ask for a stop instead of ending the process.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. `level` is 0 (go on), 1 (stop) or 2 (stop: Ctrl-C); the largest
+    SIGHUP comes when a terminal closes; under `nohup` it stays ignored. A second Ctrl-C raises KeyboardInterrupt at once. `level` is 0 (go on), 1 (stop) or 2 (stop: Ctrl-C); the largest
     over the ranks counts. Signals can be caught in the main thread only; elsewhere just the time limit works. It counts
     from the start of the script if that is known (see `ScriptStop`).
     """
 
-    names: ClassVar[tuple[str, ...]] = ("SIGTERM", "SIGUSR1", "SIGINT")
+    names: ClassVar[tuple[str, ...]] = ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")
     script_start: ClassVar[float | None] = None
 
     def __init__(self, time_limit_hours: float | None = None, clock: Callable[[], float] = time.monotonic):
@@ -47,8 +47,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for name in self.names:
-                if hasattr(signal, name):  # Windows has no SIGUSR1
-                    number = signal.Signals[name]
+                number = getattr(signal, name, None)  # Windows has no SIGUSR1, and no SIGHUP
+                if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
                     self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -74,9 +74,9 @@ class StopRequest:
 
 
 class ScriptStop(StopRequest):
-    """While entered, SIGTERM and SIGUSR1 raise `StoppedEarly`; a `StopRequest` inside takes them over for its time."""
+    """While entered, SIGTERM, SIGUSR1 and SIGHUP raise `StoppedEarly`; a `StopRequest` inside takes them over for its time."""
 
-    names = ("SIGTERM", "SIGUSR1")
+    names = ("SIGTERM", "SIGUSR1", "SIGHUP")
 
     def __enter__(self) -> ScriptStop:
         StopRequest.script_start = self._clock()

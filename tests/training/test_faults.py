@@ -107,7 +107,8 @@ def test_a_killed_run_equals_one_that_was_not(tmp_path: Path, started: list[subp
     assert histories(tmp_path / "killed") == histories(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.usefixtures("hears_hangups")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_to_the_whole_job_saves_and_asks_to_be_resumed(
     tmp_path: Path, started: list[subprocess.Popen[str]], number: signal.Signals
 ) -> None:

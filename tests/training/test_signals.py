@@ -14,7 +14,10 @@ from bmmae.errors import TrainingError
 from bmmae.training.signals import ScriptStop, StoppedEarly, StopRequest, status_of
 
 
-@pytest.mark.parametrize(("number", "level"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGINT, 2)])
+@pytest.mark.usefixtures("hears_hangups")
+@pytest.mark.parametrize(
+    ("number", "level"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGHUP, 1), (signal.SIGINT, 2)]
+)
 def test_a_signal_asks_for_a_stop(number: signal.Signals, level: int) -> None:
     with StopRequest() as stop:
         assert stop.level == 0
@@ -34,6 +37,16 @@ def test_a_termination_after_an_interrupt_changes_nothing() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.level == 2
+
+
+def test_a_closed_terminal_is_ignored_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.level == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_are_put_back() -> None:
@@ -62,7 +75,8 @@ def test_the_time_limit_counts_from_the_start_of_the_script() -> None:
     assert StopRequest(time_limit_hours=2.0, clock=lambda: now).level == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.usefixtures("hears_hangups")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_to_a_script_that_still_prepares_asks_to_be_resumed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
