@@ -35,6 +35,8 @@ from bmmae.patches import any_in_patch, as_triple, patchify
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 WHOLE_TUMOUR = "WT"
+GROUPS = 6
+"""Patients are left out in turn, or where there are more than these, in as many groups."""
 
 Features: TypeAlias = Callable[[Sample, torch.Tensor], torch.Tensor]
 """From a sample and Bool[M], the modalities given, to Float[L, F]."""
@@ -58,9 +60,9 @@ class Places:
         """Return one patient's places."""
         return self._where(self.patient == patient)
 
-    def without(self, patient: str) -> Places:
+    def without(self, patients: Sequence[str]) -> Places:
         """Return everyone else's."""
-        return self._where(self.patient != patient)
+        return self._where(~np.isin(self.patient, patients))
 
     def _where(self, chosen: Array) -> Places:
         return Places(self.features[chosen], self.tumour[chosen], self.patient[chosen])
@@ -137,20 +139,26 @@ def probe(
 def probe_unseen(
     source: Source, parts: Parts, shape: ModelConfig, names: Sequence[str], features: Features
 ) -> dict[str, dict[str, float]]:
-    """Fit on the validation patients and the other test patients, for each test patient anew.
+    """Fit on the validation patients and the other test patients, for each test patient (or group of them) anew.
 
-    The penalty is chosen by leaving out one of these patients after the other.
+    The penalty is chosen by leaving out these patients in turn, see `GROUPS`.
 
     Returns:
         `ap` and `auc` by patient.
     """
     unseen = gather(source, [*parts.validation, *parts.test], shape, names, features)
-    chosen = {}
-    for patient in dict.fromkeys(study.group for study in parts.test):
-        others = unseen.without(patient)
+    chosen: dict[str, object] = {}
+    for group in _groups([study.group for study in parts.test]):
+        others = unseen.without(group)
         best = max(PENALTIES, key=lambda penalty, others=others: _left_out(others, penalty))
-        chosen[patient] = _fit(others, best)
+        chosen |= dict.fromkeys(group, _fit(others, best))
     return _by_patient(chosen, unseen)
+
+
+def _groups(patients: Sequence[str]) -> list[list[str]]:
+    """Return who is left out together."""
+    people = list(dict.fromkeys(patients))
+    return [people[first::GROUPS] for first in range(min(GROUPS, len(people)))]
 
 
 def _by_patient(models: Mapping[str, object], places: Places) -> dict[str, dict[str, float]]:
@@ -166,8 +174,9 @@ def _by_patient(models: Mapping[str, object], places: Places) -> dict[str, dict[
 
 def _left_out(places: Places, penalty: float) -> float:
     """Return the mean average precision over patients, each scored by a model of the others."""
-    people = dict.fromkeys(places.patient.tolist())
-    models = {patient: _fit(places.without(patient), penalty) for patient in people}
+    models: dict[str, object] = {}
+    for group in _groups(places.patient.tolist()):
+        models |= dict.fromkeys(group, _fit(places.without(group), penalty))
     return statistics.fmean(_by_patient(models, places)["ap"].values())
 
 
