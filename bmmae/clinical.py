@@ -65,7 +65,8 @@ class ClinicalVariable:
         value = as_number(cell)
         if value is None or np.isinf(value):
             raise CohortError(
-                f"column '{self.name}' holds '{cell}': expected a number, as in the training data, or a blank cell"
+                f"column '{self.name}' holds '{cell}': expected a number{point_wanted(cell)}, as in the training data, "
+                "or a blank cell"
             )
         return absent if np.isnan(value) else ((value - self.mean) / self.deviation, True)
 
@@ -95,7 +96,9 @@ class VectorInput:
             cell = cells.get(column)
             value = np.nan if cell is None else as_number(cell)
             if value is None or np.isinf(value):
-                raise CohortError(f"column '{column}' holds '{cell}': expected a number or a blank cell")
+                raise CohortError(
+                    f"column '{column}' holds '{cell}': expected a number{point_wanted(cell)} or a blank cell"
+                )
             numbers.append(value)
         if np.isnan(numbers).any():
             return [0.0] * len(numbers), False
@@ -108,6 +111,11 @@ def as_number(cell: str | float) -> float | None:
     if isinstance(cell, str):
         return float(cell) if NUMBER.fullmatch(cell) else None
     return float(cell)
+
+
+def point_wanted(cell: Cell) -> str:
+    """Return what to add to "expected a number" where a cell holds a decimal comma."""
+    return " with a decimal point" if isinstance(cell, str) and COMMA.fullmatch(cell) else ""
 
 
 def fit_clinical(
@@ -127,10 +135,9 @@ def fit_clinical(
     odd = [str(cell) for cell in known if as_number(cell) is None]
     commas = [cell for cell in odd if COMMA.fullmatch(cell)]
     if commas or 0 < len(odd) < len(known) / 2:
-        listed = ", ".join(f"'{cell}'" for cell in dict.fromkeys(commas or odd))
         raise CohortError(
-            f"clinical column '{name}' holds numbers and {listed[:100]}: write numbers with a decimal point and leave "
-            "cells blank that are not known, or give categories names"
+            f"clinical column '{name}' holds numbers and {few(dict.fromkeys(commas or odd))}: write numbers "
+            "with a decimal point and leave cells blank that are not known, or give categories names"
         )
     if not odd:
         values = np.array([as_number(cell) for cell in known], float)

@@ -247,6 +247,17 @@ def warn_of_unseen_categories(model: PatientModel, studies: Sequence[Study]) -> 
                 )
 
 
+def refuse_unreadable_cells(model: PatientModel, studies: Sequence[Study]) -> None:
+    """Refuse clinical columns and vectors that hold something else than numbers, before images are opened.
+
+    Raises:
+        CohortError: Naming study, column and cell.
+    """
+    given = replace(columns_of(model), targets=())  # whatever stands in columns of labels
+    for study in studies:
+        given.encode(study)
+
+
 def warn_of_other_units(model: PatientModel, studies: Sequence[Study]) -> None:
     """Warn of clinical numbers far from those of training: ages in days where the model knows years, say.
 
@@ -278,10 +289,10 @@ def warn_of_unseen_classes(targets: Sequence[Target], studies: Sequence[Study]) 
         if target.kind in ("binary", "multiclass"):
             unseen = _unseen(studies, target.columns[0], target.classes)
             if unseen:
-                listed = ", ".join(f"'{label}' ({count})" for label, count in unseen.items())
+                listed = few((f"'{label}' ({count})" for label, count in unseen.most_common()), FEW, quote="")
                 warnings.warn(
                     f"{sum(unseen.values())} held-out studies count as not labelled: '{target.name}' is learned for "
-                    f"{', '.join(target.classes)} alone, and they have {listed}",
+                    f"{few(target.classes, FEW, quote='')} alone, and they have {listed}",
                     stacklevel=2,
                 )
 

@@ -30,7 +30,7 @@ from bmmae.data.patient_columns import fit_columns, format_targets, is_labelled
 from bmmae.data.patients import Columns, PatientDataset, Shares, whole_brain
 from bmmae.data.splits import warn_of_absent
 from bmmae.data.subset_shares import subset_shares
-from bmmae.errors import CohortError, ConfigError, TrainingError
+from bmmae.errors import CohortError, ConfigError, TrainingError, few
 from bmmae.evaluation.clinical import NAME as CLINICAL
 from bmmae.evaluation.overlap import warn_of_overlap
 from bmmae.linear_heads import Rows, collect, fit_linear_heads
@@ -155,7 +155,7 @@ def find_parts(config: PatientConfig, columns: Sequence[str], shape: ModelConfig
     """Read the cohort and divide it; studies without any of the model's modalities are left out.
 
     Raises:
-        CohortError: If a part is empty, or a study is broken and not to be skipped.
+        CohortError: If a part is empty, columns cannot be learned from, or a study is broken and not to be skipped.
     """
     data = config.data
     cohort = data.read(columns)
@@ -165,7 +165,31 @@ def find_parts(config: PatientConfig, columns: Sequence[str], shape: ModelConfig
     else:
         test = [study for study in cohort if study.split == "test"]
     seen = [_restricted(part, shape.modalities) for part in (train, validation, test)]
+    for part, name in zip(seen[:2], ("training", "validation"), strict=True):
+        if not part:
+            raise CohortError(f"no {name} study has any of the modalities {', '.join(shape.modalities)}: name others")
+    _refuse_unusable_columns(config, seen)
     return Parts(cohort, *(sound_studies(part, cache, skip_broken=data.skip_broken) if part else [] for part in seen))
+
+
+def _refuse_unusable_columns(config: PatientConfig, parts: Sequence[Sequence[Study]]) -> None:
+    """Find out from the table alone, before images are opened, whether its columns can be learned from and read.
+
+    What is fitted here is thrown away: broken studies, which may be skipped, have a part in it.
+
+    Args:
+        config: Names the columns.
+        parts: Training, validation and test studies; the columns are fitted on the first.
+
+    Raises:
+        CohortError: As `fit_columns` and `Columns.encode` say.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when they are fitted on the studies that are left
+        columns = fit_columns(parts[0], config.targets, config.beside)
+    for part in parts:
+        for study in part:
+            columns.encode(study)
 
 
 def _restricted(studies: Sequence[Study], modalities: Sequence[str]) -> list[Study]:
@@ -183,7 +207,11 @@ def _fitted(config: PatientConfig, parts: Parts) -> tuple[Columns, list[Study]]:
 def _labelled(studies: Sequence[Study], targets: Sequence[Target], part: str) -> list[Study]:
     labelled = [study for study in studies if is_labelled(study, targets)]
     if not labelled:
-        raise CohortError(f"none of the {len(studies)} {part} studies has a label of any target")
+        raise CohortError(
+            f"none of the {len(studies)} {part} studies has a label of any target "
+            f"({few((target.name for target in targets), quote='')}) that the training studies know: fill in labels, "
+            "mark other studies in the column 'split', or choose other folds or a larger data.validation_share"
+        )
     return labelled
 
 

@@ -24,6 +24,8 @@ from bmmae.metrics.survival import Steps, censoring_curve, kaplan_meier
 Cell: TypeAlias = str | float | None
 NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 """No leading zeros: a column that has them holds codes, and codes stay text."""
+EXACT = 2**53
+"""From here on float64 does not hold every whole number."""
 Kind: TypeAlias = Literal["binary", "multiclass", "multilabel", "hazard", "cox", "survival_classes"]
 
 UNKNOWN = -1
@@ -126,9 +128,12 @@ class Target:
 
 
 def as_label(cell: Cell) -> str | None:
-    """Return a cell as the name of a class: `1.0` and `1` are one, as numbers or as text; None where blank."""
+    """Return a cell as the name of a class: `1.0` and `1` are one, as numbers or as text; None where blank.
+
+    Codes of 16 digits and more stay text: as numbers, neighbours would become one.
+    """
     if isinstance(cell, str):
-        return _number(float(cell)) if NUMBER.fullmatch(cell) else cell
+        return _number(float(cell)) if NUMBER.fullmatch(cell) and abs(float(cell)) < EXACT else cell
     if isinstance(cell, float):
         return None if np.isnan(cell) else _number(cell)
     return cell
@@ -162,7 +167,7 @@ def fit_label(name: str, cells: Sequence[Cell], classes: Sequence[str] = (), *, 
         ConfigError: If a class is named twice.
 
     Warns:
-        UserWarning: If names differ in case or in blanks around them only, or one that nobody has named as a class says
+        UserWarning: If names differ in case or in blanks only, or one that nobody has named as a class says
             that nothing is known.
     """
     labels = [as_label(cell) for cell in cells]
@@ -225,7 +230,7 @@ def warn_of_spellings(name: str, classes: Sequence[str], labels: Sequence[str | 
     spellings: dict[str, list[str]] = {}
     for label in dict.fromkeys([*classes, *filter(None, labels)]):
         plain = unicodedata.normalize("NFKC", label)  # an umlaut may be stored as one character or as two
-        spellings.setdefault(plain.strip().casefold(), []).append(label)
+        spellings.setdefault(" ".join(plain.split()).casefold(), []).append(label)
     for alike in spellings.values():
         if len(alike) > 1 and not set(classes).isdisjoint(alike):
             warnings.warn(

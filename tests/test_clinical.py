@@ -22,6 +22,7 @@ def test_text_in_another_part_of_the_table_changes_nothing() -> None:
     [
         (["61", "42", ">89"], "'age' holds numbers and '>89': write numbers with a decimal point"),
         (["61,5", "42,1", "50,0"], "'age' holds numbers and '61,5', '42,1', '50,0'"),
+        ([f"{year},5" for year in range(40, 90)], "'40,5', '41,5', '42,5', '43,5', '44,5' and 45 more: write numbers"),
     ],
 )
 def test_numbers_that_cannot_be_read_are_named(cells: list[str], message: str) -> None:
@@ -63,3 +64,11 @@ def test_infinite_numbers_are_refused() -> None:
         fit_clinical("age", [50.0, 60.0]).encode(float("inf"))
     with pytest.raises(CohortError, match="column 'r1' holds '-inf': expected a number"):
         VectorInput(("r1",), (0.0,), (1.0,)).encode({"r1": float("-inf")})
+
+
+def test_a_decimal_comma_is_told_as_such() -> None:
+    point = "holds '61,5': expected a number with a decimal point"
+    with pytest.raises(CohortError, match=point):
+        ClinicalVariable("age", "numeric", 60.0, 10.0).encode("61,5")
+    with pytest.raises(CohortError, match=point):
+        fit_vector(("a",), [{"a": 1.0}, {"a": "61,5"}])

@@ -196,6 +196,22 @@ def test_clinical_numbers_in_another_unit_are_told(
         )
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_decimal_comma_is_told_before_the_work(
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    monkeypatch.setattr("bmmae.data.caching.sound_studies", lambda *_, **__: pytest.fail("the work has begun"))
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table.loc[3, "age"] = "61,5"
+    table.to_csv(world / "comma.csv", index=False)
+    assert run(world, command, tmp_path / "p.csv", table="comma.csv") == 2
+    assert "study 'p03': column 'age' holds '61,5': expected a number with a decimal point" in capsys.readouterr().err
+
+
 def test_a_flag_that_is_rarely_set_is_in_no_other_unit(world: Path) -> None:
     model = load_model(world / "model")
     rare = ClinicalVariable("resected", "numeric", mean=0.04, deviation=0.196)

@@ -14,6 +14,7 @@ from tiny_models import tiny_config
 from bmmae.checkpoint import save_model
 from bmmae.cli import main
 from bmmae.config import parse
+from bmmae.data.cohort import read_cohort
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.model.mae import MAE
 from bmmae.patient_config import PatientConfig
@@ -25,11 +26,22 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
 LINES = [shlex.split(line) for block in BLOCKS for line in block.splitlines() if line]
 OWN = [line for line in LINES if line[0] == "bmmae"]
 TRAINING = [line for line in LINES if line[0] == "accelerate"]
-(CODE,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+JOIN, CODE = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 def test_the_page_shows_commands() -> None:
     assert (len(OWN), len(TRAINING)) == (6, 5)
+
+
+def test_a_hospitals_table_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cohort.csv").write_text("subject,t1\n0007,7.nii\n0008,8.nii\n")
+    Path("clinic.csv").write_text("subject;scanned;last_seen;event;age\n0007;01.02.2020;01.02.2021;1;61,5\n")
+    exec(compile(JOIN, "patient.md", "exec"), {})
+    known, unknown = read_cohort("joined.csv")
+    assert (known.subject, known.values["age"], known.event) == ("0007", 61.5, True)
+    assert known.time == pytest.approx(366 / 30.44)
+    assert (unknown.time, unknown.event, unknown.values["age"]) == (None, None, None)
 
 
 @pytest.mark.parametrize("line", TRAINING, ids=lambda line: line[-1])

@@ -123,6 +123,10 @@ def test_the_command_writes_maps_and_says_what_counted(
     for wrong, message in (("age=old", "expects a number"), ("weight=3", "expects NAME=VALUE of age, sex")):
         assert main([*common, "--clinical", wrong, "--out", str(tmp_path / "no")]) == 2
         assert message in capsys.readouterr().err
+    assert main([*common, "--clinical", "age=61,5", "--out", str(tmp_path / "no")]) == 2
+    assert "age expects a number with a decimal point, got '61,5'" in capsys.readouterr().err
+    assert main([*common, "--clinical", "age=61", "age=62", "--out", str(tmp_path / "no")]) == 2
+    assert "--clinical gives age twice" in capsys.readouterr().err
 
 
 def test_an_imputed_variable_that_is_hidden_counts_as_missing(world: tuple[PatientModel, Study]) -> None:

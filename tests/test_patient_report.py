@@ -18,9 +18,11 @@ sys.path.append(str(Path(__file__).parent / "evaluation"))
 from prediction_tables import SUBSETS, classes, survival
 
 from bmmae.errors import CohortError, OutputError
+from bmmae.evaluation.predictions import UNKNOWN
+from bmmae.evaluation.survival import risk_groups
 from bmmae.notice import NOTICE
 from bmmae.patient_report import patient_page, write_patient_report
-from bmmae.patient_report.plots import draw_confusion, draw_reliability, draw_roc, wilson_reach
+from bmmae.patient_report.plots import corners, draw_confusion, draw_reliability, draw_roc, draw_survival, wilson_reach
 from bmmae.patient_report.sections import fullest, survival_pictures
 from bmmae.patient_tables import write_tables
 
@@ -116,6 +118,26 @@ def test_a_group_without_patients_is_drawn_as_not_defined() -> None:
     assert "0 patients, 0 died" in found
     assert found.count("<td>not defined</td>") == len(SUBSETS) * 3
     assert "training patients' median risk" in found or "training patients&#x27; median risk" in found
+
+
+def test_a_curve_ends_with_the_follow_up_of_its_patients() -> None:
+    """Past it nothing is known; and nobody has no survival."""
+    time, event = np.array([2.0, 5.0, 9.0, 30.0]), np.array([True, False, True, False])
+    groups = replace(
+        risk_groups(survival({"image": 2.0}))[0],
+        time=time, event=event, high=np.array([True, True, False, False]), patients=tuple("abcd"),
+    )  # fmt: skip
+    assert [values.tolist() for values in corners(groups.curve(high=True))] == [[0, 2, 5], [1, 0.5, 0.5]]
+    empty = replace(groups, high=np.zeros(4, bool))
+    assert [values.tolist() for values in corners(empty.curve(high=True))] == [[], []]
+    assert draw_survival([groups]) != draw_survival([empty])
+
+
+def test_those_left_out_are_counted() -> None:
+    table = classes({"image": 2.0})
+    label = np.where([key.subject == "p001" for key in table.keys], UNKNOWN, table.label)
+    page = patient_page(replace(table, label=label), None, title="x", draws=0)
+    assert "1 patient left out: no class is known, or the fold's model does not know it." in page.replace("&#x27;", "'")
 
 
 def test_a_slash_in_a_name_makes_no_folder(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_test_patients_change_nothing_that_is_fitted(world: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:class '.*' of 'site' has one training study")
+@pytest.mark.filterwarnings("ignore:class.* of 'site' ha.* one training study")
 def test_folds_shares_and_a_modality_less(world: Path, tmp_path: Path) -> None:
     table = pd.read_csv(world / "cohort.csv").drop(columns="split")
     table.to_csv(world / "free.csv", index=False)
@@ -421,6 +421,38 @@ def test_a_class_that_validation_alone_has_is_told(world: Path, tmp_path: Path) 
     given = ("--targets.labels", "[subtype]", "--data.cohort", str(world / "validation.csv"), "--mode", "features")
     with pytest.warns(UserWarning, match=r"1 held-out studies count as not labelled: .* they have 'nsclc' \(1\)"):
         assert fine_tune(configured(world, tmp_path / "run", "classification", *given)) == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "part", "cell", "message"),
+    [
+        ("age", "train", "61,5", "clinical column 'age' holds numbers and '61,5': write numbers with a decimal point"),
+        ("age", "test", "61,5", "study 'p09': column 'age' holds '61,5': expected a number with a decimal point"),
+        ("subtype", "train", "NSCLC", "'subtype' holds one class only among the training studies"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_refused_before_images_are_opened(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, part: str, cell: str, message: str
+) -> None:
+    monkeypatch.setattr("bmmae.patient_run.sound_studies", lambda *_, **__: pytest.fail("the work has begun"))
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table.loc[table["split"] == part, column] = cell
+    table.to_csv(world / "odd.csv", index=False)
+    given = ("--targets.labels", "[subtype]", *CLINICAL, "--data.cohort", str(world / "odd.csv"))
+    with pytest.raises(CohortError, match=message):
+        fine_tune(configured(world, tmp_path / "run", "classification", *given))
+
+
+def test_parts_without_the_modalities_or_labels_are_told_with_what_to_do(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "cohort.csv", dtype=str)
+    table.loc[table["split"] == "train", "t2"] = None
+    table.loc[table["split"] == "validation", "subtype"] = None
+    table.to_csv(world / "bare.csv", index=False)
+    given = ("--targets.labels", "[subtype]", "--data.cohort", str(world / "bare.csv"))
+    with pytest.raises(CohortError, match="no training study has any of the modalities t2"):
+        fine_tune(configured(world, tmp_path / "run", "classification", *given, "--modalities", "[t2]"))
+    with pytest.raises(CohortError, match=r"2 validation studies has a label of any target \(subtype\) .* other folds"):
+        fine_tune(configured(world, tmp_path / "run", "classification", *given))
 
 
 @pytest.mark.slow

@@ -242,3 +242,13 @@ def test_a_target_travels_as_json() -> None:
 def test_months_must_rise() -> None:
     with pytest.raises(ConfigError, match="must be positive and rise"):
         Target("x", "hazard", edges=(5.0, 3.0))
+
+
+def test_blanks_within_a_name_are_told() -> None:
+    with pytest.warns(UserWarning, match="'grade  II', 'grade II' of column 'x' differ in case or blanks only"):
+        fit_label("x", ["grade II", "grade  II", "grade IV"])
+
+
+def test_long_codes_that_differ_in_the_last_digit_are_two_classes() -> None:
+    codes = ["1234567890123456788", "1234567890123456789"]
+    assert fit_label("x", codes).classes == tuple(codes)

@@ -18,7 +18,7 @@ import numpy as np
 from bmmae.arrays import Array, Float
 from bmmae.clinical import COMMA
 from bmmae.data.tables import is_blank, read_rows
-from bmmae.errors import CohortError, ModalityError
+from bmmae.errors import CohortError, ModalityError, few
 from bmmae.modalities import canonical, find, in_table_order
 
 SHAPE: Final = "shape"
@@ -122,15 +122,19 @@ def read_feature_tables(
     header = list(rows[0][1])
     for label, row in rows:
         if list(row) != header:
+            odd = [name for name in (*header, *row) if (name in row) != (name in header)]
+            found = f" ({few(odd, 3)} in one of them alone)" if odd else " (in another order)"
             raise CohortError(
-                f"the table of '{label}' has other columns than that of '{rows[0][0]}': expected the same"
+                f"the table of '{label}' has other columns than that of '{rows[0][0]}'{found}: expected the same"
             )
+        if not row[subject]:
+            raise CohortError(f"column '{subject}' of the table of '{label}' is blank in a row: expected a patient")
     subjects = tuple(row[subject] for _, row in rows)
     repeated = sorted({name for name in subjects if subjects.count(name) > 1})
     if repeated:
         raise CohortError(f"patient '{repeated[0]}' occurs twice: expected one row a patient")
     names = [name for name in header if name not in {subject, *ignore}]
-    cells = [[_number(row[name], name) for name in names] for _, row in rows]
+    cells = [[_number(row[name], name, f"'{row[subject]}' of '{label}'") for name in names] for label, row in rows]
     values = np.array([[value for value, _ in line] for line in cells]).reshape(len(rows), len(names))
     repaired = sum(mended for line in cells for _, mended in line)
     labels = np.array([label for label, _ in rows])
@@ -183,8 +187,8 @@ def _rows(path: Path, subject: str) -> list[dict[str, str]]:
     return rows
 
 
-def _number(cell: str, column: str) -> tuple[float, bool]:
-    """A cell as a number, and whether it was filled with something that is none."""
+def _number(cell: str, column: str, patient: str) -> tuple[float, bool]:
+    """A cell as a number, and whether it was filled with something that is none; errors say whose it is."""
     if is_blank(cell):
         return float("nan"), False
     if cell.startswith("#"):  # what spreadsheets write for an undefined quotient
@@ -193,7 +197,7 @@ def _number(cell: str, column: str) -> tuple[float, bool]:
         value = float(cell)
     except ValueError as error:
         hint = "write decimals with a point" if COMMA.fullmatch(cell) else "name it in `ignore`"
-        raise CohortError(f"column '{column}' holds '{cell}': expected numbers; {hint}") from error
+        raise CohortError(f"patient {patient}: column '{column}' holds '{cell}': expected numbers; {hint}") from error
     return (value, False) if np.isfinite(value) else (float("nan"), True)
 
 

@@ -63,8 +63,9 @@ def _clinical(model: PatientModel, pairs: Sequence[str]) -> dict[str, str | floa
     """What is given of the model's clinical variables, numbers as numbers, None for what is said not to be known.
 
     Raises:
-        ConfigError: If an argument is no pair, or names no variable of the model, or a number is none.
+        ConfigError: If an argument is no pair, names no variable of the model or one twice, or a number is none.
     """
+    from bmmae.clinical import point_wanted
     from bmmae.data.tables import is_blank
 
     kinds = {variable.name: variable.kind for variable in model.config.clinical}
@@ -73,11 +74,13 @@ def _clinical(model: PatientModel, pairs: Sequence[str]) -> dict[str, str | floa
         name, equals, value = pair.partition("=")
         if not equals or name not in kinds:
             raise ConfigError(f"--clinical expects NAME=VALUE of {', '.join(kinds) or 'no variable'}, got '{pair}'")
+        if name in found:
+            raise ConfigError(f"--clinical gives {name} twice: expected each variable once")
         if is_blank(value):
             found[name] = None
             continue
         try:
             found[name] = float(value) if kinds[name] == "numeric" else value
         except ValueError as error:
-            raise ConfigError(f"--clinical {name} expects a number, got '{value}'") from error
+            raise ConfigError(f"--clinical {name} expects a number{point_wanted(value)}, got '{value}'") from error
     return found

@@ -134,13 +134,19 @@ def _predicted(
     """What a model says of the cohort, with warnings of what it lacks and of subsets that it hardly knows."""
     from bmmae.patient_prediction import (
         predict,
+        refuse_unreadable_cells,
         warn_of_lacking_inputs,
         warn_of_other_units,
         warn_of_rare_subsets,
         warn_of_unseen_categories,
     )
 
-    cohort, cache = _opened(given, model, look)
+    def look_first(studies: Sequence[Study]) -> None:
+        if look:
+            look(studies)
+        refuse_unreadable_cells(model, studies)
+
+    cohort, cache = _opened(given, model, look_first)
     warn_of_lacking_inputs(model, cohort.studies)
     warn_of_unseen_categories(model, cohort.studies)
     warn_of_other_units(model, cohort.studies)

@@ -90,7 +90,9 @@ def _preprocess(commands: Commands) -> None:
     atlas.add_argument("--no-atlas", action="store_true", help="stay in the study's own space")
     command.add_argument("--affine", action="store_true", help="let the atlas registration scale and shear")
     command.add_argument("--spacing", type=millimetres, default=1.0, help="millimetres (default: 1)")
-    command.add_argument("--keep-n4", "--apply-n4", action="store_true", help="correct the bias field of the output")
+    command.add_argument(
+        "--keep-n4", "--apply-n4", action="store_true", help="correct the bias field of the output (not of ADC and CT)"
+    )
     command.add_argument("--workers", type=positive, default=1, help="studies at a time (default: 1)")
     add_modalities(command)
 

@@ -18,7 +18,7 @@ from bmmae.data.check_table import table_findings
 from bmmae.data.coding import SEG_CODING, stated_coding
 from bmmae.data.cohort import SYNTHETIC, Cohort, Study
 from bmmae.data.findings import WHOLE, CheckReport, Finding, Severity
-from bmmae.data.geometry import FEWEST_SLICES
+from bmmae.data.geometry import FEWEST_SLICES, sheared
 from bmmae.data.labels import OWN, Coding, check_values, editions_of, fitting, propose_coding, values_of
 from bmmae.data.location import File
 from bmmae.data.reading import read_chances, read_labels
@@ -229,13 +229,19 @@ def _check_axes(look: _Look) -> None:
 
 
 def _check_grids(look: _Look) -> None:
-    """Compare each image's grid with that of the first."""
+    """Compare each image's grid with that of the first, and find those that no model can read."""
     first = next(iter(look.scans.values()), None)
     for scan in look.scans.values():
         if first is not None and not scan.grid.same(first.grid):
             message = (
                 f"{scan.path.name} is on another grid than {first.path.name}: expected {first.grid}, got {scan.grid}"
                 f"{scan.grid.difference(first.grid)}; run `bmmae preprocess` to register and resample the study"
+            )
+            look.add("error", "grid", scan.path, message)
+        if sheared(scan.grid.affine):
+            message = (
+                f"the axes of {scan.path.name} are not at right angles (its affine has a shear): expected a grid "
+                "without; run `bmmae preprocess`, which resamples the study"
             )
             look.add("error", "grid", scan.path, message)
 
@@ -251,7 +257,7 @@ def _read_masks(look: _Look) -> None:
         except BmmaeError as error:
             look.add("error", "file", path, str(error))
             continue
-        grid = Grid(values.shape, affine)
+        values, grid = Grid(values.shape, affine).turned_like(values, scan.grid)
         if not grid.same(scan.grid):
             message = (
                 f"brain mask {path.name} is on another grid than {scan.path.name}: expected {scan.grid}, got {grid}"
@@ -304,13 +310,26 @@ def _check_lesion_map(look: _Look, path: File) -> None:
     except BmmaeError as error:
         look.add("error", "file", path, str(error))
         return
-    grid, scans = Grid(chances.array.shape, chances.affine), list(look.scans.values())
-    if scans and not any(grid.same(scan.grid) for scan in scans):
+    advice = "write it anew with `bmmae segment --probabilities`"
+    _place(look, f"lesion map {path.name}", path, (chances.array, chances.affine), advice)
+
+
+def _place(
+    look: _Look, name: str, path: File, drawing: tuple[Array, Float[Array, "4 4"]], advice: str
+) -> tuple[Array, Grid]:
+    """Turn a drawing's axes as those of the first image that has voxels in the same places; note if none has."""
+    own = Grid(drawing[0].shape, drawing[1])
+    turned = [(own.turned_like(drawing[0], scan.grid), scan.grid) for scan in look.scans.values()]
+    for (array, grid), expected in turned:
+        if grid.same(expected):
+            return array, grid
+    for (_, grid), expected in turned[:1]:
         message = (
-            f"lesion map {path.name} is on another grid than the images: expected {scans[0].grid}, got {grid}"
-            f"{grid.difference(scans[0].grid)}; write it anew with `bmmae segment --probabilities`"
+            f"{name} is on another grid than the images: expected {expected}, got {grid}{grid.difference(expected)}; "
+            f"{advice}"
         )
         look.add("error", "grid", path, message)
+    return drawing[0], own
 
 
 def _check_segmentation(look: _Look, path: File, coding: Coding | None) -> None:
@@ -319,14 +338,8 @@ def _check_segmentation(look: _Look, path: File, coding: Coding | None) -> None:
     except BmmaeError as error:
         look.add("error", "labels" if isinstance(error, LabelError) else "file", path, str(error))
         return
-    look.labels, look.label_grid = labels, Grid(labels.shape, affine)
-    scans = list(look.scans.values())
-    if scans and not any(look.label_grid.same(scan.grid) for scan in scans):
-        message = (
-            f"segmentation {path.name} is on another grid than the images: expected {scans[0].grid}, got "
-            f"{look.label_grid}{look.label_grid.difference(scans[0].grid)}; resample it by nearest neighbour"
-        )
-        look.add("error", "grid", path, message)
+    name, advice = f"segmentation {path.name}", "resample it by nearest neighbour"
+    look.labels, look.label_grid = _place(look, name, path, (labels, affine), advice)
     values = values_of(labels)
     if not any(values):
         look.add("warning", "empty", path, f"segmentation {path.name} is empty: is there no lesion?")

@@ -10,6 +10,7 @@ absent.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -300,7 +301,7 @@ def _is_image(column: str, cell: Cell, folder: Path | None = None) -> bool:
     if table.find(stem) is not None:
         return True
     file = locate(cell, folder)
-    return isinstance(file, Path) and is_nifti(file) and file.is_file()
+    return isinstance(file, Path) and is_nifti(file) and os.path.isfile(file)  # its folder may be locked
 
 
 def _absolute(cell: str, folder: Path) -> str:

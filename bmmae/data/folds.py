@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from bmmae.arrays import Array
+from bmmae.clinical import COMMA
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.loaders import sample_generator
 from bmmae.data.visits import ungrouped_visits
@@ -75,7 +76,7 @@ def make_folds(cohort: Cohort, plan: FoldPlan) -> tuple[Fold, ...]:
         `repeats * folds` folds, those of the first repeat first. They depend on the table's content, not on its order.
 
     Raises:
-        CohortError: If there are too few patients or a column is unknown.
+        CohortError: If there are too few patients, or a column is unknown or holds decimal commas.
 
     Warns:
         UserWarning: If subjects are named as visits of one patient, and no `group` says so.
@@ -145,6 +146,9 @@ def _classes(studies: Sequence[Study], column: str) -> list[str]:
     if column not in known:
         raise CohortError(f"no column '{column}' to stratify by: the table has {', '.join(sorted(known))}")
     cells = [getattr(study, column) if column in {"time", "event"} else study.values[column] for study in studies]
+    commas = dict.fromkeys(cell for cell in cells if isinstance(cell, str) and COMMA.fullmatch(cell))
+    if commas:
+        raise CohortError(f"column '{column}' to stratify by holds {few(commas)}: write numbers with a decimal point")
     numbers = [float(cell) for cell in cells if isinstance(cell, float)]
     if len(set(numbers)) > MANY_VALUES:
         edges = np.quantile(numbers, QUARTERS)

@@ -16,7 +16,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from bmmae.arrays import Array, Bool, Float
+from bmmae.arrays import Array, Bool, Float, Shaped
 from bmmae.data.millimetres import qform_of
 from bmmae.errors import ImageError
 from bmmae.patches import Triple
@@ -25,6 +25,8 @@ FEWEST_SLICES = 8
 """Fewer along an axis do not cover a brain: localisers, single slices, screen shots, exports that broke off."""
 GRID_TOLERANCE = 1e-3
 """Affines of one grid may differ by this much, beside a hundred-thousandth of each entry (numpy's `allclose`)."""
+SHEAR_TOLERANCE = 5e-3
+"""Cosine between two axes that count as at right angles: a head of 200 mm is a millimetre askew at most."""
 FINEST_STEP = 2.0**-16
 """Millimetres to whose multiples voxel sizes are rounded: a header's own rounding, as of 1.00000002 mm along a turned
 axis, would else decide where a mask is exactly a half. Usual sizes, such as 220 / 512 mm, stay as they are."""
@@ -67,19 +69,47 @@ def same_grid(
     return tuple(shape) == tuple(other_shape) and bool(np.allclose(affine, other_affine, atol=GRID_TOLERANCE))
 
 
+def turned_like(
+    array: Shaped[np.ndarray, "H W D"], affine: Float[Array, "4 4"], like: Float[Array, "4 4"]
+) -> tuple[Shaped[np.ndarray, "H2 W2 D2"], Float[Array, "4 4"]]:
+    """Permute and flip an image's axes until they point, as nearly as they can, as another's do: no voxel is changed.
+
+    Args:
+        array: Its voxels.
+        affine: Its affine.
+        like: The other's affine.
+
+    Returns:
+        A view of the voxels, and the affine that goes with it.
+    """
+    turn = nib.io_orientation(np.linalg.inv(like) @ affine)
+    return nib.apply_orientation(array, turn), affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
+
+
+def sheared(affine: Float[Array, "4 4"]) -> bool:
+    """Tell whether the axes are not at right angles to each other."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE)
+
+
 def axes_of(affine: Float[Array, "4 4"]) -> str:
     """Return where each axis points, such as `LPS`."""
     return "".join(map(str, nib.orientations.aff2axcodes(affine)))
 
 
-def unsure_axes(raw: Any) -> str:
+def unsure_axes(raw: Any, affine: Float[Array, "4 4"] | None = None) -> str:
     """Say why a header leaves open which way an image's axes point; nothing if it does not.
 
     Args:
         raw: The format's own header (nibabel).
+        affine: The image's, which a file beside it may state (SPM's .mat); by default the header's.
     """
-    if not isinstance(raw, nib.Nifti1Header):
+    if not isinstance(raw, nib.analyze.AnalyzeHeader):  # which NIfTI's is a kind of
         return ""
+    if not isinstance(raw, nib.Nifti1Header):
+        own = raw.get_best_affine()
+        stated = affine is not None and not np.allclose(affine, own)
+        return "" if stated else f"its format, Analyze, does not say; {axes_of(own)} is assumed"
     qform, sform = qform_of(raw)[0], raw.get_sform(coded=True)[0]
     if qform is None and sform is None:
         return f"its header does not say (qform and sform codes are 0); {axes_of(raw.get_best_affine())} is assumed"

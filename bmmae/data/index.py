@@ -152,12 +152,20 @@ def _walk(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, tuple[str
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                waiting.append((entry.path, (*parts, entry.name)))
+            if _may_be_folder(entry):
+                # Links come last, so that a folder goes by its own name.
+                waiting.insert(0 if entry.is_symlink() else len(waiting), (entry.path, (*parts, entry.name)))
             elif entry.name.lower().endswith(ENDINGS):
                 yield Path(entry.path), parts
             elif entry.name.lower().endswith(OTHER_ENDINGS):
                 problems.append(Problem(Path(entry.path), "is no NIfTI file", "convert it to .nii.gz if it is needed"))
+
+
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for example: opening it will say so
+        return True
 
 
 def _identify(path: Path, parts: tuple[str, ...], modalities: tuple[str, ...]) -> _File | Problem:

@@ -176,9 +176,10 @@ def refuse_overwriting(written: Iterable[Path], given: Iterable[File]) -> None:
     Raises:
         OutputError: Naming the file.
     """
-    read = {Path(file).resolve() for file in given if not isinstance(file, RemoteFile)}
+    # Not `Path.resolve`, which fails where a link leads to itself.
+    read = {os.path.realpath(file) for file in given if not isinstance(file, RemoteFile)}
     for path in written:
-        if path.resolve() in read:
+        if os.path.realpath(path) in read:
             raise OutputError(f"{path} is one of the files given, and would be written over: choose another --out")
 
 

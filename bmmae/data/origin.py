@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -144,4 +145,4 @@ def _mark_of(cohort: Cohort, studies: Sequence[Study]) -> Path | None:
     places = [cohort.path.parent.resolve()] if cohort.path else []
     places += [place for folder in folders for place in (folder, *folder.parents[:2])]
     marks = (place / GENERATOR_FILE for place in dict.fromkeys(places))
-    return next((mark for mark in marks if mark.is_file()), None)
+    return next((mark for mark in marks if os.path.isfile(mark)), None)  # a folder may be locked

@@ -14,12 +14,13 @@ from bmmae.clinical import ClinicalVariable, fit_clinical, fit_vector
 from bmmae.data.cohort import LESION, Study
 from bmmae.data.measures import measure_columns
 from bmmae.data.patients import Columns, LesionMap, cells_of
-from bmmae.errors import CohortError, ConfigError
+from bmmae.errors import CohortError, ConfigError, few
 from bmmae.targets import (
     MONTHS,
     UNKNOWN,
     Cell,
     Target,
+    as_label,
     fit_label,
     fit_multilabel,
     fit_survival,
@@ -52,7 +53,7 @@ class TargetsConfig:
     """
 
     labels: tuple[str, ...] = ()
-    classes: dict[str, tuple[str | int, ...]] = field(default_factory=dict)
+    classes: dict[str, tuple[str | int | float | bool, ...]] = field(default_factory=dict)
     multilabel: dict[str, tuple[str, ...]] = field(default_factory=dict)
     survival: tuple[SurvivalForm, ...] = ()
     bins: int = 10
@@ -65,6 +66,12 @@ class TargetsConfig:
         stray = [name for name in self.classes if name not in self.labels]
         if stray:
             raise ConfigError(f"targets.classes names '{stray[0]}', which is not among targets.labels {self.labels}")
+        for name, classes in self.classes.items():
+            if any(isinstance(label, bool) for label in classes):
+                raise ConfigError(
+                    f"targets.classes.{name} holds true or false, which is how YAML reads yes and no: write such names "
+                    'in quotes of their own, such as \'["no", "yes"]\''
+                )
         if not (self.labels or self.multilabel or self.survival):
             raise ConfigError("nothing is to be predicted: name columns in targets.labels, or targets.survival")
         columns = {*self.labels, *(column for several in self.multilabel.values() for column in several)}
@@ -128,8 +135,8 @@ def fit_columns(train: Sequence[Study], targets: TargetsConfig, beside: BesideCo
             study has the lesion map that is wanted.
 
     Warns:
-        UserWarning: If a class has one study, names of classes differ in case only, times are too long for months, or
-            survival is to be reported past the longest follow-up.
+        UserWarning: If a class has one study, one death is observed, names of classes differ in case only, times are
+            too long for months, or survival is to be reported past the longest follow-up.
     """
     _refuse_givens_that_are_targets(targets, beside)
     _require_maps(train, beside.lesion)
@@ -145,7 +152,7 @@ def fit_columns(train: Sequence[Study], targets: TargetsConfig, beside: BesideCo
 
 def _fit_targets(train: Sequence[Study], config: TargetsConfig) -> list[Target]:
     targets = [
-        fit_label(name, cells_of(train, name), tuple(map(str, config.classes.get(name, ()))), balanced=config.balanced)
+        fit_label(name, cells_of(train, name), _named_classes(config, name), balanced=config.balanced)
         for name in config.labels
     ]
     for name, columns in config.multilabel.items():
@@ -174,15 +181,28 @@ def _fit_targets(train: Sequence[Study], config: TargetsConfig) -> list[Target]:
     return targets
 
 
+def _named_classes(config: TargetsConfig, label: str) -> tuple[str, ...]:
+    """The classes that count, as cells of the column name them: `2.0` is `2`."""
+    return tuple(str(as_label(str(name))) for name in config.classes.get(label, ()))
+
+
 def _warn_of_single_studies(targets: Sequence[Target]) -> None:
     for target in targets:
         if target.kind in ("binary", "multiclass"):
-            for name, share in zip(target.classes, target.shares, strict=True):
-                if round(share * target.counts["labelled"]) == 1:
-                    warnings.warn(
-                        f"class '{name}' of '{target.name}' has one training study: nothing can be learned of it",
-                        stacklevel=2,
-                    )
+            shares = zip(target.classes, target.shares, strict=True)
+            single = [name for name, share in shares if round(share * target.counts["labelled"]) == 1]
+            if single:
+                several = len(single) > 1
+                said = f"{'classes' if several else 'class'} {few(single)} of '{target.name}'"
+                has = "have one training study each" if several else "has one training study"
+                warnings.warn(
+                    f"{said} {has}: nothing can be learned of {'them' if several else 'it'}",
+                    stacklevel=2,
+                )
+    if any(target.counts.get("deaths") == 1 for target in targets):
+        warnings.warn(
+            "one death is observed among the training studies: nothing can be learned of survival", stacklevel=2
+        )
 
 
 def _warn_past_follow_up(targets: Sequence[Target]) -> None:

@@ -51,7 +51,16 @@ class Columns:
         Returns:
             `label` Int[K], `time` (NaN: not known), `event`, and as far as fitted `clinical` Float[V],
             `clinical_available` Bool[V], `vector` Float[K] and `vector_available`.
+
+        Raises:
+            CohortError: If a cell is not what its column holds; names the study.
         """
+        try:
+            return self._encode(study)
+        except CohortError as error:
+            raise CohortError(f"study '{study.name}': {error}" if study.name else str(error)) from error
+
+    def _encode(self, study: Study) -> Sample:
         followed = study.time is not None and study.event is not None
         sample: Sample = {
             "label": torch.tensor([code for target in self.targets for code in target.encode(study.values)]).long(),

@@ -15,7 +15,7 @@ from scipy import ndimage
 from bmmae.arrays import Array, Bool, Float, Int
 from bmmae.data.brain import Brain, Source, box_of, find_brain
 from bmmae.data.cohort import Study
-from bmmae.data.geometry import Geometry, grid_difference, same_grid
+from bmmae.data.geometry import Geometry, grid_difference, same_grid, sheared, turned_like
 from bmmae.data.location import File, locate
 from bmmae.data.reading import Image, array_hash, read_chances, read_image, read_labels
 from bmmae.errors import ConfigError, GeometryError, ImageError
@@ -217,7 +217,7 @@ def prepare_study(study: Study, config: PreprocessConfig, modalities: tuple[str,
 
     Raises:
         ImageError: If a file is broken, or the study has none of the modalities.
-        GeometryError: If its images are on different grids.
+        GeometryError: If its images are on different grids, or on one whose axes are not at right angles.
     """
     names = tuple(name for name in modalities if name in study.images)
     if not names:
@@ -244,8 +244,14 @@ def prepare_images(
 
     Raises:
         ImageError: If no brain is found, or a modality is constant inside it.
+        GeometryError: If the images' axes are not at right angles.
     """
     first = images[0]
+    if sheared(first.affine):
+        raise GeometryError(
+            f"the axes of {first.path.name} are not at right angles (its affine has a shear): expected a grid without; "
+            "run `bmmae preprocess` on the study, which resamples it"
+        )
     whole = Geometry.of(_triple(first.array), first.affine, config.spacing)
     volumes = np.stack([whole.to_canonical(image.array) for image in images])
     turned = [None if mask is None else whole.to_canonical(mask) for mask in masks or [None] * len(names)]
@@ -291,7 +297,7 @@ def check_same_grid(images: list[Image]) -> None:
 
 
 def read_on_grid(path: str | File, like: Image, subject: str = "") -> Int[np.ndarray, "X Y Z"]:
-    """Read the whole numbers of a mask or segmentation that has to share an image's grid.
+    """Read the whole numbers of a mask or segmentation that has to share an image's grid, but for the axes' order.
 
     Args:
         path: The file.
@@ -304,18 +310,19 @@ def read_on_grid(path: str | File, like: Image, subject: str = "") -> Int[np.nda
         LabelError: If it holds other than whole numbers.
     """
     path = locate(path)
-    array, affine = read_labels(path)
-    _require_grid(f"{subject}{path.name}", array, affine, like)
-    return array
+    return _on_grid(f"{subject}{path.name}", *read_labels(path), like)
 
 
-def _require_grid(name: str, array: Array, affine: Array, like: Image) -> None:
+def _on_grid(name: str, array: Array, affine: Array, like: Image) -> Array:
+    """Turn voxels as an image has them; they have to be in the same places."""
+    array, affine = turned_like(array, affine, like.affine)
     if not same_grid(array.shape, affine, like.shape, like.affine):
         difference = grid_difference(array.shape, affine, like.shape, like.affine)
         raise GeometryError(
             f"{name} {array.shape} is not on the grid of {like.path.name} {like.array.shape}{difference}: resample it "
             "to that grid, whole numbers by nearest neighbour"
         )
+    return array
 
 
 def bounding_box(mask: Bool[np.ndarray, "H W D"]) -> tuple[Triple, Triple]:
@@ -390,5 +397,5 @@ def _read_label(study: Study, like: Image) -> Array | None:
 def _read_lesion(file: File, like: Image, geometry: Geometry) -> Float[np.ndarray, "H W D"]:
     """Resample a map of chances linearly: what is soft stays soft."""
     chances = read_chances(file)
-    _require_grid(f"the lesion map {chances.path.name}", chances.array, chances.affine, like)
-    return np.asarray(np.clip(geometry.to_model(geometry.to_canonical(chances.array)), 0, 1), np.float32)
+    array = _on_grid(f"the lesion map {chances.path.name}", chances.array, chances.affine, like)
+    return np.asarray(np.clip(geometry.to_model(geometry.to_canonical(array)), 0, 1), np.float32)

@@ -165,11 +165,16 @@ def read_header(path: str | File) -> Header:
             or its affine is singular.
     """
     path = locate(path)
-    _require_file(path)
     with _explained(path):
-        raw = _parse_header(_first_bytes(path)) if is_nifti(path) else _load(path).header
+        _require_file(path)
+        if is_nifti(path):
+            raw = _parse_header(_first_bytes(path))
+            affine = raw.get_best_affine()
+        else:  # other formats may keep it in a file of its own
+            image = _load(path)
+            raw, affine = image.header, image.affine
         shape = _three_axes(path, tuple(map(int, raw.get_data_shape())))
-        return Header(path, shape, usable_affine(path, raw, raw.get_best_affine()), raw.get_data_dtype(), raw)
+        return Header(path, shape, usable_affine(path, raw, affine), raw.get_data_dtype(), raw)
 
 
 def is_synthetic(path: str | File) -> bool:
@@ -196,8 +201,8 @@ def array_hash(array: Float[Array, "H W D"]) -> str:
 
 
 def _read(path: File) -> Image:
-    _require_file(path)
     with _explained(path):
+        _require_file(path)
         image = _parse(_decompressed(path)) if is_nifti(path) else _load(path)
         affine = usable_affine(path, image.header, image.affine)
         shape = _three_axes(path, tuple(map(int, image.shape)))
@@ -214,7 +219,7 @@ def _read(path: File) -> Image:
             f"{count} voxels of {path} are not finite (NaN or infinite, {count / array.size:.1%} of them): expected "
             "numbers; find the step that divided by zero, or set them to 0 if they are background"
         )
-    return Image(array, affine, path, _description(image.header), unsure_axes(image.header))
+    return Image(array, affine, path, _description(image.header), unsure_axes(image.header, affine))
 
 
 def _decompressed(path: File) -> bytes:
@@ -283,6 +288,8 @@ def _require_file(path: File) -> None:
             else "check the spelling and the table's paths"
         )
         raise ImageError(f"{path} does not exist: expected an image file; {hint}")
+    if not path.stat().st_size:
+        raise ImageError(f"{path} cannot be read as an image: it is empty (0 bytes); copy or download it again")
 
 
 def _three_axes(path: File, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -332,6 +339,8 @@ def _explained(path: File) -> Iterator[None]:
 
 
 def _unreadable(path: File, error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:  # the system's own: nibabel's have none
+        return f"{path} cannot be opened ({error.strerror}): check its permissions, and the disk or network it is on"
     reason = " ".join(str(error).split()) or type(error).__name__
     if "Expected" in reason and "bytes" in reason:
         return f"{path} is truncated: {reason[0].lower()}{reason[1:]}; copy or download it again"

@@ -9,7 +9,7 @@ import numpy as np
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.data.brain import is_stripped
-from bmmae.data.geometry import axes_of, grid_difference, same_grid
+from bmmae.data.geometry import axes_of, grid_difference, same_grid, turned_like
 from bmmae.data.location import File
 from bmmae.data.millimetres import spacing_of
 from bmmae.data.reading import array_hash, read_image
@@ -51,6 +51,11 @@ class Grid:
     def same(self, other: Grid) -> bool:
         """Tell whether two files have their voxels in the same places."""
         return same_grid(self.shape, self.affine, other.shape, other.affine)
+
+    def turned_like(self, array: Array, other: Grid) -> tuple[Array, Grid]:
+        """Return voxels on this grid, and the grid, with their axes as another's, as nearly as they can."""
+        turned, affine = turned_like(array, self.affine, other.affine)
+        return turned, Grid(turned.shape, affine)
 
     def difference(self, other: Grid) -> str:
         """Say in brackets what is different beside the number of voxels."""

@@ -11,14 +11,12 @@ from typing import Any
 
 from bmmae.data.location import write_whole
 from bmmae.errors import CohortError, OutputError
-from bmmae.targets import NUMBER
+from bmmae.targets import EXACT, NUMBER
 
 BLANK = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>", "#n/a"})
 SEPARATOR_LINE = re.compile(r"sep=([,;\t])\n", re.IGNORECASE)
 """What some spreadsheets write above the header."""
 
-EXACT = 2**53
-"""From here on float64 does not hold every whole number."""
 Cell = str | float | bool | None
 
 

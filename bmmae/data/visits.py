@@ -49,15 +49,19 @@ def patient_of(subject: str) -> str:
 
 
 def ungrouped_visits(studies: Iterable[Study]) -> str | None:
-    """Return what to say of subjects named as visits of one patient that no `group` joins; None if there are none.
+    """Return what to say of subjects or groups named as those of one patient; None if there are none.
 
-    Names that differ only in capitals or in zeros before a number (`P01`, `p1`) are one patient's too.
+    These are subjects named as visits that no `group` joins, one subject in several groups, and names that differ only
+    in capitals or in zeros before a number (`P01`, `p1`).
     """
-    together: dict[str, set[str]] = defaultdict(set)
+    groups: dict[str, set[str]] = defaultdict(set)
+    subjects: dict[str, set[str]] = defaultdict(set)
     for study in studies:
-        if study.group == study.subject:
-            together[_plain(patient_of(study.subject))].add(study.subject)
-    found = [" and ".join(sorted(names)[:2]) for names in together.values() if len(names) > 1]
+        patient = patient_of(study.subject) if study.group == study.subject else study.group
+        groups[_plain(patient)].add(study.group)
+        subjects[study.subject].add(study.group)
+    alike = dict.fromkeys(tuple(sorted(names)) for names in (*groups.values(), *subjects.values()) if len(names) > 1)
+    found = [" and ".join(names[:2]) for names in alike]
     if not found:
         return None
     return (

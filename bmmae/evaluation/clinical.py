@@ -15,6 +15,7 @@ from bmmae.arrays import Array, Float
 from bmmae.baselines.cox import fit_cox
 from bmmae.clinical import ClinicalVariable, fit_clinical
 from bmmae.data.cohort import Study
+from bmmae.data.patients import cells_of
 from bmmae.errors import CohortError
 from bmmae.evaluation.cross_validation import Answer, Fit, Predictor, Subset
 from bmmae.targets import as_label
@@ -30,7 +31,12 @@ def clinical_classifier(columns: Sequence[str], label: str, strength: float = 1.
         columns: Clinical columns of the cohort table.
         label: Column of the class, `Truth.column`.
         strength: Inverse of the ridge penalty, scikit-learn's `C`.
+
+    Raises:
+        CohortError: If the class is among the columns given.
     """
+    if label in columns:
+        raise CohortError(f"column '{label}' is predicted, so it cannot be given: take it out of the clinical columns")
 
     def fit(train: Sequence[Study], _: Sequence[Study]) -> Predictor:
         from sklearn.linear_model import LogisticRegression
@@ -65,6 +71,8 @@ def clinical_cox(columns: Sequence[str], at: Sequence[float], penalty: float = 1
 
     def fit(train: Sequence[Study], _: Sequence[Study]) -> Predictor:
         followed = [study for study in train if study.time is not None and study.event is not None]
+        if not followed:
+            raise CohortError(f"none of the {len(train)} training studies has both `time` and `event`: fill in the two")
         variables = fit_variables(followed, columns)
         time, event = np.array([study.time for study in followed], float), np.array([bool(s.event) for s in followed])
         model = fit_cox(design(followed, variables), time, event, penalty)
@@ -87,11 +95,11 @@ def fit_variables(train: Sequence[Study], columns: Sequence[str]) -> tuple[Clini
     """Fit scaling, categories and what fills gaps on training studies.
 
     Raises:
-        CohortError: If a column is blank for all of them, or there is none.
+        CohortError: If a column is not in the table or blank for all of them, or there is none.
     """
     if not columns:
         raise CohortError("a clinical model needs at least one clinical column, got none")
-    return tuple(fit_clinical(name, [study.values.get(name) for study in train], impute=True) for name in columns)
+    return tuple(fit_clinical(name, cells_of(train, name), impute=True) for name in columns)
 
 
 def design(studies: Sequence[Study], variables: Sequence[ClinicalVariable]) -> Float[Array, "N X"]:

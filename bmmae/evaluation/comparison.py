@@ -19,6 +19,7 @@ from bmmae.evaluation.intervals import (
     is_point,
     patient_draws,
     percentile_interval,
+    rests_on_one,
     share_beyond,
 )
 from bmmae.metrics.classification import require_scored
@@ -124,7 +125,7 @@ def paired_bootstrap(
 
     The p-value goes with the interval, which leaves 0 out where p is below 1 - `level`; draws on the other side of 0
     are counted from 1, so that it is never 0. Where all draws agree there is no interval, and no p-value but that of 1
-    for no difference.
+    for no difference; where the difference rests on one patient of a class or one death there is neither.
 
     Args:
         difference: First minus second model on some rows; NaN where not defined.
@@ -138,7 +139,7 @@ def paired_bootstrap(
     drawn = np.array([difference(rows) for rows in patient_draws(groups, strata, draws=draws, seed=seed)])
     patients, parts = len(set(groups)), count_strata(groups, strata)
     interval = percentile_interval(drawn, patients, level, strata=parts)
-    if interval is None or math.isnan(value):
+    if interval is None or math.isnan(value) or rests_on_one(drawn):
         return Comparison(value, None, None, math.nan, "paired bootstrap", patients)
     if is_point(interval):
         return Comparison(value, None, None, 1.0 if abs(value) < ROUNDING else math.nan, "paired bootstrap", patients)

@@ -7,6 +7,8 @@ of features, thresholds, weights) is fitted inside `fit`, and has nothing else t
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -159,12 +161,17 @@ def cross_validate(
         compare_content: Refuse folds with the same image in two parts; reads every image that the cache does not know.
 
     Returns:
-        Out-of-fold predictions of classes and of survival, as far as the models make any.
+        Out-of-fold predictions of classes and of survival, as far as the models make any. Whose class the model does
+        not know, as its training studies had none of it, counts as not labelled: as in a run of
+        `finetune/classification.py`.
 
     Raises:
         CohortError: If a patient or an image is in two parts of a fold, a fold names a study that the cohort lacks, no
             test study has any of the subsets, no study has a cell of the label, or a model does not answer with one
             row a study.
+
+    Warns:
+        UserWarning: If some count as not labelled for that.
     """
     if truth.label and all(_is_blank(study, truth.label) for study in cohort):
         raise CohortError(f"no study has anything in column '{truth.label}': name the cohort's column of labels")
@@ -289,20 +296,40 @@ def _key(study: Study, model: str, subset: Subset, fold: int) -> PredictionKey:
 
 
 def _classes(parts: Sequence[_Part], wanted: tuple[str, ...]) -> ClassPredictions | None:
-    """Put answers together; a class that one fold's training part lacked has probability 0 there."""
+    """Put answers together; a class that a fold's model does not know has probability 0 there, and is no label."""
     if not parts:
         return None
-    labels = {label for part in parts for label in part.labels if label is not None}
+    _warn_of_unknown_classes(parts)
     given = {name for part in parts for name in part.answer.classes}
-    names = (*wanted, *sorted((labels | given) - set(wanted)))
+    names = (*wanted, *sorted(given - set(wanted)))
     number = {name: index for index, name in enumerate(names)}
     rows: list[Array] = []
     for part in parts:
         table = np.zeros((len(part.keys), len(names)))
         table[:, [number[name] for name in part.answer.classes]] = part.answer.probabilities
         rows.append(table)
-    label: Int[Array, " N"] = np.array([UNKNOWN if name is None else number[name] for p in parts for name in p.labels])
+    label: Int[Array, " N"] = np.array(
+        [number[name] if name in p.answer.classes else UNKNOWN for p in parts for name in p.labels]
+    )
     return ClassPredictions(tuple(key for part in parts for key in part.keys), names, label, np.concatenate(rows))
+
+
+def _warn_of_unknown_classes(parts: Sequence[_Part]) -> None:
+    """Warn of test studies whose class a model of their fold does not know; each is counted once."""
+    unknown = {
+        (key.study, name)
+        for part in parts
+        for key, name in zip(part.keys, part.labels, strict=True)
+        if name is not None and name not in part.answer.classes
+    }
+    if unknown:
+        counts = Counter((name, fold) for (fold, *_), name in unknown)
+        listed = few((f"'{name}' ({count} in fold {fold})" for (name, fold), count in sorted(counts.items())), quote="")
+        warnings.warn(
+            f"{len(unknown)} test studies count as not labelled, as a model of their fold does not know their class: "
+            f"{listed}. Name the classes that count (`Truth.classes`), or stratify the folds by the column",
+            stacklevel=4,
+        )
 
 
 def _survival(parts: Sequence[_Part]) -> SurvivalPredictions | None:

@@ -19,6 +19,9 @@ DRAWS = 1000
 LEVEL = 0.95
 FEW_DEFINED = 0.5
 """An interval needs its figure to be defined in more than this share of the draws."""
+NOT_ALONE = 0.8
+"""Of the draws, a share that defines figures of two patients of a class or more (86 %), and no figure of one (63 to
+75 %)."""
 ROUNDING = 1e-12
 
 
@@ -134,6 +137,18 @@ def percentile_interval(
     tail = tail_share(patients, level, strata=strata)
     low, high = np.quantile(defined, (tail, 1 - tail))
     return float(low), float(high)
+
+
+def rests_on_one(values: Float[Array, " D"]) -> bool:
+    """Tell whether draws show that a figure rests on one patient of a class, or on one death.
+
+    The draws without that patient do not define it, and the others do not vary it: they tell nothing of what another
+    patient in its place would change. Of an AUC of .8 in 40 patients, 42 of 100 intervals by such draws hold it.
+
+    Args:
+        values: As in `percentile_interval`.
+    """
+    return bool(np.isnan(values).mean() > 1 - NOT_ALONE)
 
 
 def is_point(interval: tuple[float, float]) -> bool:

@@ -177,7 +177,7 @@ def read_predictions(path: Path) -> tuple[ClassPredictions | None, SurvivalPredi
     `session`, `model`, `subset` and `fold` may be lacking or blank (one visit, `model`, `all`, 0), and `group` is the
     subject by default. A fold or label `1.0` is `1`: programs write that of a column with blank cells. Where a row
     leaves some of the classes blank, as in tables of several folds put together, a fold's training has not had them:
-    their probability is 0.
+    their probability is 0, and patients of these classes count as not labelled in that fold.
 
     Raises:
         CohortError: If it cannot be read, lacks a column, or a value is not what its column holds.
@@ -229,7 +229,7 @@ def _read_classes(rows: Sequence[Mapping[str, str]]) -> ClassPredictions | None:
     return ClassPredictions(
         tuple(map(_key, kept)),
         classes,
-        np.array([number.get(label, UNKNOWN) for label in labels]),
+        np.array([_code(row, label, number) for row, label in zip(kept, labels, strict=True)]),
         np.array([[0.0 if is_blank(row[column]) else _number(row, column) for column in columns] for row in kept]),
     )
 
@@ -238,6 +238,11 @@ def _label(row: Mapping[str, str], classes: Mapping[str, int]) -> str:
     """A row's class as the columns name it."""
     label = row.get("label", "")
     return label if label in classes else as_label(label) or ""
+
+
+def _code(row: Mapping[str, str], label: str, classes: Mapping[str, int]) -> int:
+    """A label's number; `UNKNOWN` where the row's fold has not had that class."""
+    return classes[label] if label in classes and not is_blank(row[f"p_{label}"]) else UNKNOWN
 
 
 def _read_survival(rows: Sequence[Mapping[str, str]]) -> SurvivalPredictions | None:

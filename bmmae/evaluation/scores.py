@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from bmmae.arrays import Array, Float, Int
-from bmmae.evaluation.intervals import DRAWS, count_strata, is_point, patient_draws, percentile_interval
+from bmmae.evaluation.intervals import DRAWS, count_strata, is_point, patient_draws, percentile_interval, rests_on_one
 from bmmae.evaluation.predictions import PredictionKey
 from bmmae.provenance import Metric
 
@@ -37,7 +37,7 @@ class Score:
         fold: The fold; None for the mean over folds.
         value: The estimate, its interval by patient bootstrap, and how many patients it rests on. The interval tells
             how much other patients would change it; not how much other training patients would. There is none where
-            all draws agree, and none of `WITHOUT_INTERVAL`.
+            all draws agree, where it rests on one patient of a class or one death, and none of `WITHOUT_INTERVAL`.
         deviation: Standard deviation over folds, of the mean over two folds or more.
         undefined: Folds in which it is not defined and which the mean leaves out (0 or 1 for a fold's own score).
     """
@@ -119,8 +119,8 @@ def _mean(values: Float[Array, "D F"]) -> Float[Array, " D"]:
 def _metric(name: str, value: float, drawn: Float[Array, " D"], patients: int, strata: int = 1) -> Metric:
     known = len(drawn) > 0 and not math.isnan(value) and name not in WITHOUT_INTERVAL
     interval = percentile_interval(drawn, patients, strata=strata) if known else None
-    if interval is not None and is_point(interval):
-        interval = None  # 16 of 16 patients are no proof of perfection
+    if interval is not None and (is_point(interval) or rests_on_one(drawn)):
+        interval = None  # neither 16 of 16 patients nor one patient alone prove anything
     low, high = interval or (None, None)
     return Metric(value, low, high, unit_of(name), patients)
 

@@ -43,7 +43,8 @@ need all patients, are the exception).</li>
 <li>Intervals (95 %) are percentiles over draws of patients with replacement, widened where patients are few. They tell
 how much other test patients would change the figure, not how much other training patients would: for that see the
 deviation over folds. With fewer than twenty patients they can still be too narrow. There is none where all draws
-agree (a perfect figure in a few patients is no proof), and none of the calibration error, which draws inflate.</li>
+agree (a perfect figure in a few patients is no proof), none where a figure rests on one patient of a class or one
+death, and none of the calibration error, which draws inflate.</li>
 <li>Each patient is given the likeliest class: of two classes, that is a threshold of 0.5, whatever their frequency.
 Sensitivity, specificity and F1 depend on it; the AUC does not. Two classes: figures are those of the second, the
 positive one (macro F1 and balanced accuracy are of both). More classes: means over classes.</li>

@@ -139,7 +139,7 @@ def draw_survival(groups: Sequence[RiskGroups]) -> bytes:
             curve, name = group.curve(high=high), "high" if high else "low"
             patients, died = group.counts(high=high)
             label = f"{name} risk: {patients}, {died} died"
-            axis.step(*_corners(curve, end), where="post", color=colour, label=label)
+            axis.step(*corners(curve), where="post", color=colour, label=label)
             censored = group.time[chosen & ~group.event]
             axis.plot(censored, curve.at(censored), "|", color=colour, markersize=5)
         p = "not defined" if math.isnan(group.p) else f"{group.p:.2g}"
@@ -149,8 +149,11 @@ def draw_survival(groups: Sequence[RiskGroups]) -> bytes:
     return _png(figure)
 
 
-def _corners(curve: Steps, end: float) -> tuple[Array, Array]:
-    return np.concatenate([[0.0], curve.times, [end]]), np.concatenate([[1.0], curve.values, curve.at(np.array([end]))])
+def corners(curve: Steps) -> tuple[Array, Array]:
+    """Return where a curve begins and changes, up to the longest follow-up of its patients; nothing without any."""
+    if not len(curve.times):
+        return np.zeros(0), np.zeros(0)
+    return np.append(0.0, curve.times), np.append(1.0, curve.values)
 
 
 def _short(name: str, letters: int = 30) -> str:

@@ -9,6 +9,7 @@ from html import escape
 
 import numpy as np
 
+from bmmae.data.problems import counted
 from bmmae.evaluation.classification import confusion
 from bmmae.evaluation.comparison import Comparison
 from bmmae.evaluation.predictions import AVAILABLE, ClassPredictions, PredictionKey, SurvivalPredictions
@@ -37,12 +38,14 @@ def class_warnings(predictions: ClassPredictions) -> list[str]:
     patients = {(key.group, int(label)) for key, label in zip(known.keys, known.label, strict=True)}
     counts = Counter(label for _, label in patients)
     found = [
-        f"Only {counts[index]} patients of class '{name}': fewer than {FEW}; figures about it are uncertain."
+        f"Only {counted(counts[index], 'patient', 'patients')} of class '{name}': fewer than {FEW}; figures about it "
+        "are uncertain."
         for index, name in enumerate(known.classes)
         if counts[index] < FEW
     ]
     blank = len({key.group for key in predictions.keys} - {key.group for key in known.keys})
-    return found + ([f"{blank} patients have no known class and are left out."] if blank else [])
+    told = f"{counted(blank, 'patient', 'patients')} left out: no class is known, or the fold's model does not know it."
+    return found + ([told] if blank else [])
 
 
 def survival_warnings(predictions: SurvivalPredictions) -> list[str]:
@@ -50,8 +53,9 @@ def survival_warnings(predictions: SurvivalPredictions) -> list[str]:
     known = predictions.known
     deaths = len({key.group for key, event in zip(known.keys, known.event, strict=True) if event})
     blank = len({key.group for key in predictions.keys} - {key.group for key in known.keys})
-    found = [f"Only {deaths} deaths: fewer than {FEW}; concordance and curves are uncertain."] if deaths < FEW else []
-    return found + ([f"{blank} patients have no known follow-up and are left out."] if blank else [])
+    few = f"Only {counted(deaths, 'death', 'deaths')}: fewer than {FEW}; concordance and curves are uncertain."
+    told = f"{counted(blank, 'patient', 'patients')} left out: no follow-up is known."
+    return ([few] if deaths < FEW else []) + ([told] if blank else [])
 
 
 def score_tables(scores: Sequence[Score], first: Sequence[str]) -> str:

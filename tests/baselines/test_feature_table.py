@@ -109,6 +109,12 @@ def test_broken_tables_are_refused(tmp_path: Path) -> None:
         tables(tmp_path, row, "c,1,1,2,high,4,5\n")
     with pytest.raises(CohortError, match="column 'Mean_ED_T1' holds '0,5': expected numbers; write decimals with a p"):
         tables(tmp_path, row, 'c,1,1,2,"0,5",4,5\n')
+    with pytest.raises(CohortError, match=r"^patient 'c' of 'LGG': column 'Mean_ED_T1' holds 'high'"):
+        tables(tmp_path, row, "c,1,1,2,high,4,5\n")
+    with pytest.raises(CohortError, match="column 'ID' of the table of 'LGG' is blank in a row"):
+        tables(tmp_path, row, ",1,1,2,3,4,5\n")
+    with pytest.raises(CohortError, match=r"other columns .* \('Mean_ET_T1Gd', 'Mean_ET_T2' in one of them alone\)"):
+        read_feature_tables(paths(tmp_path, row, "c,1,1,2,3,4,5\n", HEADER.replace("T1Gd", "T2")))
     with pytest.raises(CohortError, match="the table of 'LGG' has other columns"):
         read_feature_tables(paths(tmp_path, row, "c,1,1,2,3,4,5\n", HEADER.replace("T1Gd", "T2")))
     with pytest.raises(CohortError, match="has no column 'subject'"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_studies
 
-from bmmae.data.check import SYNTHETIC, check_cohort, check_study
+from bmmae.data.check import SYNTHETIC, StudyGlance, check_cohort, check_study
 from bmmae.data.coding import SEG_CODING
 from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.findings import WHOLE, CheckReport, Finding, format_table
@@ -195,6 +195,31 @@ def test_segmentations_on_another_grid_are_errors(tmp_path: Path) -> None:
     seg = save(tmp_path / "p" / "seg.nii", (brain()[:9] > 500).astype(np.uint8))
     assert codes(check_study(study(tmp_path / "p", seg=seg))) == [("error", "grid")]
     assert codes(check_study(study(tmp_path / "p", seg=tmp_path / "none.nii"))) == [("error", "file")]
+
+
+def test_drawings_with_other_axes_on_the_same_voxels_are_fine(tmp_path: Path) -> None:
+    case, label = study(tmp_path / "p"), (brain() > 500).astype(np.uint8)
+    drawn = {"mask": (brain() > 0).astype(np.uint8), "soft": label / np.float32(2), "seg": label}
+    turned = {name: tiny_studies.save(tmp_path / f"{name}.nii", array, "PSL") for name, array in drawn.items()}
+    images = {name: tiny_studies.save(path, brain(n)) for n, (name, path) in enumerate(case.images.items())}
+    case = replace(case, images=images, brain_mask=turned["mask"], lesion=turned["soft"], seg=turned["seg"])
+    shown: list[StudyGlance] = []
+    assert not check_cohort(Cohort((case,)), progress=False, show=shown.append).findings
+    assert shown[0].outline_grid is not None
+    assert shown[0].outline_grid.same(shown[0].images[0].grid)
+    assert np.array_equal(shown[0].outline, label)
+
+
+def test_axes_that_are_not_at_right_angles_are_errors(tmp_path: Path) -> None:
+    case = study(tmp_path / "p")
+    affine = np.eye(4)
+    affine[0, 1] = 0.2
+    for path in case.images.values():
+        nib.save(nib.Nifti1Image(nib.load(path).get_fdata(dtype=np.float32), affine), path)
+    found = check_study(case)
+    assert codes(found) == [("error", "grid")] * 2
+    assert "the axes of t1.nii.gz are not at right angles" in found[0].message
+    assert "bmmae preprocess" in found[0].message
 
 
 @pytest.mark.parametrize(("splits", "severity"), [((None, None), "warning"), (("train", "test"), "error")])

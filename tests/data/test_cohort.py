@@ -249,3 +249,18 @@ def test_what_spreadsheets_write_for_not_known_is_blank(tmp_path: Path) -> None:
     path.write_text("subject,t1,t2,age\na,a.nii,#N/A,61\nb,b.nii,,#N/A\n")
     first, second = read_cohort(path)
     assert (list(first.images), first.values["age"], second.values["age"]) == (["t1"], 61.0, None)
+
+
+def test_a_folder_that_may_not_be_opened_does_not_stop_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_file = Path.is_file
+
+    def locked(path: Path) -> bool:  # root may look into all: the system's refusal is played
+        if path.suffix == ".nii":
+            raise PermissionError
+        return is_file(path)
+
+    (tmp_path / "cohort.csv").write_text("subject,t1,pet\np1,a/t1.nii,a/pet.nii\n")
+    monkeypatch.setattr(Path, "is_file", locked)
+    assert read_cohort(tmp_path / "cohort.csv")[0].values["pet"] == "a/pet.nii"

@@ -389,3 +389,9 @@ def test_a_patient_of_many_visits_who_leaves_nobody_else_is_refused() -> None:
     few = Cohort(tuple(Study(who, {"t1": Path(f"{who}{when}.nii")}, session=when) for who, when in visits))
     with pytest.raises(CohortError, match="of 2 would leave 1 patient to train and to validate on"):
         make_folds(few, FoldPlan(2))
+
+
+def test_decimal_commas_are_no_classes_to_stratify_by() -> None:
+    studies = tuple(replace(s, values={"age": f"{i},5"}) for i, s in enumerate(cohort().studies))
+    with pytest.raises(CohortError, match=r"'age' to stratify by holds '0,5', '1,5', .* with a decimal point"):
+        make_folds(Cohort(studies), FoldPlan(folds=3, stratify=("age",)))

@@ -11,7 +11,16 @@ from scipy import ndimage
 from tiny_studies import picture, turn_to
 
 from bmmae.arrays import Array
-from bmmae.data.geometry import Geometry, grid_difference, interpolation_matrix, resample, unsure_axes
+from bmmae.data.geometry import (
+    Geometry,
+    grid_difference,
+    interpolation_matrix,
+    resample,
+    same_grid,
+    sheared,
+    turned_like,
+    unsure_axes,
+)
 from bmmae.errors import ImageError
 from bmmae.patches import Triple
 
@@ -155,3 +164,24 @@ def test_what_two_grids_differ_in_is_said() -> None:
     )
     assert "up to 18.9 mm" in grid_difference(shape, turned, shape, ras)
     assert grid_difference(shape, ras, (20, 24, 15), ras) == ""
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_turning_axes_moves_no_voxel(orientation: str) -> None:
+    volume = picture(shape=(4, 5, 6))
+    # Nearly half a right angle: which axis is nearest to right depends on rounding, which voxels are the same does not.
+    oblique = nib.affines.from_matvec(nib.eulerangles.euler2mat(np.pi / 4, 0.1, 0) * np.array([1, 2, 3]), (5, -7, 11))
+    stored = nib.Nifti1Image(volume, oblique).as_reoriented(turn_to(orientation))
+    rounded = stored.affine.astype(np.float32)
+    array, affine = turned_like(np.asarray(stored.dataobj), rounded, oblique)
+    assert np.array_equal(array, volume)
+    assert same_grid(array.shape, affine, volume.shape, oblique)
+
+
+def test_axes_that_are_not_at_right_angles_are_told() -> None:
+    turn = nib.eulerangles.euler2mat(0.2, 0.1, -0.3) * np.array([1.0, -2.0, 6.0])
+    assert not sheared(nib.affines.from_matvec(turn.astype(np.float32)))
+    turn[:, 2] += 0.01 * turn[:, 1]
+    assert not sheared(nib.affines.from_matvec(turn))
+    turn[:, 2] += 0.1 * turn[:, 1]
+    assert sheared(nib.affines.from_matvec(turn))

@@ -387,6 +387,14 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     assert only(index_folder(tmp_path)).subject == "p"
 
 
+def test_a_folder_goes_by_its_own_name_and_not_by_a_links(tmp_path: Path) -> None:
+    tree(tmp_path, "p/2019-01-31/t1.nii.gz", "p/2018-02-03/t1.nii.gz")
+    (tmp_path / "p" / "latest").symlink_to("2019-01-31", target_is_directory=True)
+    (tmp_path / "a").symlink_to("p", target_is_directory=True)
+    (tmp_path / "z").symlink_to("p", target_is_directory=True)
+    assert [study.key for study in index_folder(tmp_path).cohort] == [("p", "2018-02-03"), ("p", "2019-01-31")]
+
+
 def test_nothing_found_names_the_layouts(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="is not a folder"):
         index_folder(tmp_path / "none")
@@ -462,3 +470,13 @@ def test_images_of_other_formats_are_told(tmp_path: Path) -> None:
     tree(tmp_path, "p1/t1.nii.gz", "p1/seg.nrrd")
     (problem,) = index_folder(tmp_path).problems
     assert (problem.path.name, problem.reason) == ("seg.nrrd", "is no NIfTI file")
+
+
+def test_a_link_to_itself_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    tree(tmp_path, "p/t1.nii.gz")
+    (tmp_path / "p" / "t2.nii.gz").symlink_to("t2.nii.gz")
+    report = index_folder(tmp_path)
+    assert [set(study.images) for study in report.cohort] == [{"t1"}]
+    (problem,) = report.problems
+    assert problem.path.name == "t2.nii.gz"
+    assert "cannot be opened (Too many levels of symbolic links)" in problem.told

@@ -22,7 +22,7 @@ from bmmae.data.caching import sound_studies
 from bmmae.data.cohort import Study, read_cohort
 from bmmae.data.dataset import StudyDataset, View
 from bmmae.data.loaders import EVALUATION_EPOCH
-from bmmae.data.location import RemoteFile, as_seen_from, fingerprint, locate, write_whole
+from bmmae.data.location import RemoteFile, as_seen_from, fingerprint, locate, refuse_overwriting, write_whole
 from bmmae.data.preprocess import PreprocessConfig
 from bmmae.data.reading import content_hash, read_header, read_image
 from bmmae.errors import CohortError, ImageError, OutputError
@@ -208,3 +208,11 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write .*: File exists"):
         write_whole(tmp_path / "new" / "a" / "b", b"two")
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a"]
+
+
+def test_what_is_given_is_never_written_over_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    (tmp_path / "loop.nii").symlink_to("loop.nii")
+    (tmp_path / "link.nii").symlink_to("t1.nii")
+    refuse_overwriting([tmp_path / "out.nii"], [tmp_path / "loop.nii", tmp_path / "t1.nii"])
+    with pytest.raises(OutputError, match=r"link\.nii is one of the files given"):
+        refuse_overwriting([tmp_path / "link.nii"], [tmp_path / "t1.nii"])

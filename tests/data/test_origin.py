@@ -12,7 +12,7 @@ from tiny_studies import write_study
 
 from bmmae.data.cohort import Cohort, Study, read_cohort
 from bmmae.data.index import index_folder
-from bmmae.data.origin import GENERATOR_FILE, LIMITS, training_provenance
+from bmmae.data.origin import GENERATOR_FILE, LIMITS, generator_of, training_provenance
 from bmmae.provenance import Provenance
 
 PARENT = Provenance(licence="CC-BY-4.0", synthetic=True, generator="2", limits=(*LIMITS, "Adults only."))
@@ -135,3 +135,11 @@ def test_a_parent_is_a_hub_name_or_the_last_part_of_a_path(
     found = made(studies, parent)
     assert found.parent == name
     assert found.command == f"train.py --model {name} --model={name}"
+
+
+def test_a_locked_folder_marks_nothing(studies: list[Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "stat", locked)  # root may look into all
+    assert generator_of(Cohort(tuple(studies)), studies) is None

@@ -198,6 +198,39 @@ def test_a_class_with_one_training_study_is_told() -> None:
         fit_columns(train, TargetsConfig(labels=("subtype",)), BesideConfig())
 
 
+def test_many_classes_with_one_training_study_are_told_once() -> None:
+    train = [replace(study, values={"age": float(i)}) for i, study in enumerate(on_paper(9))]
+    with pytest.warns(UserWarning, match="training study") as told:
+        fit_columns(train, TargetsConfig(labels=("age",)), BesideConfig())
+    (said,) = [str(warning.message) for warning in told]
+    assert said.startswith("classes '0', '1', '2', '3', '4' and 4 more of 'age' have one training study each: nothing")
+
+
+def test_one_death_is_told_whatever_the_forms_of_survival() -> None:
+    train = [replace(study, time=40.0, event=not i) for i, study in enumerate(on_paper(5))]
+    with pytest.warns(UserWarning, match="one death") as told:
+        fit_columns(train, TargetsConfig(survival=("hazard", "cox")), BesideConfig())
+    said = [str(warning.message) for warning in told]
+    assert said == ["one death is observed among the training studies: nothing can be learned of survival"]
+
+
+def test_classes_may_be_named_as_numbers() -> None:
+    train = [
+        replace(study, values={"grade": g}) for study, g in zip(on_paper(5), (2.0, 2.0, 3.5, 3.5, 4.0), strict=True)
+    ]
+    config = TargetsConfig(labels=("grade",), classes={"grade": (3.5, 2.0)})
+    assert fit_columns(train, config, BesideConfig()).targets[0].classes == ("3.5", "2")
+
+
+def test_what_cannot_be_read_is_told_with_the_study() -> None:
+    columns = fit_columns(on_paper(12), TARGETS, BESIDE)
+    odd = replace(on_paper(1)[0], values={"age": "61,5"})
+    with pytest.raises(
+        CohortError, match=f"^study '{odd.name}': column 'age' holds '61,5': expected a number with a d"
+    ):
+        columns.encode(odd)
+
+
 def test_scaling_is_that_of_the_training_fold() -> None:
     train = on_paper(12)
     (age, sex) = fit_columns(train, TARGETS, BESIDE).clinical
@@ -241,6 +274,7 @@ def test_columns_that_cannot_be_used_are_one_sentence(
         ({"labels": ("a",), "classes": {"b": ("x", "y")}}, "names 'b', which is not among"),
         ({"survival": ("hazard",), "months": (21.0, 6.0)}, "months that rise"),
         ({"labels": ("event",)}, "column 'event' is follow-up, and no label"),
+        ({"labels": ("idh",), "classes": {"idh": (False, True)}}, "idh holds true or false, which is how YAML reads"),
     ],
 )
 def test_targets_that_contradict_themselves_are_refused(values: dict[str, object], message: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tiny_studies import SHAPE, brain, lesion, picture, save, write_study
 
 from bmmae.arrays import Array
+from bmmae.data.cohort import Study
 from bmmae.data.preprocess import PreparedStudy, PreprocessConfig, bounding_box, prepare_images, prepare_study
 from bmmae.data.reading import Image
 from bmmae.errors import ConfigError, GeometryError, ImageError
@@ -183,6 +184,35 @@ def test_a_label_on_another_grid_is_refused_by_name(tmp_path: Path) -> None:
     save(study.seg, lesion((20, 24, 15)))
     with pytest.raises(GeometryError, match=r"seg\.nii\.gz .* is not on the grid of t1\.nii\.gz"):
         prepare_study(study, PLAIN, STANDARD)
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "PSR", "ILA"])
+def test_drawings_with_other_axes_on_the_same_voxels_are_turned(tmp_path: Path, orientation: str) -> None:
+    study = write_study(tmp_path / "a", ("t1",))
+    assert study.seg is not None
+    mask = save(tmp_path / "a" / "mask.nii.gz", brain(radius=0.6).astype(np.uint8))
+    chances = save(tmp_path / "a" / "soft.nii.gz", (lesion() / 4).astype(np.float32))
+    full = replace(study, brain_mask=mask, lesion=chances)
+    before = prepare_study(full, COARSE, STANDARD)
+    save(study.seg, lesion(), orientation)
+    save(mask, brain(radius=0.6).astype(np.uint8), orientation)
+    save(chances, (lesion() / 4).astype(np.float32), orientation)
+    after = prepare_study(full, COARSE, STANDARD)
+    for name in ("label", "brain", "lesion", "images"):
+        assert np.array_equal(getattr(before, name), getattr(after, name))
+    save(study.seg, lesion(), orientation, spacing=(1, 1, 1.1))
+    difference = r"\(by the headers, up to 1\.5 mm lie between the same voxels\)"
+    with pytest.raises(GeometryError, match=rf"seg\.nii\.gz .* is not on the grid of t1\.nii\.gz .* {difference}"):
+        prepare_study(full, COARSE, STANDARD)
+
+
+def test_a_grid_with_a_shear_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "t1.nii.gz"
+    affine = np.eye(4)
+    affine[1, 2] = 0.3
+    nib.save(nib.Nifti1Image(picture(), affine), path)
+    with pytest.raises(GeometryError, match=r"the axes of t1\.nii\.gz are not at right angles.* `bmmae preprocess`"):
+        prepare_study(Study("a", {"t1": path}), PLAIN, STANDARD)
 
 
 def test_windows_hold_what_the_arrays_hold() -> None:

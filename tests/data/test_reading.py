@@ -1,5 +1,6 @@
 """Whatever is wrong with a file ends in one sentence; whatever is right comes back unchanged."""
 
+import errno
 import gzip
 import os
 import re
@@ -128,6 +129,36 @@ def test_each_broken_file_is_explained(tmp_path: Path, case: str) -> None:
         read_image(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_analyze_files_leave_right_and_left_open_unless_spm_says(tmp_path: Path) -> None:
+    nib.save(nib.AnalyzeImage(RAMP, np.diag([-1.0, 1, 1, 1])), tmp_path / "plain.img")
+    plain = read_image(tmp_path / "plain.img")
+    assert plain.open_axes == (
+        "which way the axes of plain.img point is open: its format, Analyze, does not say; LAS is assumed"
+    )
+    affine = np.diag([2.0, -3, 4, 1])
+    nib.save(nib.Spm99AnalyzeImage(RAMP, affine), tmp_path / "spm.img")
+    stated = read_image(tmp_path / "spm.img")
+    assert not stated.open_axes
+    for read in (stated, read_header(tmp_path / "spm.img")):
+        np.testing.assert_allclose(read.affine, affine)
+
+
+def test_a_file_that_may_not_be_opened_is_not_taken_for_a_broken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.nii")
+
+    def locked(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    # Root may open all, so the system's refusal is played: of the file, and of its folder.
+    for call in ("read_bytes", "stat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, call, locked)
+            with pytest.raises(ImageError, match=r"a\.nii cannot be opened \(Permission denied\): check its per"):
+                read_image(path)
 
 
 def test_a_truncated_plain_file_is_explained(tmp_path: Path) -> None:

@@ -100,3 +100,16 @@ def test_names_that_spreadsheets_and_typists_change_are_one_patients(twins: tupl
     told = ungrouped_visits(named(*twins, "p100", "p10", "p1000"))
     assert told is not None
     assert told.startswith(f"{' and '.join(sorted(twins))} look like visits of one patient: ")
+
+
+def test_groups_that_differ_in_spelling_or_part_a_subject_are_told() -> None:
+    def told(*pairs: tuple[str, str]) -> str | None:
+        return ungrouped_visits(
+            Study(subject, {"t1": Path("a.nii")}, session=str(i), group=group)
+            for i, (subject, group) in enumerate(pairs)
+        )
+
+    assert told(("a", "P01"), ("b", "p1"), ("c", "P02")) == ungrouped_visits(named("P01", "p1"))
+    assert told(("a", "P01"), ("P1", "")) == ungrouped_visits(named("P01", "P1"))
+    assert told(("a", "P01"), ("a", "P02"), ("b", "P03")) is not None
+    assert told(("1", "7"), ("2", "1"), ("3", "7")) is None  # numbers of scans and of patients

@@ -171,10 +171,11 @@ def test_numbers_are_folds_and_classes_however_a_program_writes_them(tmp_path: P
 def test_folds_that_lack_a_class_are_read_with_a_probability_of_zero(tmp_path: Path) -> None:
     """Tables of folds put together: the first knows A, B and C, the second B and C."""
     path = tmp_path / "joined.csv"
-    path.write_text("subject,fold,label,p_A,p_B,p_C\na,0,A,0.5,0.3,0.2\nb,1,B,,0.6,0.4\n")
+    path.write_text("subject,fold,label,p_A,p_B,p_C\na,0,A,0.5,0.3,0.2\nb,1,B,,0.6,0.4\nc,1,A,,0.6,0.4\n")
     table, _ = read_predictions(path)
     assert table is not None
-    assert table.probabilities.tolist() == [[0.5, 0.3, 0.2], [0, 0.6, 0.4]]
+    assert table.probabilities.tolist() == [[0.5, 0.3, 0.2], [0, 0.6, 0.4], [0, 0.6, 0.4]]
+    assert table.label.tolist() == [0, 1, UNKNOWN]  # who has a class that the fold has not had is not labelled
 
 
 def test_figures_that_a_subset_lacks_are_not_defined_in_the_table() -> None:

@@ -26,6 +26,7 @@ from bmmae.evaluation.cross_validation import (
     refuse_leaks,
     select_inside,
 )
+from bmmae.evaluation.predictions import UNKNOWN, read_predictions, write_predictions
 from bmmae.evaluation.survival import compare_survival, evaluate_survival
 from bmmae.metrics import auc
 
@@ -336,6 +337,15 @@ def test_one_class_in_training_is_refused(cohort: Cohort) -> None:
         clinical_classifier(("age",), "grade")([s for s in cohort if s.values["grade"] == "high"], [])
 
 
+def test_columns_that_a_clinical_model_cannot_use_are_named(cohort: Cohort) -> None:
+    with pytest.raises(CohortError, match="the cohort has no column 'Age': beside images it has grade, age, sex"):
+        clinical_classifier(("Age",), "grade")(cohort.studies, [])
+    with pytest.raises(CohortError, match="column 'grade' is predicted, so it cannot be given"):
+        clinical_classifier(("age", "grade"), "grade")
+    with pytest.raises(CohortError, match="none of the 60 training studies has both `time` and `event`"):
+        clinical_cox(("age",), (6.0,))([replace(study, event=None) for study in cohort], [])
+
+
 def test_an_inner_fold_that_judges_nothing_does_not_decide(cohort: Cohort) -> None:
     def guess(sign: int) -> Fit:
         def fit(_: Sequence[Study], __: Sequence[Study]) -> Predictor:
@@ -374,3 +384,28 @@ def test_measures_of_a_hidden_modality_are_hidden_too(cohort: Cohort) -> None:
         cohort[1], values={"measure_flair_foci": 2.0, "measure_t1_foci": 1.0, "measure_lesion_WT_volume": 3.0}
     )
     assert set(Truth("grade").blind(study, ("t1",)).values) == {"measure_t1_foci", "measure_lesion_WT_volume"}
+
+
+def test_a_class_that_a_folds_training_lacks_is_not_labelled_there_and_told(cohort: Cohort, tmp_path: Path) -> None:
+    """As in runs and joined tables of them: what a model cannot answer is neither right nor wrong, but counted."""
+    rare = cohort[0]
+    studies = [replace(s, values={**s.values, "grade": "rare"}) if s.key == rare.key else s for s in cohort]
+    folds = folds_of(cohort)
+    fold = next(number for number, each in enumerate(folds) if rare.key in each.test)
+    fits = {"one": nearest_bin("grade"), "two": nearest_bin("grade")}
+    with pytest.warns(UserWarning, match="not labelled") as said:
+        table, _ = cross_validate(fits, Cohort(tuple(studies)), folds, Truth("grade"), SUBSETS, compare_content=False)
+    assert [str(warning.message) for warning in said] == [
+        "1 test studies count as not labelled, as a model of their fold does not know their class: "
+        f"'rare' (1 in fold {fold}). Name the classes that count (`Truth.classes`), or stratify the folds by the column"
+    ]
+    assert table is not None
+    assert table.classes == ("high", "low", "rare")
+    unknown = {(key.fold, key.subject) for key, label in zip(table.keys, table.label, strict=True) if label == UNKNOWN}
+    assert unknown == {(fold, rare.subject)}
+    assert (table.probabilities[[key.fold == fold for key in table.keys], 2] == 0).all()
+    read, _ = read_predictions(write_predictions(tmp_path / "table.csv", table, None))
+    assert read is not None
+    assert (read.label == table.label).all()
+    told = run(cohort, {"m": constant()}, Truth("grade", classes=("low", "high")))[0]  # warnings are errors here
+    assert told is not None

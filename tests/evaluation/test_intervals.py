@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bmmae.arrays import Array
+from bmmae.evaluation.comparison import paired_bootstrap
 from bmmae.evaluation.intervals import (
     count_strata,
     mean_with_interval,
@@ -16,6 +18,7 @@ from bmmae.evaluation.intervals import (
 )
 from bmmae.evaluation.predictions import PredictionKey
 from bmmae.evaluation.scores import score_folds
+from bmmae.metrics import auc
 
 
 def test_the_interval_surrounds_the_mean_and_is_the_same_again() -> None:
@@ -93,3 +96,19 @@ def test_p_values_agree_with_intervals(patients: int, strata: int) -> None:
         )
     assert share_beyond(0.5, patients, strata=strata) == pytest.approx(1)
     assert share_beyond(0.7, patients, strata=strata) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("positives", "has"), [(1, False), (2, True)])
+@pytest.mark.parametrize("patients", [4, 12, 40])
+def test_what_rests_on_one_patient_has_no_interval(positives: int, patients: int, has: bool) -> None:
+    """Draws with that patient leave out what other patients in its place would change."""
+    truth, score = np.arange(patients) < positives, np.random.default_rng(0).normal(size=patients)
+    names = [f"p{number}" for number in range(patients)]
+    keys = [PredictionKey(name, "", name, "m", "all") for name in names]
+    (whole, _) = score_folds(keys, lambda _: lambda rows: {"auc": auc(score[rows], truth[rows])})
+    assert (whole.value.low is not None) == has
+
+    def difference(rows: Array) -> float:
+        return auc(score[rows], truth[rows]) - auc(score[rows] ** 2, truth[rows])
+
+    assert math.isnan(paired_bootstrap(difference, names).p) == (not has)

@@ -14,6 +14,10 @@ from bmmae.errors import ImageError
 FIELD_SPACING = 6.0
 """The field is smooth: it is estimated on voxels of about this size, mm."""
 
+UNBIASED = ("adc", "ct")
+"""Modalities without a bias field: coils do not shade CT, and their shade cancels out of ADC. Their values are measures
+(mm2/s, Hounsfield units) that a correction would spoil."""
+
 ITERATIONS = (30, 30, 20)
 
 

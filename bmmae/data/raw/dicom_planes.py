@@ -16,6 +16,9 @@ STRUCTURE_KINDS = ("RTSTRUCT", "SEG")
 GAP_TOLERANCE = 0.2
 """Slices whose distance differs from the usual one by more than this share leave a gap."""
 
+SAME_PLACE = 0.01
+"""Millimetres between slices that lie in one place: headers' rounding, as slices are thicker."""
+
 SLANT = 1.0
 """Millimetres by which slices may lie beside the first one's normal; more is a tilted gantry."""
 
@@ -25,10 +28,9 @@ PARALLEL = 0.999
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a slice lies, mm: along its own normal, and its first pixel."""
+    """Where a slice lies: its normal, and its first pixel, mm."""
 
     normal: Float[np.ndarray, " 3"]
-    place: float
     corner: Float[np.ndarray, " 3"]
 
 
@@ -49,8 +51,7 @@ def planes_of(header: Any) -> list[Plane]:
         orientation = next((o for plane in planes if (o := numbers_of(plane, "ImageOrientationPatient", 6))), None)
         if position and orientation:
             normal = np.cross(*np.asarray(orientation).reshape(2, 3))
-            corner = np.asarray(position)
-            found.append(Plane(normal, float(normal @ corner), corner))
+            found.append(Plane(normal, np.asarray(position)))
     return found
 
 
@@ -58,7 +59,7 @@ def plane_problems(planes: list[Plane]) -> tuple[int, tuple[str, ...]]:
     """Return how many different slices there are, and what is wrong with where they lie, gaps apart."""
     turned = [plane for plane in planes if _is_turned(plane, planes[0])]
     if not turned:
-        return _spacing_problems([plane.place for plane in planes])
+        return _spacing_problems(planes)
     return len(planes), (f"{len(turned)} of {len(planes)} slices in another orientation than the first",)
 
 
@@ -69,7 +70,7 @@ def misplaced(planes: list[Plane]) -> tuple[str, ...]:
     apart = [plane.corner - planes[0].corner for plane in planes]
     beside = [np.linalg.norm(shift - shift @ planes[0].normal * planes[0].normal) for shift in apart]
     slant = float(max(beside, default=0.0))
-    places = _places([plane.place for plane in planes])
+    places = _places(planes)
     missing = _missing(np.diff(places))
     return (
         *([f"slices up to {slant:.3g} mm beside each other, as of a tilted gantry"] if slant > SLANT else []),
@@ -81,8 +82,10 @@ def _is_turned(plane: Plane, first: Plane) -> bool:
     return bool(plane.normal @ first.normal < PARALLEL)
 
 
-def _places(positions: list[float]) -> list[float]:
-    return sorted({round(place, 2) for place in positions})
+def _places(planes: list[Plane]) -> Float[np.ndarray, " P"]:
+    """Return the different places of slices along the first one's normal, mm, sorted."""
+    along = np.sort([float(plane.corner @ planes[0].normal) for plane in planes])
+    return along[np.diff(along, prepend=-np.inf) > SAME_PLACE]
 
 
 def _missing(gaps: Float[np.ndarray, " G"]) -> int:
@@ -90,12 +93,12 @@ def _missing(gaps: Float[np.ndarray, " G"]) -> int:
     return int(np.rint(gaps / np.median(gaps) - 1).clip(min=0).sum()) if len(gaps) > 1 else 0
 
 
-def _spacing_problems(positions: list[float]) -> tuple[int, tuple[str, ...]]:
+def _spacing_problems(planes: list[Plane]) -> tuple[int, tuple[str, ...]]:
     """Return how many different slices there are, and what is wrong with their spacing."""
-    places = _places(positions)
+    places = _places(planes)
     problems: list[str] = []
-    if len(places) > 1 and len(positions) != len(places):
-        volumes = len(positions) / len(places)
+    if len(places) > 1 and len(planes) != len(places):
+        volumes = len(planes) / len(places)
         problems.append(
             f"{volumes:g} volumes in one series"
             if volumes.is_integer()

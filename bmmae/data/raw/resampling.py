@@ -7,13 +7,14 @@ them is a product and undoing them an inverse.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
 
 from bmmae.arrays import Array, Float, Shaped
-from bmmae.data.geometry import same_grid
+from bmmae.data.geometry import same_grid, sheared, turned_like
 from bmmae.data.raw.extras import require
 from bmmae.patches import Triple
 
@@ -67,6 +68,21 @@ class Grid:
         affine = self.affine @ nib.orientations.inv_ornt_aff(change, self.shape)
         return Grid((shape[0], shape[1], shape[2]), np.asarray(affine, dtype=np.float64))
 
+    def at_right_angles(self) -> Grid:
+        """Return the grid itself, or where it is sheared the nearest one that is not, around all of its voxels."""
+        if not sheared(self.affine):
+            return self
+        spacing = np.array(self.spacing)
+        left, _, right = np.linalg.svd(self.affine[:3, :3] / spacing)
+        axes = left @ right * spacing
+        edges = np.array(list(product(*((-0.5, size - 0.5) for size in self.shape))))
+        places = (edges @ self.affine[:3, :3].T + self.affine[:3, 3]) @ np.linalg.inv(axes).T
+        low = places.min(axis=0)
+        shape = np.ceil(np.ptp(places, axis=0) - 1e-3).astype(int)
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = axes, axes @ (low + 0.5)
+        return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -80,6 +96,10 @@ class Volume:
         """Where the voxels are."""
         x, y, z = self.array.shape
         return Grid((x, y, z), self.affine)
+
+    def turned_like(self, grid: Grid) -> Volume:
+        """Return the same voxels with their axes as a grid's, as nearly as they can."""
+        return Volume(*turned_like(self.array, self.affine, grid.affine))
 
 
 def resample(

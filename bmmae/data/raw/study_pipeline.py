@@ -23,7 +23,7 @@ from bmmae.data.geometry import unsure_axes
 from bmmae.data.location import fingerprint
 from bmmae.data.raw import stripping
 from bmmae.data.raw.atlas import Atlas
-from bmmae.data.raw.bias import corrected
+from bmmae.data.raw.bias import UNBIASED, corrected
 from bmmae.data.raw.native import FILE, Native, Registration, read_registration
 from bmmae.data.raw.registration import RegistrationConfig, register
 from bmmae.data.raw.resampling import Grid, Volume, coverage, resample
@@ -59,7 +59,8 @@ class PipelineConfig:
         atlas: `mni152`, a file, or None to stay in the study's own space.
         affine: Let the atlas registration scale and shear; rigid otherwise.
         spacing: Of the common grid, mm.
-        keep_n4: Correct the bias field of the output too, not only of the copies that find the transforms.
+        keep_n4: Correct the bias field of the output too, not only of the copies that find the transforms; ADC and CT,
+            whose values are measures, are never corrected.
         seed: Of the registration.
     """
 
@@ -80,7 +81,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Raw:
-    """A study's scans in memory; `copies` have their bias field removed."""
+    """A study's scans in memory; `copies` have their bias field removed, if they can have one."""
 
     images: dict[str, Volume]
     copies: dict[str, Volume]
@@ -125,10 +126,8 @@ def prepare_study(study: Study, folder: Path, config: PipelineConfig, atlas: Atl
     if study.lesion is not None:
         remarks += (f"the lesion map {study.lesion.name} is not on the new grid and is left out: make it anew",)
     to_atlas = _to_atlas(raw, config, atlas)
-    if atlas is not None:
-        grid = atlas.volume.grid.at_spacing(config.spacing)
-    else:
-        grid = raw.images[raw.reference].grid.reoriented().at_spacing(config.spacing)
+    own = raw.images[raw.reference].grid.reoriented() if atlas is None else atlas.volume.grid
+    grid = own.at_right_angles().at_spacing(config.spacing)
     natives = _co_register(raw, to_atlas, config)
     registration = Registration(
         raw.reference, atlas.name if atlas else None, grid, natives, state_of(study, config, atlas), remarks
@@ -222,13 +221,16 @@ def _read(study: Study) -> tuple[_Raw, tuple[str, ...]]:
             masks[reference] = stripping.find_brain_mask(images[reference], program)
         elif not all(is_stripped(volume.array) for volume in images.values()):
             remarks += (f"its skull stays: no brain mask is given and no program is installed; {stripping.ADVICE}",)
-    copies = {name: corrected(volume, masks.get(name)) for name, volume in images.items()}
+    copies = {
+        name: volume if name in UNBIASED else corrected(volume, masks.get(name)) for name, volume in images.items()
+    }
     return _Raw(images, copies, masks, reference), remarks
 
 
 def _open_axes(study: Study) -> tuple[str, ...]:
     """Say of which scans right and left are open: no registration tells a brain from its mirror image."""
-    doubts = {name: unsure_axes(read_header(path).raw) for name, path in study.images.items()}
+    headers = {name: read_header(path) for name, path in study.images.items()}
+    doubts = {name: unsure_axes(header.raw, header.affine) for name, header in headers.items()}
     return tuple(
         f"right and left of its {title(name)} may be swapped: which way the axes point, {doubt}"
         for name, doubt in doubts.items()
@@ -241,13 +243,14 @@ def _given_masks(study: Study, images: dict[str, Volume]) -> dict[str, Bool[np.n
     masks = {}
     own = dict(study.brain_masks)
     if study.brain_mask is not None:
-        labels, affine = read_labels(study.brain_mask)
-        own.setdefault(_owner(Volume(labels, affine).grid, images, reference_of(study)), study.brain_mask)
+        drawing = Volume(*read_labels(study.brain_mask))
+        grids = {name: image.grid for name, image in images.items()}
+        own.setdefault(_owner(drawing, grids, reference_of(study)), study.brain_mask)
     for name, path in own.items():
         if name not in images:
             continue
         labels, affine = read_labels(path)
-        mask = Volume((labels > 0).astype(np.float32), affine)
+        mask = Volume((labels > 0).astype(np.float32), affine).turned_like(images[name].grid)
         same = mask.grid.same(images[name].grid)
         # A mask on another grid lies where its header says.
         inside = mask.array if same else resample(mask, np.eye(4), images[name].grid)
@@ -257,10 +260,10 @@ def _given_masks(study: Study, images: dict[str, Volume]) -> dict[str, Bool[np.n
     return masks
 
 
-def _owner(grid: Grid, images: dict[str, Volume], otherwise: str) -> str:
-    """Return the modality on whose grid a drawing lies, the reference first."""
-    ranked = sorted(images, key=lambda name: name != otherwise)
-    return next((name for name in ranked if images[name].grid.same(grid)), otherwise)
+def _owner(drawing: Volume, grids: dict[str, Grid], otherwise: str) -> str:
+    """Return the modality with whose voxels a drawing's are in the same places, the reference first."""
+    ranked = sorted(grids, key=lambda name: name != otherwise)
+    return next((name for name in ranked if drawing.turned_like(grids[name]).grid.same(grids[name])), otherwise)
 
 
 def _to_atlas(raw: _Raw, config: PipelineConfig, atlas: Atlas | None) -> Float[Array, "4 4"]:
@@ -336,13 +339,10 @@ def _write_images(
 def _write_segmentation(study: Study, registration: Registration, folder: Path) -> Path | None:
     if study.seg is None:
         return None
-    labels, affine = read_labels(study.seg)
-    volume = Volume(labels, affine)
-    natives = registration.natives
-    ranked = sorted(natives, key=lambda name: name != registration.reference)
-    owner = next((name for name in ranked if natives[name].grid.same(volume.grid)), registration.reference)
-    moved = resample(volume, natives[owner].matrix, registration.grid, "label")
-    if labels.any() and not moved.any():
+    drawing, natives = Volume(*read_labels(study.seg)), registration.natives
+    owner = _owner(drawing, {name: native.grid for name, native in natives.items()}, registration.reference)
+    moved = resample(drawing, natives[owner].matrix, registration.grid, "label")
+    if drawing.array.any() and not moved.any():
         raise ImageError(
             f"segmentation {study.seg} lies beside the scans: expected it where its header says; draw it again"
         )

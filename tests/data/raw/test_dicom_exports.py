@@ -13,6 +13,7 @@ from dicom_writer import Patient, _item, oblique, phantom
 from bmmae.cli import main
 from bmmae.data.raw.conversion import convert_series
 from bmmae.data.raw.dicom_import import find_series, import_series
+from bmmae.data.raw.dicom_planes import Plane, misplaced, plane_problems
 from bmmae.errors import ImageError
 from bmmae.modalities import STANDARD
 
@@ -68,6 +69,17 @@ def test_slices_of_a_tilted_gantry_are_never_a_straight_volume(patient: Patient)
     assert found.rows[0].verdict.reason == "slices up to 13.2 mm beside each other, as of a tilted gantry"
     with pytest.raises(ImageError, match=r"tilted gantry; leave the series out"):
         convert_series(found.series[0])
+
+
+def test_slices_in_one_place_are_one_whatever_the_rounding_of_their_places() -> None:
+    tilt = np.array([0.0, 2e-4, 1.0])  # as of orientations that were written with few digits
+    normals = (np.array([0.0, 0.0, 1.0]), tilt / np.linalg.norm(tilt))
+    corners = [(0.0, 120.0, 3.5 * k + 0.005 + off) for k in range(12) for off in (-1e-6, 1e-6)]
+    planes = [Plane(normals[i % 2], np.array(corner)) for i, corner in enumerate(corners)]
+    assert plane_problems(planes) == (12, ("2 volumes in one series",))
+    assert misplaced(planes) == ()
+    assert plane_problems([*planes[0:8:2], *planes[10::2]])[0] == 11
+    assert misplaced([*planes[0:8:2], *planes[10::2]]) == ("1 of 12 slices missing",)
 
 
 def test_an_agent_in_a_sequence_or_as_an_amount_is_contrast(tmp_path: Path) -> None:

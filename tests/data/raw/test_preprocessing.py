@@ -19,7 +19,7 @@ from bmmae.data.origin import GENERATOR_FILE, generator_of
 from bmmae.data.raw import study_pipeline
 from bmmae.data.raw.cohort_pipeline import preprocess_cohort
 from bmmae.data.raw.native import read_registration, to_native, write_native
-from bmmae.data.raw.resampling import Grid, Volume, resample
+from bmmae.data.raw.resampling import Grid, Volume, coverage, resample
 from bmmae.data.raw.study_pipeline import PipelineConfig, prepare_study, reference_of
 from bmmae.data.reading import read_image, read_labels
 from bmmae.data.writing import write_image
@@ -345,3 +345,43 @@ def test_a_segmentation_that_lies_beside_the_scans_does_not_come_out_empty(tmp_p
     seg = write_image(tmp_path / "beside.nii.gz", read_image(study.seg).array.astype(np.uint8), beside)
     with pytest.raises(ImageError, match=r"segmentation .*beside\.nii\.gz lies beside the scans"):
         prepare_study(replace(study, seg=seg), tmp_path / "out", COARSE, None)
+
+
+def test_a_drawing_with_other_axes_belongs_to_the_scan_with_its_voxels() -> None:
+    grids = {T1CE: Grid((9, 8, 7), np.eye(4)), T2: Grid((9, 8, 7), rigid((5, 4, 3), (1, 2, 3)))}
+    for name, grid in grids.items():
+        turned = grid.reoriented()
+        drawing = Volume(np.zeros(turned.shape, np.uint8), turned.affine)
+        assert turned.affine[0, 0] < 0
+        assert study_pipeline._owner(drawing, grids, T1CE) == name
+
+
+def test_sheared_scans_come_out_at_right_angles_where_they_were(tmp_path: Path) -> None:
+    affine = np.array([[3.0, -0.4, 1.5, -60], [-0.3, 4, 0, -72], [0, 0, 5, -75], [0, 0, 0, 1]])
+    slanted, place = Grid((40, 36, 30), affine), np.array([12.0, -20.0, 24.0])
+    assert coverage(slanted.at_right_angles(), np.eye(4), slanted).all()
+    there = np.moveaxis(np.indices(slanted.shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    head = np.linalg.norm(there / (50, 60, 55), axis=-1) < 1
+    array = np.where(head, 100 + there[..., 0], 0) + 900.0 * (np.linalg.norm(there - place, axis=-1) < 14)
+    scan = write_image(tmp_path / "t1.nii.gz", array, affine)
+    report = preprocess_cohort(
+        Cohort((Study("a", {T1: scan}),)), tmp_path / "out", replace(COARSE, spacing=3.0), progress=False
+    )
+    (study,) = read_cohort(report.table)
+    assert not [finding for finding in check_study(study) if finding.severity == "error"]
+    image = read_image(study.images[T1])
+    bright = np.argwhere(image.array > 600)
+    assert np.linalg.norm(image.affine[:3, :3] @ bright.mean(axis=0) + image.affine[:3, 3] - place) < 1
+    assert len(bright) * 27 == pytest.approx(4 / 3 * np.pi * 14**3, rel=0.1)
+
+
+def test_adc_and_ct_keep_their_values(tmp_path: Path) -> None:
+    made = synthetic_brain()
+    measured = np.where(made[T1] > 0, 800.0, 0).astype(np.float32)
+    shade = np.linspace(0.5, 1.5, 48)[:, None, None] * np.where(made[T1] > 0, made[T1] + 100, 0)
+    affine, images = made["affine"], {}
+    for name, array in ((T1, shade), ("adc", measured * np.linspace(0.9, 1.1, 48)[:, None, None])):
+        images[name] = write_image(tmp_path / f"{name}.nii.gz", array.astype(np.float32), affine)
+    raw, _ = study_pipeline._read(Study("a", images))
+    assert np.array_equal(raw.copies["adc"].array, raw.images["adc"].array)
+    assert not np.allclose(raw.copies[T1].array, raw.images[T1].array)
