@@ -18,7 +18,7 @@ import numpy as np
 from bmmae.arrays import Array, Bool, Volume
 from bmmae.baselines.preparation import require
 from bmmae.data.cohort import Study
-from bmmae.data.geometry import same_grid
+from bmmae.data.geometry import same_grid, turned_like
 from bmmae.data.labels import Coding, region_masks
 from bmmae.data.millimetres import spacing_of
 from bmmae.data.reading import read_image, read_labels
@@ -58,6 +58,8 @@ DEFAULT = Extraction()
 def extract_features(study: Study, coding: Coding, extraction: Extraction = DEFAULT) -> dict[str, float]:
     """Return the features of one study by column name; regions that it lacks have no columns.
 
+    The segmentation's axes may be in another order or direction than the images'.
+
     Raises:
         ConfigError: If PyRadiomics is not installed.
         GeometryError: If an image is not on the segmentation's grid.
@@ -75,11 +77,12 @@ def extract_features(study: Study, coding: Coding, extraction: Extraction = DEFA
     measured: dict[str, float] = {}
     for modality, file in study.images.items():
         image = read_image(file)
-        if not same_grid(image.shape, image.affine, labels.shape, affine):
+        voxels, own = turned_like(image.array, image.affine, affine)
+        if not same_grid(voxels.shape, own, labels.shape, affine):
             raise GeometryError(
                 f"{file} is not on the grid of {study.seg}: expected both co-registered; run `bmmae preprocess` first"
             )
-        scaled = _standardised(image.array)
+        scaled = _standardised(voxels)
         for region, mask in regions.items():
             shaped = f"original_shape_VoxelVolume_{region}" in measured
             for name, value in _measure(scaled, mask, spacing_of(affine), extraction, shape=not shaped):

@@ -113,6 +113,27 @@ def test_textures_do_not_depend_on_the_scale_of_the_image(tmp_path: Path) -> Non
     assert first == pytest.approx(second, rel=1e-3)
 
 
+@pytest.mark.usefixtures("stand_in")
+def test_a_segmentation_with_turned_axes_marks_the_same_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = study(tmp_path)
+    drawn = nib.load(tmp_path / "a_seg.nii.gz")
+    turned = drawn.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    marked: list[float] = []
+
+    def execute(self: StandIn, image: Any, mask: Any, label: int) -> dict[str, float]:
+        inside = np.asarray(mask.array) == label
+        marked.extend((np.asarray(image.array)[inside].sum(), inside.sum()))
+        return {}
+
+    monkeypatch.setattr(StandIn, "execute", execute)
+    for given in (straight, Study("a", straight.images, seg=locate(tmp_path / "turned.nii.gz"))):
+        extract_features(given, BRATS2017, FIRST_ORDER)
+    half = len(marked) // 2
+    assert half > 0
+    assert marked[half:] == pytest.approx(marked[:half])
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = study(tmp_path)
     with pytest.raises(LabelError, match="'a' has no segmentation"):
