@@ -81,6 +81,7 @@ class ModelInfo:
             ("data", origin.data),
             ("patients", "" if origin.subjects is None else str(origin.subjects)),
             ("images", f"{len(origin.content_hashes)} content hashes" if origin.content_hashes else ""),
+            ("chosen by", f"{len(origin.selection_hashes)} other images" if origin.selection_hashes else ""),
             ("synthetic", f"YES (generator {origin.generator or 'unknown'})" if origin.synthetic else ""),
             ("started from", origin.parent or ""),
             ("before that", "synthetic data" if origin.parent_synthetic else ""),

@@ -120,7 +120,8 @@ def fine_tune(config: PatientConfig) -> int:
     model.encoder.requires_grad_(config.mode == "full")
     parent = config.model if pretrained else None
     inherited = provenance_of(pretrained) if pretrained else None
-    describe(model, preprocess, training_provenance(parts.cohort, parts.train, parent, cache, inherited))
+    origin = training_provenance(parts.cohort, parts.train, parent, cache, inherited, validation=parts.validation)
+    describe(model, preprocess, origin)
     warn_of_unseen_categories(model, [*parts.validation, *parts.test])
     warn_of_other_units(model, [*parts.validation, *parts.test])
     warn_of_overlap(model, [*parts.validation, *parts.test], cache)

@@ -60,6 +60,7 @@ class Provenance:
         data: The training data in words.
         subjects: How many patients it was trained on.
         content_hashes: SHA-256 of image content, one an image; never of identifiers, which are easily reversed.
+        selection_hashes: The same of the images whose scores chose among its weights: those of the validation part.
         synthetic: Whether the training data were made by the synthetic cohort's generator, or its encoder, left as it
             was, comes from a model of which this is true.
         generator: That generator's version.
@@ -80,6 +81,7 @@ class Provenance:
     data: str = ""
     subjects: int | None = None
     content_hashes: tuple[str, ...] = ()
+    selection_hashes: tuple[str, ...] = ()
     synthetic: bool = False
     generator: str | None = None
     command: str | None = None

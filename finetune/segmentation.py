@@ -59,7 +59,9 @@ def main() -> int:
     model = new_model(config, shape, coding, pretrained)
     parent = None if from_scratch else config.model
     inherited = provenance_of(pretrained) if pretrained else None
-    describe(model, preprocess, training_provenance(cohort, training_data.studies, parent, cache, inherited))
+    seen, judges = training_data.studies, validation_data.studies
+    origin = training_provenance(cohort, seen, parent, cache, inherited, validation=judges)
+    describe(model, preprocess, origin)
     warn_of_overlap(model, validation_data.studies, cache)
 
     result = fit(

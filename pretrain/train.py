@@ -47,7 +47,8 @@ def main() -> int:
     validation_data = StudyDataset(validation, view, cache, seed=seed, masking=config.masking)
 
     fit_synthesis(model, training_data.studies, config.preprocess)
-    origin = training_provenance(cohort, training_data.studies, config.start, cache, inherited)
+    seen, judges = training_data.studies, validation_data.studies
+    origin = training_provenance(cohort, seen, config.start, cache, inherited, validation=judges)
     describe(model, config.preprocess, origin)
     if inherited is not None:
         warn_of_overlap(model, validation_data.studies, cache)

@@ -36,6 +36,8 @@ def training_provenance(
     parent: str | None = None,
     cache: StudyCache | None = None,
     inherited: Provenance | None = None,
+    *,
+    validation: Sequence[Study] = (),
 ) -> Provenance:
     """Describe the data of a training run, as it will travel with the weights.
 
@@ -46,6 +48,7 @@ def training_provenance(
         cache: Where hashes may be known already, so that the images need not be read again. Without one, what the
             images look like is not recorded: that needs them preprocessed.
         inherited: What is known of these weights' own training.
+        validation: The studies whose scores will choose among the weights.
 
     Raises:
         ImageError: If an image cannot be read.
@@ -62,6 +65,7 @@ def training_provenance(
         data=f"{len(train)} {kind} studies of {len(patients)} patients",
         subjects=len(patients),
         content_hashes=content_hashes(train, cache),
+        selection_hashes=content_hashes(validation, cache),
         synthetic=generator is not None,
         generator=generator,
         command=command_line(sys.argv, keep=started_from),

@@ -10,19 +10,21 @@ from bmmae.checkpoint import provenance_of
 from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
 from bmmae.data.origin import image_hashes
+from bmmae.errors import few
 from bmmae.model.pretrained import PretrainedModel
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Test images that a model was trained on, or the weights that its training started from.
+    """Test images that a model was trained on, or the weights that its training started from, or was chosen by.
 
     Attributes:
         studies: Names of the test studies with such an image.
         tested: How many test studies there are.
         images: How many such images.
-        known: Whether the model says what it was trained on; else nothing can be found.
+        known: Whether the model says what it was itself trained on; else only what it inherited can be found.
         parent_unknown: Whether the model's training started from weights that do not say it.
+        chosen: Names of the other test studies whose scores chose among its weights: of its validation part.
     """
 
     studies: tuple[str, ...]
@@ -30,27 +32,33 @@ class Overlap:
     images: int
     known: bool
     parent_unknown: bool = False
+    chosen: tuple[str, ...] = ()
 
     @property
     def warning(self) -> str:
         """Why scores cannot be trusted; empty if nothing of the kind was found."""
         if not self.studies:
             return ""
-        listed = ", ".join(self.studies[:5]) + (" ..." if len(self.studies) > 5 else "")
         return (
             f"THE MODEL WAS TRAINED ON {len(self.studies)} OF THESE {self.tested} TEST STUDIES "
-            f"({self.images} images with the same voxels: {listed}): the scores say nothing about new patients"
+            f"({self.images} images with the same voxels: {few(self.studies, quote='')}): the scores say nothing about "
+            "new patients"
         )
 
     @property
     def nothing_found(self) -> bool:
-        """Whether all training images are known, and none is among the test images."""
-        return self.known and not self.studies and not self.parent_unknown
+        """Whether all training images are known, and neither they nor the validation part's are among the test's."""
+        return self.known and not self.studies and not self.chosen and not self.parent_unknown
 
     def __str__(self) -> str:
         """One sentence that stands above every table of metrics; in capitals where they cannot be trusted."""
         if self.studies:
             return f"WARNING: {self.warning}"
+        if self.chosen:
+            return (
+                f"WARNING: {len(self.chosen)} of these {self.tested} test studies chose among the model's weights, as "
+                f"its validation part ({few(self.chosen, quote='')}): their scores flatter it"
+            )
         if not self.known:
             return "NOT KNOWN whether the model was trained on these test studies: it carries no hashes of its images"
         if self.parent_unknown:
@@ -74,15 +82,17 @@ def overlap(model: PretrainedModel, studies: Iterable[Study], cache: StudyCache 
         ImageError: If an image cannot be read.
     """
     origin = provenance_of(model)
-    seen = set(origin.seen)
+    seen, chosen = set(origin.seen), set(origin.selection_hashes)
     tested = list(studies)
-    found = {study.name: len(seen & set(image_hashes(study, cache).values())) for study in tested} if seen else {}
+    hashes = {study.name: set(image_hashes(study, cache).values()) for study in tested} if seen | chosen else {}
+    found = {name: len(seen & own) for name, own in hashes.items()}
     return Overlap(
         studies=tuple(name for name, count in found.items() if count),
         tested=len(tested),
         images=sum(found.values()),
-        known=bool(seen),
+        known=bool(origin.content_hashes),
         parent_unknown=origin.parent is not None and not origin.parent_hashes,
+        chosen=tuple(name for name, own in hashes.items() if chosen & own and not found[name]),
     )
 
 

@@ -30,9 +30,9 @@ class StopRequest:
     """While entered, SIGTERM, SIGUSR1, SIGHUP and Ctrl-C ask for a stop instead of ending the process.
 
     SIGHUP comes when a terminal closes; under `nohup` it stays ignored. A second Ctrl-C raises KeyboardInterrupt at
-    once. `level` is 0 (go on), 1 (stop) or 2 (stop: Ctrl-C); the largest over the ranks counts. Signals can be caught in
-    the main thread only; elsewhere just the time limit works. It counts from the start of the script if that is known
-    (see `ScriptStop`).
+    once. `level` is 0 (go on), 1 (stop) or 2 (stop: Ctrl-C); the largest over the ranks counts. Signals can be caught
+    in the main thread only; elsewhere just the time limit works. It counts from the start of the script if that is
+    known (see `ScriptStop`).
     """
 
     names: ClassVar[tuple[str, ...]] = ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")

@@ -63,10 +63,29 @@ def test_what_a_model_does_not_say_is_not_known(studies: list[Study]) -> None:
     assert str(overlap(trained_on(studies[:1], "bmmae.pth"), studies[1:])).startswith("NOT KNOWN whether the weights")
 
 
+def test_a_training_that_left_no_hashes_is_not_known_whatever_its_weights_had_seen(studies: list[Study]) -> None:
+    before = Provenance.of(trained_on(studies[:1]).metadata.provenance)
+    describe(model := tiny_mae(), provenance=replace(Provenance().inherit(before), parent="first"))
+    assert str(overlap(model, studies[1:])).startswith("NOT KNOWN whether the model was trained on these test studies")
+    assert overlap(model, studies).studies == ("p0",)
+
+
 def test_a_warning_is_given_only_where_there_is_an_overlap(studies: list[Study]) -> None:
     warn_of_overlap(trained_on(studies[:2]), studies[2:])
     with pytest.warns(UserWarning, match="^THE MODEL WAS TRAINED ON 1 OF THESE 2 TEST STUDIES"):
         warn_of_overlap(trained_on(studies[:2]), studies[1:])
+
+
+def test_studies_that_chose_the_weights_are_told_but_are_no_training_studies(studies: list[Study]) -> None:
+    made = training_provenance(Cohort(tuple(studies)), studies[:1], validation=studies[1:2])
+    describe(model := tiny_mae(), provenance=made)
+    found = overlap(model, studies)
+    assert (found.studies, found.chosen) == (("p0",), ("p1",))
+    alone = overlap(model, studies[1:])
+    assert (alone.chosen, alone.nothing_found, alone.warning) == (("p1",), False, "")
+    assert str(alone).startswith("WARNING: 1 of these 2 test studies chose among the model's weights")
+    assert overlap(model, studies[2:]).nothing_found
+    warn_of_overlap(model, studies[1:2])  # a training that validates on them is what is meant to be
 
 
 def test_every_table_of_metrics_begins_with_it(studies: list[Study]) -> None:
