@@ -24,9 +24,17 @@ LIMITS = (
     "Research use only: it is no medical device, and no clinical decision may rest on its output.",
     "A reconstructed modality is a guess from the others. It shows what is usual beside them, not what a scanner "
     "would have seen in this patient, and cannot prove that a lesion is there or is not.",
-    "Images from other scanners, other preprocessing, children, or other diseases than those of the training data may "
-    "give worse results: measure on your own labelled cases first (`bmmae evaluate`).",
 )
+MEASURE = (
+    "Images from other scanners, other preprocessing, children, or other diseases than those of the training data may "
+    "give worse results: measure on your own cases first"
+)
+JUDGED_BY = {
+    "mae": "`bmmae reconstruct --cohort TABLE --subset NAMES`",
+    "segmentation": "`bmmae segment --cohort TABLE --metrics`",
+    "patient": "`bmmae evaluate --cohort TABLE`",
+}
+"""The command that measures a model, by its kind."""
 _UNKNOWN = "not recorded"
 
 
@@ -48,7 +56,7 @@ def model_card(saved: SavedConfig, modalities: Iterable[str], parameters: int) -
         _section("Recipe", _table(("setting", "value"), _recipe_rows(saved, names, parameters))),
         _section("Training data", _data(provenance)),
         _section("Metrics", _metrics(provenance.metrics)),
-        _section("Limits", _limits(provenance)),
+        _section("Limits", _limits(saved.kind, provenance)),
         _section("Licence", _licence(provenance)),
     ]
     return "\n\n".join(part for part in sections if part) + "\n"
@@ -58,9 +66,10 @@ def _synthetic(provenance: Provenance) -> str:
     return SYNTHETIC if provenance.synthetic else PRETRAINED_SYNTHETIC if provenance.parent_synthetic else ""
 
 
-def _limits(provenance: Provenance) -> str:
+def _limits(kind: str, provenance: Provenance) -> str:
+    command = f" ({JUDGED_BY[kind]})" if kind in JUDGED_BY else ""
     inherited = (f"Of the weights that its training started from: {limit}" for limit in provenance.parent_limits)
-    return "\n".join(f"- {limit}" for limit in (*LIMITS, *provenance.limits, *inherited))
+    return "\n".join(f"- {limit}" for limit in (*LIMITS, MEASURE + command + ".", *provenance.limits, *inherited))
 
 
 def _licence(provenance: Provenance) -> str:
@@ -107,6 +116,11 @@ def _data(provenance: Provenance) -> str:
         (
             "synthetic",
             f"yes, generator {provenance.generator or _UNKNOWN}" if provenance.synthetic else "not marked as such",
+        ),
+        *(
+            [("chosen by", f"{len(chosen)} images of the validation part")]
+            if (chosen := provenance.selection_hashes)
+            else []
         ),
         ("started from", provenance.parent or "new weights"),
         *([("changed since", "; ".join(provenance.changes))] if provenance.changes else []),
