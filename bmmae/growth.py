@@ -88,6 +88,7 @@ def truncate(model: Model, depth: int) -> Model:
 
     Raises:
         ConfigError: If the encoder has fewer blocks than that, or `depth` is below one.
+        CheckpointError: If too few blocks are left for the skips of a `unetr` decoder.
     """
     old = model.model_config
     _check_depth(depth, old.encoder.depth)

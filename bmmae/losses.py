@@ -192,6 +192,6 @@ def partial_likelihood(
 ) -> Float[Tensor, ""]:
     """Return the negative log partial likelihood for given risk sets."""
     scores = log_risk.float()
-    peak = scores.detach().max() if len(scores) else scores.sum()
-    total = (weights * (scores - peak).exp()[None, :]).sum(1).clamp(min=1e-30)
-    return ((total.log() + peak - scores) * died).sum()
+    # Row by row: beside one patient of a far higher risk, the exponentials of a whole later risk set would be 0.
+    total = torch.logsumexp(scores + weights[died].log(), dim=1)
+    return (total - scores[died]).sum()

@@ -95,6 +95,15 @@ def test_cox_coefficients_equal_scikit_survivals_with_efrons_ties() -> None:
     np.testing.assert_allclose(beta.detach().numpy(), theirs, atol=2e-3)
 
 
+def test_cox_holds_where_risks_lie_far_apart() -> None:
+    risk = torch.tensor([200.0, -200.0, 0.0], requires_grad=True)
+    loss, _ = cox_partial_likelihood(risk, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, False]))
+    loss.backward()
+    assert float(loss) == 200.0  # the second dies beside one of a risk higher by 200
+    assert risk.grad is not None
+    assert risk.grad.tolist() == [0.0, -1.0, 1.0]
+
+
 def test_cox_falls_when_the_higher_risk_dies_sooner() -> None:
     time, event = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, True])
     good, _ = cox_partial_likelihood(torch.tensor([1.0, 0.0, -1.0]), time, event)

@@ -136,7 +136,7 @@ HEAVY = AugmentConfig(
     noise=Draw(0.1, 0.0, 0.3),
 )
 """Chances and ranges of nnU-Net's default trainer for MRI where it has them (Isensee 2021), with bias fields and
-modality dropout added; `configs/finetune/segmentation.yaml` spells it out."""
+modality dropout added; `configs/finetune/segmentation_few.yaml` spells it out."""
 
 
 def draw_turn(config: AugmentConfig, rng: np.random.Generator, spacing: tuple[float, float, float]) -> Turn | None:

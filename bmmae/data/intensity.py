@@ -37,12 +37,16 @@ def bias_field(image: Volume, inside: Flags, strength: float, rng: np.random.Gen
 
 
 def gamma(image: Volume, inside: Flags, strength: float, rng: np.random.Generator) -> Volume:
-    """Raise intensities, or half of the times their negative, to a power; mean and deviation stay."""
+    """Raise intensities, or half of the times their negative, to a power; mean and deviation stay.
+
+    A single voxel has no deviation, and stays as it is.
+    """
     from monai.transforms.intensity.array import AdjustContrast
 
     adjust = AdjustContrast(strength, invert_image=bool(rng.random() < 0.5), retain_stats=True)
     out = image.copy()
-    out[inside] = adjust(torch.from_numpy(image[inside])[None])[0].numpy()
+    if np.count_nonzero(inside) > 1:
+        out[inside] = adjust(torch.from_numpy(image[inside])[None])[0].numpy()
     return out
 
 

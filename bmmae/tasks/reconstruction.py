@@ -140,11 +140,12 @@ class ReconstructionTask:
     def _surroundings(
         self, predicted: Tensor, tokens: TokenIndex, images: Tensor, counted: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The mean squared error of each visible token's surroundings, summed over tokens, and their number."""
+        """The mean squared error of each visible token's surroundings, summed; and how many tokens have any."""
         around, known = moments_around(images, counted, self.config.patch, self.config.surroundings)
         truth, there = (each.transpose(1, 2)[tokens.sample, tokens.place] for each in (around, known))
-        errors = ((predicted.float() - truth) ** 2 * there).sum((1, 2)) / there.sum((1, 2)).clamp(min=1)
-        return errors.sum(), errors.new_tensor(len(errors))
+        number = there.sum((1, 2))
+        errors = ((predicted.float() - truth) ** 2 * there).sum((1, 2)) / number.clamp(min=1)
+        return errors.sum(), (number > 0).sum().to(errors.dtype)
 
     def _operations(self, visible: list[int], asked: list[int]) -> float:
         return encoder_operations(self.config, visible) + decoder_operations(self.config, visible, asked)

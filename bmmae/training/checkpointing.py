@@ -32,8 +32,9 @@ INDEX = "index.json"
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"
 _PREFIX = "step-"
-_NAME = re.compile(rf"{_PREFIX}\d{{8,}}")
 _TEMPORARY = ".writing-"
+_ASIDE = f"{_TEMPORARY}old-"
+_NAME = re.compile(rf"({re.escape(_ASIDE)})?{_PREFIX}\d{{8,}}")
 _TORCH_WRITER = "inline_container"
 """Stands in the message of the RuntimeError by which `torch.save` says that it cannot write."""
 
@@ -45,13 +46,17 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
 
 def checkpoint_step(folder: Path) -> int:
     """Number of optimiser steps a checkpoint folder stands for."""
-    return int(folder.name.removeprefix(_PREFIX))
+    return int(folder.name.removeprefix(_ASIDE).removeprefix(_PREFIX))
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """All checkpoint folders of a run, newest first; not verified. Others beside them are the user's own."""
-    found = [path for path in (run_dir / FOLDER).glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=checkpoint_step, reverse=True)
+    """All checkpoint folders of a run, newest first; not verified. Others beside them are the user's own.
+
+    One that a kill left put aside, with nothing in its place yet, is still that step's.
+    """
+    found = {path.name: path for path in (run_dir / FOLDER).glob(f"*{_PREFIX}*") if _NAME.fullmatch(path.name)}
+    standing = [path for name, path in found.items() if name[0] != "." or name.removeprefix(_ASIDE) not in found]
+    return sorted(standing, key=checkpoint_step, reverse=True)
 
 
 def write_checkpoint(run_dir: Path, step: int, model: nn.Module, state: dict[str, Any], save_model: SaveModel) -> Path:
@@ -94,9 +99,10 @@ def write_checkpoint(run_dir: Path, step: int, model: nn.Module, state: dict[str
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    # A folder of this step exists only when an abandoned continuation left it; a rename cannot replace it.
+    # A folder of this step exists where an abandoned continuation left it, or where the step was evaluated after its
+    # checkpoint was written; a rename cannot replace it.
     if final.exists():
-        old = final.with_name(f"{_TEMPORARY}old-{final.name}")
+        old = final.with_name(f"{_ASIDE}{final.name}")
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     temporary.rename(final)

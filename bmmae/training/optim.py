@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
@@ -106,7 +107,7 @@ class Schedule:
         return self.peak * (self.final_fraction + (1.0 - self.final_fraction) * share)
 
 
-def make_schedule(config: OptimConfig, steps: int, steps_per_epoch: float) -> Schedule:
+def make_schedule(config: OptimConfig, steps: int, steps_per_epoch: Fraction | float) -> Schedule:
     """Lay the schedule over a run of `steps` optimiser steps.
 
     Raises:
@@ -202,7 +203,11 @@ def _muon(groups: list[dict[str, Any]], model: nn.Module, config: OptimConfig) -
 
 
 def _is_orthogonal(name: str, value: nn.Parameter, config: OptimConfig) -> bool:
-    """Tell whether Muon updates a parameter; a kernel is seen as one row of numbers an output channel."""
+    """Tell whether Muon updates a parameter; a kernel is seen as one row of numbers for each entry of its first axis.
+
+    That is an output channel, of a transposed convolution an input channel. What has fewer than four rows or columns,
+    or one side more than 128 times as long as the other, timm leaves to AdamW all the same.
+    """
     if config.kind == "muon":
         return "blocks." in name and value.ndim == 2
     return value.ndim == 5 and "heads." not in name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 from bmmae.data.loaders import SampleStream
@@ -142,7 +143,7 @@ def make_plan(train: TrainConfig, optim: OptimConfig, length: int, world: int) -
         TrainingError: There are no training samples.
     """
     stream = SampleStream(length, train.batch_size, train.seed, train.accumulate, world)
-    steps_per_epoch = length / stream.global_batch
+    steps_per_epoch = Fraction(length, stream.global_batch)  # a float's last digit could round up to a step too many
     steps = train.steps or math.ceil((train.epochs or 0) * steps_per_epoch)
     once_an_epoch = math.ceil(steps_per_epoch)
     return Plan(

@@ -51,6 +51,7 @@ class Progress:
         saved: Step of the last checkpoint.
         best_step: Step of the best checkpoint.
         best_value: Its selection metric.
+        worse: Evaluations in a row without a new best.
         skipped: Steps left out because they were not finite.
     """
 
@@ -59,6 +60,7 @@ class Progress:
     saved: int = 0
     best_step: int | None = None
     best_value: float | None = None
+    worse: int = 0
     skipped: int = 0
 
 
@@ -205,6 +207,7 @@ def restore(
                 stacklevel=2,
             )
         progress.best_step = progress.best_value = None
+        progress.worse = 0
     return progress, dict(state["window"])
 
 

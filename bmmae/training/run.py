@@ -165,17 +165,19 @@ class Run:
             Whether these metrics are the best so far.
         """
         name, mode = self.task.selection
-        if not values or not is_better(selected(values, name), self.progress.best_value, mode):
+        progress = self.progress
+        if not values:
             return False
-        self.progress.best_value, self.progress.best_step = values[name], self.progress.step
+        if not is_better(selected(values, name), progress.best_value, mode):
+            progress.worse += 1
+            return False
+        progress.best_value, progress.best_step, progress.worse = values[name], progress.step, 0
         return True
 
     def is_out_of_patience(self) -> bool:
         """Whether so many evaluations in a row brought no new best that the run ends here."""
         progress, patience = self.progress, self.train.patience
-        if patience is None or progress.best_step is None or progress.evaluated != progress.step:
-            return False
-        return progress.step - progress.best_step >= patience * self.plan.evaluate_every
+        return patience is not None and progress.worse >= patience and progress.evaluated == progress.step
 
     def save_is_due(self) -> bool:
         """Whether a checkpoint is due here, by the plan or because the run is about to stop."""
@@ -331,10 +333,11 @@ def start_together(begin: Callable[[], Start], identity: Mapping[str, Any]) -> S
 
 
 def _running_mean(model: nn.Module, decay: float) -> Any:
-    """Return timm's running mean of the weights, which begins with those of the first step."""
+    """Return timm's running mean of the weights, which begins with those of the first step; buffers are copied."""
     from timm.utils import ModelEmaV3
 
-    return ModelEmaV3(model, decay=decay, use_warmup=True)
+    # The mean of two infinities, such as those of a mask for attention, would be NaN.
+    return ModelEmaV3(model, decay=decay, use_warmup=True, exclude_buffers=True)
 
 
 def _compile(model: nn.Module) -> None:

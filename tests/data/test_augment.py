@@ -148,6 +148,15 @@ def test_effects_leave_their_input_alone(name: str) -> None:
     assert np.array_equal(given["images"], sample()["images"])
 
 
+@pytest.mark.parametrize("name", EFFECTS)
+def test_tissue_of_one_voxel_stays_finite(name: str) -> None:
+    given = sample()
+    given["brain"] = np.zeros_like(given["brain"])
+    given["brain"][10, 12, 3] = True
+    out = augment_sample(given, only(name, 0.7), np.random.default_rng(0))
+    assert np.isfinite(out["images"]).all()
+
+
 def test_an_image_that_equals_its_label_still_does_after_flips() -> None:
     content = sample()
     content["images"][0] = content["label"][0]

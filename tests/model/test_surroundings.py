@@ -85,6 +85,14 @@ def test_the_loss_averages_over_voxels_and_surroundings() -> None:
 
 
 @torch.no_grad()
+def test_a_window_without_brain_has_no_surroundings_to_count() -> None:
+    model, data = model_with_surroundings(), batch()
+    data["brain"] = torch.zeros_like(tensors(data, "brain")[0])
+    out = ReconstructionTask(model.config).step(model, data)
+    assert float(out.metrics["mse_surroundings"][1]) == float(out.loss_count) == float(out.loss_sum) == 0
+
+
+@torch.no_grad()
 def test_two_parts_of_a_batch_add_up_to_the_whole() -> None:
     model, data = model_with_surroundings(), batch()
     task = ReconstructionTask(model.config)

@@ -140,6 +140,29 @@ def test_a_kill_at_any_moment_leaves_a_good_one(tmp_path: Path, moment: str, mon
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
+def test_a_kill_while_a_step_is_replaced_leaves_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    rename = Path.rename
+
+    def once(path: Path, target: Path) -> None:
+        rename(path, target)
+        raise Killed
+
+    write(tmp_path, 2)
+    monkeypatch.setattr(Path, "rename", once)
+    with pytest.raises(Killed):
+        write(tmp_path, 2)
+    monkeypatch.undo()
+    assert read_state(find_checkpoint(tmp_path, "last")) == {"step": 2}
+    remove_old_checkpoints(tmp_path, 2, None, keep=1)
+    assert read_state(find_checkpoint(tmp_path, "last")) == {"step": 2}
+    write(tmp_path, 2)
+    remove_old_checkpoints(tmp_path, 2, None, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
 def test_what_a_kill_left_of_a_models_own_files_goes(tmp_path: Path) -> None:
     write(tmp_path, 1)
     for name in ("..writing-step-00000002.0a1b2c3d.tmp", ".writing-step-00000002"):

@@ -12,6 +12,7 @@ from toy_training import ToyModel, rows, same_weights, train_toy
 from bmmae.errors import ConfigError
 from bmmae.training import find_checkpoint
 from bmmae.training.plan import TrainConfig
+from bmmae.training.run import _running_mean
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,15 @@ def test_a_resumed_average_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     train_toy(tmp_path / "parts", ema_decay=0.9, steps=12, time_limit_hours=1e-9)
     train_toy(tmp_path / "parts", ema_decay=0.9, resume=True)
     assert same_weights(saved(tmp_path / "whole", "last"), saved(tmp_path / "parts", "last"))
+
+
+def test_infinities_in_buffers_stay_what_they_are_in_the_average() -> None:
+    model = ToyModel()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    average = _running_mean(model, 0.9)
+    for step in (1, 2):
+        average.update(model, step=step)
+    assert torch.equal(average.module.mask, model.mask)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])

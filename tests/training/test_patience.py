@@ -40,6 +40,15 @@ def test_a_run_without_a_new_best_ends_and_is_finished(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "checkpoints").glob("step-*")} == {"step-00000004", "step-00000010"}
 
 
+def test_evaluations_are_counted_though_they_come_more_often_after_a_resume(tmp_path: Path) -> None:
+    task, optim = BestAtTheSecond(), OptimConfig(schedule_steps=100)
+    train_toy(tmp_path, task=task, optim=optim, batch_size=7, patience=3)  # at steps 4, 8 and 12
+    more = {"steps": 40, "evaluate_every": 1, "batch_size": 7, "patience": 3, "resume": True}
+    with pytest.warns(UserWarning, match="evaluate_every: 4 -> 1"):
+        _, result = train_toy(tmp_path, task=task, optim=optim, **more)
+    assert (result.status, result.steps, result.best_step) == ("finished", 14, 8)
+
+
 def test_a_patience_of_none_is_endless(tmp_path: Path) -> None:
     _, result = train_toy(tmp_path, task=BestAtTheSecond(), steps=12, evaluate_every=2, batch_size=7)
     assert result.steps == 12

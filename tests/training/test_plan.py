@@ -32,6 +32,13 @@ def test_epochs_are_rounded_up_to_steps() -> None:
     assert (plan.evaluate_every, plan.checkpoint_every) == (3, 3)
 
 
+def test_whole_steps_are_not_rounded_up() -> None:
+    config = TrainConfig(epochs=25, batch_size=5)
+    assert make_plan(config, OptimConfig(), length=11, world=1).steps == 55
+    schedule = make_plan(config, OptimConfig(schedule_epochs=50), length=11, world=1).schedule
+    assert schedule.horizon == 110
+
+
 def test_steps_of_more_processes_are_fewer() -> None:
     plan = make_plan(TrainConfig(epochs=4, batch_size=2, accumulate=2), OptimConfig(), length=16, world=2)
     assert plan.steps == 8
