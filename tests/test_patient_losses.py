@@ -99,7 +99,7 @@ def test_cox_holds_where_risks_lie_far_apart() -> None:
     risk = torch.tensor([200.0, -200.0, 0.0], requires_grad=True)
     loss, _ = cox_partial_likelihood(risk, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, False]))
     loss.backward()
-    assert float(loss) == 200.0  # the second dies beside one of a risk higher by 200
+    assert loss.item() == 200.0  # the second dies beside one of a risk higher by 200
     assert risk.grad is not None
     assert risk.grad.tolist() == [0.0, -1.0, 1.0]
 
