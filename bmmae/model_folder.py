@@ -64,7 +64,7 @@ def write_folder(folder: Path, config: SavedConfig, weights: Mapping[str, Tensor
     """
     from safetensors import SafetensorError
 
-    folder = folder.expanduser().absolute()  # `.` has no name
+    folder = folder.expanduser().resolve()  # `.` has no name, and of a link it is the target that is replaced
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file, and a model is saved as a folder: choose another name")
     foreign = sorted({path.name for path in folder.iterdir()} - set(FILES)) if folder.is_dir() else []

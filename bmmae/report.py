@@ -100,7 +100,8 @@ def predict_regions(model: SegmentationModel, sample: Sample, subset: Sequence[s
     """Return region masks Bool[R, H, W, D] of one sample from a subset of its modalities."""
     given = torch.tensor([[name in subset for name in model.config.model.modalities]])
     available = given & sample["available"][None]
-    logits = model(sample["images"][None], available, sample["brain"][None, None], sample["valid"][None])
+    tissue = sample["brain"][None, None] if model.config.model.tissue_only else None
+    logits = model(sample["images"][None], available, tissue, sample["valid"][None])
     return np.asarray((logits[0] > 0).numpy())
 
 

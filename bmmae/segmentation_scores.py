@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from bmmae.data.labels import (
     region_masks,
     values_of,
 )
+from bmmae.data.location import write_whole
 from bmmae.data.preprocess import read_on_grid
 from bmmae.data.tables import header_of
 from bmmae.errors import BmmaeError, LabelError, OutputError
@@ -199,20 +201,16 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def write_scores(scores: Sequence[RegionScore], path: Path) -> Path:
-    """Write one row a study, subset and region.
+    """Write one row a study, subset and region, in one step: half a table would be taken for somebody else's.
 
     Raises:
         OutputError: If the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as stream:
-            table = csv.writer(stream)
-            table.writerow(COLUMNS)
-            for score in scores:
-                values = asdict(score.metrics)
-                row = [score.subject, score.group, subset_label(score.subset), score.region]
-                table.writerow([*row, *values.values()])
-    except OSError as error:
-        raise OutputError(f"cannot write the metrics to {path}: {error.strerror or error}") from error
+    stream = io.StringIO(newline="")
+    table = csv.writer(stream)
+    table.writerow(COLUMNS)
+    for score in scores:
+        values = asdict(score.metrics)
+        table.writerow([score.subject, score.group, subset_label(score.subset), score.region, *values.values()])
+    write_whole(path, stream.getvalue().encode())
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 import warnings
@@ -18,7 +17,7 @@ from bmmae._version import __version__
 from bmmae.data.coding import PREDICTED, SEG_CODING, SEG_ORIGIN, is_predicted
 from bmmae.data.cohort import LESION, Cohort, Study
 from bmmae.data.labels import values_of
-from bmmae.data.location import fingerprint, refuse_overwriting
+from bmmae.data.location import File, fingerprint, refuse_overwriting
 from bmmae.data.preprocess import VERSION as PREPROCESSING
 from bmmae.errors import BmmaeError, ImageError, LabelError, OccupiedError, OutputError, few
 from bmmae.evaluation.overlap import overlap
@@ -260,8 +259,7 @@ def _identity(study: Study, names: Sequence[str], work: _Work) -> dict[str, Any]
     masks = {f"brain_mask_{name}": mask for name in names if (mask := study.brain_mask_of(name)) is not None}
     prints: dict[str, object] = {role: fingerprint(file) for role, file in {**files, **masks}.items()}
     if study.seg is not None:
-        with contextlib.suppress(ImageError):  # gone: `read_truth` says so, and the study is segmented all the same
-            prints["seg"] = fingerprint(study.seg)
+        prints["seg"] = PREDICTED if is_predicted(study) else _print_of_truth(study.seg)
     options = asdict(replace(work.options, metrics=False))
     content = {
         "model": work.digest,
@@ -272,6 +270,13 @@ def _identity(study: Study, names: Sequence[str], work: _Work) -> dict[str, Any]
     }
     identity: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return identity
+
+
+def _print_of_truth(file: File) -> object:
+    try:
+        return fingerprint(file)
+    except ImageError:  # gone: `read_truth` says so, and the study is segmented all the same
+        return str(file)
 
 
 def _note(

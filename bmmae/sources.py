@@ -40,7 +40,7 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
     """
     if not isinstance(source, str | os.PathLike):
         raise CheckpointError(f"a model goes by its name or path, got a {type(source).__name__}")
-    text = str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
+    text = _expanded(source)
     name, tag = _tagged(text)
     if Path(text).exists():
         path = _in_folder(Path(text), filename, None)
@@ -62,7 +62,7 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
 
 def unfinished(source: str | Path) -> str | None:
     """Return how a run folder stands that has not finished (`running, step 8 of 400`); None of all else."""
-    text = str(source)
+    text = _expanded(source)
     run = Path(text if Path(text).exists() else _tagged(text)[0])
     if not (run / INDEX).is_file():
         return None
@@ -77,6 +77,10 @@ def public_name(source: str | Path) -> str:
     name = _tagged(text)[0]
     local = Path(text).exists() or Path(name).is_dir()
     return base_name(text) if local or not _may_be_hub(name) else text
+
+
+def _expanded(source: str | Path) -> str:
+    return str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
 
 
 def _tagged(text: str) -> tuple[str, str]:
@@ -193,7 +197,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _check_manifest(path: Path) -> None:
     """Compare the weights with the hash that a manifest lists: beside the folder or file, or in a run's checkpoint."""
     weights = path / WEIGHTS if path.is_dir() else path
-    expected = [_table_hashes(path.parent / MANIFEST).get(path.name)]
+    named = Path(os.path.abspath(path))  # `.` has no name and no parent
+    expected = [_table_hashes(named.parent / MANIFEST).get(named.name)]
     if path.is_dir() and (path / RUN_MANIFEST).is_file():
         files = _json(path / RUN_MANIFEST).get("files", {})
         expected.append(files.get(WEIGHTS, {}).get("sha256"))

@@ -29,6 +29,7 @@ from bmmae.hub import sha256_of
 from bmmae.keys import KeyMismatchError, compare
 from bmmae.model.pretrained import PretrainedModel
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+from bmmae.sources import unfinished
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -120,6 +121,14 @@ def test_a_wrong_sha256_is_refused_and_a_right_one_accepted(saved) -> None:
     (saved.parent / "README.md").write_text(table.format("0" * 64))
     with pytest.raises(CheckpointError, match=f"expected SHA-256 {'0' * 64}, got {right}. Fetch or make it again"):
         load_model(saved)
+
+
+def test_a_manifest_counts_from_within_the_models_folder_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (saved.parent / "README.md").write_text(f"| name | sha256 |\n|---|---|\n| model | {'0' * 64} |\n")
+    monkeypatch.chdir(saved)
+    for source in (".", "model.safetensors"):
+        with pytest.raises(CheckpointError, match="is not the file that the manifest lists"):
+            load_model(source)
 
 
 def test_a_changed_checkpoint_of_a_run_is_refused(run) -> None:
@@ -220,6 +229,26 @@ def test_a_model_is_saved_to_and_loaded_from_the_home_folder(
     assert load_model("~/mine").config == model.config
     assert PretrainedModel.from_pretrained("~/mine").config == model.config
     assert not (tmp_path / "~").exists()
+
+
+def test_a_run_under_way_in_the_home_folder_is_told(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "step-00000008")
+    index = {"status": "running", "step": 8, "steps": 400, "last": "step-00000008", "best": None}
+    (tmp_path / "run" / "checkpoints" / "index.json").write_text(json.dumps(index))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert info("~/run").run == unfinished("~/run@last") == "running, step 8 of 400"
+
+
+def test_of_a_link_it_is_the_model_behind_that_is_replaced(model: PretrainedModel, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    shutil.copytree(saved, tmp_path / "disk" / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    save_model(model, tmp_path / "link", provenance=Provenance(data="new"))
+    assert (tmp_path / "link").is_symlink()
+    assert info(tmp_path / "disk" / "model").provenance.data == "new"
+    assert not list(tmp_path.glob(".link*"))
 
 
 def test_what_is_no_model_of_this_library_is_not_saved(tmp_path: Path) -> None:

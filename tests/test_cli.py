@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tiny_studies import SHAPE, brain, picture, save, write_study
 
 from bmmae.checkpoint import save_model
 from bmmae.cli import build_parser, main
+from bmmae.data.cohort import Cohort
 from bmmae.data.preprocess import PreprocessConfig
 
 
@@ -279,3 +281,16 @@ def test_the_next_command_can_be_pasted_whatever_the_table_is_called(tmp_path: P
     write_study(tmp_path / "data" / "a", labelled=False)
     assert main(["index", str(tmp_path / "data"), "--out", str(tmp_path / "my table.csv")]) == 0
     assert f"next: bmmae check '{tmp_path}/my table.csv'" in capsys.readouterr().out
+
+
+def test_a_card_names_the_command_that_measures_its_model(
+    model: Path, segmenter: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    study = write_study(tmp_path / "data" / "a")
+    Cohort((study,)).write(tmp_path / "cohort.csv")
+    known = {"TABLE": str(tmp_path / "cohort.csv"), "NAMES": "t1"}
+    for folder in (model, segmenter):
+        (said,) = re.findall(r"measure on your own cases first \(`bmmae (.+)`\)\.", (folder / "README.md").read_text())
+        words = [known.get(word, word) for word in said.split()]
+        assert main([*words, "--model", str(folder), "--out", str(tmp_path / folder.name)]) == 0
+        assert "all figures: " in (told := capsys.readouterr().out) or "all metrics: " in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_mae, tiny_segmentation
+from tiny_models import tiny_config, tiny_mae, tiny_segmentation, volumes
 from tiny_studies import SHAPE, brain, picture, save, write_study
 
 from bmmae.data.brain import head_foreground
@@ -32,6 +33,7 @@ from bmmae.modalities import STANDARD
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationModel
 from bmmae.model.tokens import TokenIndex
+from bmmae.report import predict_regions
 
 SIZE = (24, 24, 24)
 GRIDS = [
@@ -210,6 +212,18 @@ def test_background_is_read_by_models_trained_on_it(tmp_path: Path) -> None:
     assert visible[:, 0].all()
     assert targets[:, 1:].all()
     assert not (visible & targets).any()
+
+
+def test_pictures_show_what_a_segmentation_model_trained_on_background_finds() -> None:
+    whole = replace(tiny_config(SIZE), tissue_only=False)
+    model = SegmentationModel(replace(tiny_segmentation(SIZE).config, model=whole)).eval()
+    torch.nn.init.zeros_(model.heads[0].around.bias)
+    sample = {"images": volumes(size=SIZE)[0], "available": torch.ones(4, dtype=torch.bool)}
+    sample |= {"valid": torch.ones(4, *SIZE, dtype=torch.bool), "brain": torch.zeros(SIZE, dtype=torch.bool)}
+    sample["brain"][8:16, 8:16, 8:16] = True
+    with torch.no_grad():
+        expected = model(sample["images"][None], sample["available"][None], None, sample["valid"][None])[0] > 0
+    assert np.array_equal(predict_regions(model, sample, STANDARD), expected.numpy())
 
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (1.6, 2, 1.3)])

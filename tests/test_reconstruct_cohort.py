@@ -66,6 +66,14 @@ def command(saved: Path, cohort: Cohort, out: Path, *words: str) -> int:
     return main(["reconstruct", "--model", str(saved), "--cohort", str(cohort.path), "--out", str(out), *words])
 
 
+def test_a_cohort_that_lacks_nothing_can_be_gone_through_again(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
+    complete = Cohort(cohort.studies[:1], cohort.modalities)
+    assert statuses(mae, complete, tmp_path / "out") == ["complete"]
+    assert statuses(mae, cohort, tmp_path / "out") == ["complete", "made", "made"]  # patients may have joined
+    assert statuses(mae, complete, tmp_path / "out") == ["complete"]
+    assert read_cohort(tmp_path / "out" / "cohort.csv")[0].synthesised == ()
+
+
 def test_every_study_is_completed_as_it_would_be_alone(mae: MAE, cohort: Cohort, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert statuses(mae, cohort, out) == ["complete", "made", "made"]

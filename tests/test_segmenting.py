@@ -12,10 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from full_disk import files_of_at_most
 from tiny_models import tiny_mae, tiny_segmentation
 from tiny_studies import SHAPE, lesion, save, write_study
 
-from bmmae.checkpoint import load_model
+from bmmae.checkpoint import Metric, Provenance, describe, load_model, provenance_of, save_model
 from bmmae.cli import main
 from bmmae.data.coding import SEG_CODING, coding_of
 from bmmae.data.cohort import Cohort, Study, read_cohort
@@ -23,11 +24,13 @@ from bmmae.data.labels import BINARY, BRATS2017, labels_from_regions, region_mas
 from bmmae.data.preprocess import PreprocessConfig, prepare_images, prepare_study
 from bmmae.data.reading import read_image
 from bmmae.errors import ConfigError, ImageError, LabelError, ModalityError, OutputError
+from bmmae.evaluation.overlap import overlap
 from bmmae.inference.postprocess import PostprocessConfig, clean_regions
 from bmmae.inference.segmentation import SegmentOptions, segment, segment_prepared
 from bmmae.inference.windows import fitted_size, window_starts
 from bmmae.metrics import dice
 from bmmae.model.segmentation import SegmentationModel
+from bmmae.segmentation_scores import write_metrics
 from bmmae.segmenting import CohortOptions, segment_cohort
 
 SIZE = (24, 24, 24)
@@ -226,6 +229,28 @@ def test_predictions_are_no_truth(model: SegmentationModel, tmp_path: Path) -> N
     assert result.problem == "its segmentation is a prediction, as 'seg_origin' says, and no truth"
 
 
+def test_a_finished_study_is_not_judged_by_what_the_table_has_called_a_prediction_since(
+    model: SegmentationModel, tmp_path: Path
+) -> None:
+    study = one(tmp_path)
+    assert segment_cohort(model, Cohort((study,)), tmp_path / "out")[0].scores
+    stated = replace(study, values={"seg_origin": "predicted"})
+    (result,) = segment_cohort(model, Cohort((stated,)), tmp_path / "out")
+    assert (result.scores, result.problem[:33]) == ((), "its segmentation is a prediction,")
+    assert not (tmp_path / "out" / "metrics.csv").exists()
+
+
+def test_a_truth_that_the_table_has_named_since_and_is_not_there_is_told(
+    model: SegmentationModel, tmp_path: Path
+) -> None:
+    study = one(tmp_path, seg=None)
+    segment_cohort(model, Cohort((study,)), tmp_path / "out")
+    named = Cohort((replace(study, seg=tmp_path / "gone.nii.gz"),))
+    assert "gone.nii.gz does not exist" in segment_cohort(model, named, tmp_path / "out")[0].problem
+    (result,) = segment_cohort(model, named, tmp_path / "out", CohortOptions(metrics=True))
+    assert result.status == "failed"
+
+
 def test_a_truth_without_the_models_regions_is_refused(model: SegmentationModel, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="coding 'binary' has no region ET, TC, WT, which the model predicts"):
         segment_cohort(model, Cohort((one(tmp_path),)), tmp_path / "out", CohortOptions(labels="binary"))
@@ -279,6 +304,14 @@ def test_fitted_windows_are_as_many_and_cover_all_with_the_overlap() -> None:
         assert second + fitted[axis] == extent[axis]
 
 
+@pytest.mark.parametrize(("extent", "size", "share"), [(67, 32, 0.1), (57, 32, 0.3), (105, 56, 0.4), (57, 40, 0.6)])
+def test_fitted_windows_are_as_many_though_steps_are_whole_voxels(extent: int, size: int, share: float) -> None:
+    whole, large, patch = (extent,) * 3, (size,) * 3, (8, 8, 8)
+    fitted = fitted_size(whole, large, patch, share)
+    assert all(side % 8 == 0 for side in fitted)
+    assert len(list(window_starts(whole, fitted, share))) == len(list(window_starts(whole, large, share)))
+
+
 def test_an_impossible_overlap_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"overlap of windows must lie in \[0, 1\), got 1"):
         list(window_starts(SIZE, SIZE, 1.0))
@@ -325,7 +358,9 @@ def test_a_model_cannot_rely_on_what_is_not_given(model: SegmentationModel, tabl
 def test_a_model_is_saved_with_what_it_has_chosen_to_rely_on(
     model: SegmentationModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model.save_pretrained(tmp_path / "model")
+    known = Provenance(data="9 real studies", content_hashes=("0" * 64,), metrics={"WT": Metric(0.9)})
+    save_model(model, tmp_path / "model", provenance=known)
+    describe(model, provenance=Provenance())  # the other tests share it
     cohort(tmp_path / "in").write(tmp_path / "cohort.csv")
     command = ["segment", "--cohort", str(tmp_path / "cohort.csv"), "--out", str(tmp_path / "out")]
     asked = [*command, "--subsets", "--rely", str(tmp_path / "made")]
@@ -334,7 +369,12 @@ def test_a_model_is_saved_with_what_it_has_chosen_to_rely_on(
     made = load_model(tmp_path / "made")
     assert isinstance(made, SegmentationModel)
     given = {used for table in made.config.relied_on.values() for used in table}
-    assert given <= {"t1+flair"}
+    assert given == {"t1+flair"}
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "| changed since | takes regions from the modalities that improved them on 1 studies (`relied_on`) |" in card
+    assert "None recorded: evaluate it before you rely on it." in card  # not what its original was measured at
+    assert provenance_of(made).seen == known.content_hashes
+    assert overlap(made, read_cohort(tmp_path / "cohort.csv")).chosen == ("a",)  # who chose is not new to it
     made.config = replace(made.config, relied_on={"ET": {"t1+flair": "t1"}})
     made.save_pretrained(tmp_path / "made")
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
@@ -342,6 +382,11 @@ def test_a_model_is_saved_with_what_it_has_chosen_to_rely_on(
     assert main(over) == 2
     assert "model holds a model, which would be written over" in capsys.readouterr().err
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+    for taken in ("in", "out", "new"):  # other files, the results, what will be the results'
+        words = [*command, "--subsets", "--model", str(tmp_path / "model"), "--rely", str(tmp_path / taken)]
+        assert main([*words, "--out", str(tmp_path / "new")]) == 2
+        assert f"{taken} is for other files than a model: name a new or empty folder" in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
     assert main([*asked, "--model", str(tmp_path / "made")]) == 2
     assert "has chosen what to rely on already" in capsys.readouterr().err
     assert main([*command, "--model", str(tmp_path / "model"), "--rely", str(tmp_path / "x")]) == 2
@@ -410,6 +455,17 @@ def test_measurements_of_somebody_else_are_not_removed(model: SegmentationModel,
     assert theirs.read_text() == "patient,volume\n"
 
 
+def test_a_disk_that_was_full_when_the_metrics_were_written_stops_no_further_run(
+    model: SegmentationModel, tmp_path: Path
+) -> None:
+    (study,), out = cohort(tmp_path / "in").studies[:1], tmp_path / "out"
+    (result,) = segment_cohort(model, Cohort((study,)), out)
+    with files_of_at_most(0), pytest.raises(OutputError, match=r"cannot write .*metrics\.csv: File too large"):
+        write_metrics(out, result.scores, "", plot=False)
+    assert segment_cohort(model, Cohort((study,)), out)[0].status == "kept"
+    assert (out / "metrics.csv").stat().st_size
+
+
 def test_a_file_that_no_run_has_made_is_not_replaced(model: SegmentationModel, tmp_path: Path) -> None:
     study = write_study(tmp_path / "a", ("t1", "flair"))
     unlisted = Cohort((replace(study, seg=None),))
@@ -461,6 +517,14 @@ def test_cleaning_fills_holes_removes_specks_and_says_so() -> None:
     assert str(told["WT"]) == "0.00 ml of holes filled, 1 components (0.00 ml) removed"
     with pytest.raises(ConfigError, match="zero or more mm3"):
         PostprocessConfig(smallest_mm3=-1.0)
+
+
+def test_a_component_of_the_smallest_size_stays_though_the_header_rounds() -> None:
+    masks = np.zeros((3, 12, 12, 12), bool)
+    masks[2, 1:6, 1:5, 1] = True
+    turned = (0.9999999763, 1.0000000083, 0.9999999840)  # of 1 mm along turned axes, in single precision
+    cleaned, _ = clean_regions(masks, BRATS2017, turned, PostprocessConfig(smallest_mm3=20.0))
+    assert cleaned[2].sum() == 20
 
 
 def test_oedema_beside_a_core_is_one_component_with_it() -> None:

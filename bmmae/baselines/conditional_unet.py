@@ -16,7 +16,7 @@ from bmmae.arrays import Array, Float, Tensor
 from bmmae.baselines.budget import Budget
 from bmmae.data.augment import AugmentConfig, augment_sample
 from bmmae.data.loaders import sample_generator
-from bmmae.data.preprocess import PreparedStudy, PreprocessConfig
+from bmmae.data.preprocess import PreparedStudy, PreprocessConfig, Window, overlap
 from bmmae.errors import ModalityError, TrainingError
 from bmmae.modalities import STANDARD
 from bmmae.patches import Triple
@@ -136,15 +136,15 @@ class ConditionalUNet:
         for name in wanted:
             if name in study.names or name not in names:
                 raise ModalityError(f"cannot predict '{name}' from {', '.join(study.names)}")
-        images, valid = np.zeros((2, len(names), *study.shape), dtype=np.float32)
-        for index, name in enumerate(study.names):
-            images[names.index(name)] = study.images[index]
-            valid[names.index(name)] = study.valid[index]
-        channels = torch.from_numpy(_channels(images, valid > 0))[None]
+        h, w, d = (max(extent, side) for extent, side in zip(study.shape, self.config.window, strict=True))
+        x, y, z = ((extent - side) // 2 for extent, side in zip(study.shape, (h, w, d), strict=True))
+        images, valid, _ = _laid_out(study.window((x, y, z), (h, w, d)), names)
+        channels = torch.from_numpy(_channels(images, valid))[None]
         blended = sliding_window_inference(
             channels, self.config.window, 1, self._forward, 0.5, mode="gaussian", sw_device=self.device, device="cpu"
         )
-        volumes = cast(Tensor, blended)[0].numpy()
+        there = (..., *overlap((x, y, z), (h, w, d), study.shape)[1])
+        volumes = cast(Tensor, blended)[0].numpy()[there]
         return {name: np.where(study.brain, volumes[names.index(name)], np.float32(0)) for name in wanted}
 
     def _forward(self, window: Tensor) -> Tensor:
@@ -194,11 +194,9 @@ def draw_sample(study: PreparedStudy, config: UNetConfig, rng: np.random.Generat
     high = [max(0, extent - size) for extent, size in zip(study.shape, config.window, strict=True)]
     x, y, z = (int(start) for start in rng.integers(low, high, endpoint=True))
     window = study.window((x, y, z), config.window)
-    images, valid = np.zeros((2, len(names), *config.window), dtype=np.float32)
-    slots = [names.index(name) for name in window.names]
-    images[slots], valid[slots] = window.images, window.valid
+    images, valid, slots = _laid_out(window, names)
     available = np.isin(np.arange(len(names)), slots)
-    sample = {"images": images, "available": available, "valid": valid > 0, "brain": window.brain}
+    sample = {"images": images, "available": available, "valid": valid, "brain": window.brain}
     sample = augment_sample(sample, AugmentConfig(), rng)
     given = np.zeros(len(names), dtype=bool)
     given[rng.permutation(slots)[: rng.integers(1, len(slots))]] = True
@@ -208,6 +206,18 @@ def draw_sample(study: PreparedStudy, config: UNetConfig, rng: np.random.Generat
     return inputs, sample["images"], (sample["valid"] & sample["brain"] & hidden).astype(np.float32)
 
 
+def _laid_out(window: Window, names: Sequence[str]) -> tuple[Array, Array, list[int]]:
+    """Images Float[M, h, w, d] and coverage Bool[M, h, w, d] in the network's order, and the slots that are filled.
+
+    Beyond a study, what it has is scanned background, and what it lacks is absent as everywhere.
+    """
+    shape = (len(names), *window.brain.shape)
+    images, valid = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool)
+    slots = [names.index(name) for name in window.names]
+    images[slots], valid[slots] = window.images, window.valid
+    return images, valid, slots
+
+
 def _channels(images: Array, valid: Array) -> Float[np.ndarray, "C H W D"]:
-    """Images and absent-flags. Windows beyond a study are padded with zeros: scanned background, as in training."""
+    """Images and absent-flags."""
     return np.concatenate([images, (~valid).astype(np.float32)])

@@ -134,7 +134,6 @@ def _run_study(given: argparse.Namespace) -> int:
 def _run_cohort(given: argparse.Namespace) -> int:
     from bmmae.data.cohort import read_cohort
     from bmmae.inference.segmentation import require_segmenter
-    from bmmae.model_folder import CONFIG
     from bmmae.segmenting import CohortOptions, segment_cohort
 
     if given_images(given) or given.brain_mask is not None:
@@ -148,8 +147,8 @@ def _run_cohort(given: argparse.Namespace) -> int:
     model = load(given.model)
     if given.rely is not None and require_segmenter(model).config.relied_on:
         raise ConfigError(f"{given.model} has chosen what to rely on already: choose from the model it was made of")
-    if given.rely is not None and (given.rely / CONFIG).exists():
-        raise OutputError(f"{given.rely} holds a model, which would be written over: name another folder for --rely")
+    if given.rely is not None:
+        _require_new(given.rely, given.out)
     cohort = _part(given, read_cohort(given.cohort, model.model_config.modalities))
     options = CohortOptions(
         segment=_options(given),
@@ -164,6 +163,16 @@ def _run_cohort(given: argparse.Namespace) -> int:
     if given.rely is not None:
         _rely(require_segmenter(model), cohort, results, given.rely)
     return 1 if any(result.status == "failed" for result in results) else 0
+
+
+def _require_new(model: Path, out: Path) -> None:
+    """Find out before the work whether a model can be saved there."""
+    from bmmae.model_folder import CONFIG
+
+    if (model / CONFIG).exists():
+        raise OutputError(f"{model} holds a model, which would be written over: name another folder for --rely")
+    if model.resolve() == out.resolve() or (model.is_dir() and any(model.iterdir())):
+        raise OutputError(f"{model} is for other files than a model: name a new or empty folder for --rely")
 
 
 def _part(given: argparse.Namespace, cohort: Cohort) -> Cohort:
@@ -200,6 +209,8 @@ def _tell(results: list[StudyResult], folder: Path) -> None:
 
 def _rely(model: SegmentationModel, cohort: Cohort, results: list[StudyResult], folder: Path) -> None:
     """Save the model so that it relies on what has paid on these studies, and say what that is."""
+    from bmmae.checkpoint import provenance_of, save_model
+    from bmmae.data.origin import content_hashes
     from bmmae.evaluation.overlap import warn_of_overlap
     from bmmae.evaluation.subsets import choose_subsets
 
@@ -207,10 +218,15 @@ def _rely(model: SegmentationModel, cohort: Cohort, results: list[StudyResult], 
     judged = {score.subject for score in scores}
     if not judged:
         raise LabelError("no study could be judged: nothing to choose by")
-    warn_of_overlap(model, [study for study in cohort if study.name in judged])
+    studies = [study for study in cohort if study.name in judged]
+    warn_of_overlap(model, studies)
     chosen = choose_subsets(scores)
     model.config = replace(model.config, relied_on=chosen)
-    model.save_pretrained(folder)
+    change = f"takes regions from the modalities that improved them on {len(judged)} studies (`relied_on`)"
+    before = provenance_of(model)
+    after = before.changed(model.kind, change) if chosen else before
+    choosing = {*before.selection_hashes, *content_hashes(studies)}
+    save_model(model, folder, provenance=replace(after, selection_hashes=tuple(sorted(choosing))))
     few = len({score.group or score.subject for score in scores}) < ENOUGH
     doubt = f"; from fewer than {ENOUGH} patients, by chance as much as by merit: better on more" if few else ""
     print(f"{folder}: chosen on {len(judged)} studies{doubt}")

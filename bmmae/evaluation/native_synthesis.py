@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from bmmae.arrays import Array, Bool, Float
 from bmmae.metrics import affine_fit, intensity_range, psnr, ssim_map
+from bmmae.metrics.surface import ROUNDING
 
 BORDER_MM = 2.0
 """How far from the surface of the whole lesion its border reaches, to both sides."""
@@ -156,4 +157,4 @@ def _border(lesion: Bool[np.ndarray, "h w d"], spacing: Sequence[float]) -> Arra
         ndimage.distance_transform_edt(lesion, sampling=tuple(spacing)),
         ndimage.distance_transform_edt(~lesion, sampling=tuple(spacing)),
     )
-    return np.asarray(distance <= BORDER_MM)
+    return np.asarray(distance <= BORDER_MM + ROUNDING)

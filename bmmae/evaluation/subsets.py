@@ -132,7 +132,9 @@ def choose_subsets(scores: Iterable[RegionScore], margin: float = LEAST_GAIN) ->
         For `SegmentationConfig.relied_on`: by region, from the subset given to the subset used, where they differ.
     """
     found: dict[tuple[str, frozenset[str]], dict[str, float]] = {}
+    labels: dict[frozenset[str], str] = {}  # a set would forget the order of the user's own modalities
     for score in scores:
+        labels[frozenset(score.subset)] = subset_label(score.subset)
         if not math.isnan(score.metrics.dice):
             found.setdefault((score.region, frozenset(score.subset)), {})[score.subject] = score.metrics.dice
     used: dict[tuple[str, frozenset[str]], frozenset[str]] = {}
@@ -145,7 +147,7 @@ def choose_subsets(scores: Iterable[RegionScore], margin: float = LEAST_GAIN) ->
     tables: dict[str, dict[str, str]] = {region: {} for region, _ in used}
     for (region, subset), chosen in used.items():
         if chosen != subset:
-            tables[region][subset_label(subset)] = subset_label(chosen)
+            tables[region][labels[subset]] = labels[chosen]
     return {region: table for region, table in tables.items() if table}
 
 
@@ -184,14 +186,15 @@ def summarise_subsets(scores: Sequence[RegionScore], metric: str = "dice") -> li
         for region in (score.region, "mean"):
             patients = groups.setdefault((score.subset, region), {})
             patients.setdefault(score.group or score.subject, []).append(float(getattr(score.metrics, metric)))
-    order = {subset: place for place, subset in enumerate(sorted({s.subset for s in scores}, key=_size_then_name))}
-    keys = sorted(groups, key=lambda key: (order[key[0]], key[1] == "mean"))
+    names = _all_names(score.subset for score in scores)
+    keys = sorted(groups, key=lambda key: (len(key[0]), tuple(map(names.index, key[0])), key[1] == "mean"))
     return [_summary(*key, groups[key], metric) for key in keys]
 
 
-def _size_then_name(subset: tuple[str, ...]) -> tuple[int, tuple[int, ...]]:
-    ranks = {name: rank for rank, name in enumerate(in_table_order({*STANDARD, *subset}))}
-    return len(subset), tuple(ranks[name] for name in subset)
+def _all_names(subsets: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the modalities that occur, in table order, the user's own as the largest subset has them."""
+    largest_first = sorted(subsets, key=len, reverse=True)
+    return in_table_order(dict.fromkeys(name for subset in largest_first for name in subset))
 
 
 def _summary(
@@ -263,7 +266,7 @@ def save_subset_plot(scores: Sequence[RegionScore], path: Path, metric: str = "d
     rows = [row for row in summarise_subsets(scores, metric) if row.region != "mean"]
     subsets = list(dict.fromkeys(row.subset for row in rows))
     regions = list(dict.fromkeys(row.region for row in rows))
-    names = in_table_order({name for subset in subsets for name in subset})
+    names = _all_names(subsets)
     width = max(5.0, 2 + 0.6 * len(subsets))
     figure = Figure(figsize=(width, 5), layout="constrained", facecolor="white")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

@@ -193,5 +193,6 @@ def _completed(outcome: Outcome, options: ReconstructOptions) -> Study:
     shown = {name: path for name, path in study.images.items() if not options.subset or name in options.subset}
     images = {name: {**shown, **made}[name] for name in in_table_order({**shown, **made})}
     before = [name for name in study.synthesised if name not in made and (name in shown or name not in study.images)]
-    values = {**study.values, SYNTHETIC: "+".join([*before, *in_table_order(made)])}
+    # Blank as it means, but never a blank column: that is not written, and tells the next run whose table this is.
+    values = {**study.values, SYNTHETIC: "+".join([*before, *in_table_order(made)]) or "none"}
     return replace(study, images=images, values=values)

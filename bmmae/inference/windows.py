@@ -88,7 +88,9 @@ def fitted_size(extent: Triple, size: Triple, patch: Triple, share: float) -> Tr
     for whole, largest, step in zip(extent, size, patch, strict=True):
         count = len(_starts(whole, largest, share))
         needed = whole / (count - (count - 1) * share)
-        sizes.append(min(largest, math.ceil(needed / step) * step))
+        multiples = range(math.ceil(needed / step) * step, largest, step)
+        # Steps are whole voxels, so that the size needed may be a little too small.
+        sizes.append(next((side for side in multiples if len(_starts(whole, side, share)) == count), largest))
     return (sizes[0], sizes[1], sizes[2])
 
 

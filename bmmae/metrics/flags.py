@@ -5,6 +5,7 @@ NumPy reads 0 and 1 as places where flags are meant, and stretches shapes that d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,3 +35,13 @@ def require_one_shape(*arrays: Any) -> None:
     shapes = [np.shape(each) for each in arrays]
     if len(set(shapes)) > 1:
         raise ValueError(f"expected arrays of one shape, got {' and '.join(str(shape) for shape in shapes)}")
+
+
+def require_spacing(spacing: Sequence[float], mask: np.ndarray) -> None:
+    """Refuse spacings that are not one an axis of a mask.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if len(spacing) != mask.ndim:
+        raise ValueError(f"expected {mask.ndim} spacings, one an axis, got {tuple(spacing)}")

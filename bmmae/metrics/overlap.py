@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bmmae.arrays import Bool
-from bmmae.metrics.flags import require_flags
+from bmmae.metrics.flags import require_flags, require_spacing
 
 
 def dice(predicted: Bool[np.ndarray, "*axes"], truth: Bool[np.ndarray, "*axes"]) -> float:
@@ -40,8 +40,7 @@ def volume_error(
         ValueError: If they are no masks of one shape, or spacings are missing.
     """
     require_flags(predicted, truth)
-    if len(spacing) != truth.ndim:
-        raise ValueError(f"expected {truth.ndim} spacings, one an axis, got {tuple(spacing)}")
+    require_spacing(spacing, truth)
     return (int(predicted.sum()) - int(truth.sum())) * math.prod(spacing) / 1000
 
 

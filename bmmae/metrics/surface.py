@@ -13,7 +13,10 @@ import numpy as np
 from scipy import ndimage
 
 from bmmae.arrays import Array, Bool, Float
-from bmmae.metrics.flags import require_flags
+from bmmae.metrics.flags import require_flags, require_spacing
+
+ROUNDING = 1e-4
+"""Millimetres by which a distance may exceed a limit: headers round, so that 1 mm along a turned axis is 1.00000002."""
 
 
 def surface_distances(
@@ -48,9 +51,10 @@ def hd95(predicted: Bool[np.ndarray, "H W D"], truth: Bool[np.ndarray, "H W D"],
         spacing: Millimetres between voxels along each axis.
 
     Raises:
-        ValueError: If they are no masks of one shape.
+        ValueError: If they are no masks of one shape, or spacings are missing.
     """
     require_flags(predicted, truth)
+    require_spacing(spacing, truth)
     some = (bool(predicted.any()), bool(truth.any()))
     if not any(some):
         return math.nan
@@ -76,15 +80,16 @@ def surface_dice(
         tolerance: Millimetres that count as the same place.
 
     Raises:
-        ValueError: If they are no masks of one shape.
+        ValueError: If they are no masks of one shape, or spacings are missing.
     """
     require_flags(predicted, truth)
+    require_spacing(spacing, truth)
     some = (bool(predicted.any()), bool(truth.any()))
     if not any(some):
         return math.nan
     if not all(some):
         return 0.0
-    near, true_near = (part <= tolerance for part in surface_distances(predicted, truth, spacing))
+    near, true_near = (part <= tolerance + ROUNDING for part in surface_distances(predicted, truth, spacing))
     return float(near.sum() + true_near.sum()) / (len(near) + len(true_near))
 
 

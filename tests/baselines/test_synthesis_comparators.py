@@ -90,6 +90,19 @@ def test_a_hidden_channel_is_zero_flagged_and_a_target() -> None:
     assert hidden_counts == {1, 2}
 
 
+def test_beyond_a_small_study_an_absent_channel_stays_flagged() -> None:
+    seen: list[torch.Tensor] = []
+    unet = ConditionalUNet(UNetConfig(channels=(4, 8), window=(64, 64, 64), spacing=(1.0, 1.0, 1.0)), Budget(steps=1))
+    unet.network.register_forward_hook(lambda _, inputs, outputs: seen.extend((inputs[0][0], outputs[0].clone())))
+    study = prepared(0, (T1, FLAIR))
+    assert study.shape == (20, 22, 18)
+    found = unet.predict(study, T2)
+    window, made = (part[..., 22:42, 21:43, 23:41].numpy() for part in seen)
+    assert seen[0][4 + 2].all()
+    np.testing.assert_array_equal(window[0], study.images[0])
+    np.testing.assert_allclose(found[study.brain], made[2][study.brain], rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_unet_learns_to_predict_an_absent_modality() -> None:
     studies, test = [prepared(seed) for seed in range(3)], prepared(9)

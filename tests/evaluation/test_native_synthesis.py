@@ -48,6 +48,11 @@ def test_the_mapped_figure_is_the_metric_after_an_affine_fit_inside_the_brain() 
     assert score.psnr == pytest.approx(psnr(guess, image, image > 0, fit=True), abs=1e-4)
 
 
+def test_a_header_that_rounds_takes_nothing_from_the_border() -> None:
+    plain, turned = (Truth.of(real_image(), ball(5), (side,) * 3) for side in (1.0, 1.0000000219))
+    np.testing.assert_array_equal(plain.border, turned.border)
+
+
 def test_z_scores_need_no_map() -> None:
     truth = Truth.of(real_image())
     guess = np.zeros(SHAPE)

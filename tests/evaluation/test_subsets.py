@@ -54,6 +54,15 @@ def test_the_rate_counts_falls_of_more_than_half_a_point() -> None:
     assert found.rate == pytest.approx(1 / 3)
 
 
+def test_modalities_of_the_users_own_keep_the_order_that_they_are_given_in() -> None:
+    own = ("t1", "pet", "perf", "asl", "cbv", "dti")  # behind the table's, as declared, whatever a set makes of them
+    alone = [score("p", (name,), 0.5) for name in reversed(own)]
+    scores = [*alone, score("p", own, 0.5)]
+    assert choose_subsets([*scores, score("p", own[1:3], 0.5)])["WT"] == {"pet+perf": "pet"}
+    order = dict.fromkeys(row.subset for row in summarise_subsets(scores))
+    assert list(order) == [*((name,) for name in own), own]
+
+
 def test_the_rate_of_nothing_is_undefined() -> None:
     assert math.isnan(counter_intuitive([score("p", ("t1",), 0.5)]).rate)
 

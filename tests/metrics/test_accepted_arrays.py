@@ -66,9 +66,11 @@ def test_masks_that_are_no_bools_of_one_shape_are_refused(figure: Any) -> None:
         call(figure, MASK[:1], MASK, *OF_MASKS[figure])
 
 
-def test_a_volume_needs_a_spacing_of_each_axis() -> None:
-    with pytest.raises(ValueError, match="expected 3 spacings"):
-        call(metrics.volume_error, MASK, MASK, (1.0, 1.0))
+@pytest.mark.parametrize("figure", [name for name in OF_MASKS if OF_MASKS[name]], ids=lambda figure: figure.__name__)
+def test_millimetres_need_a_spacing_of_each_axis(figure: Any) -> None:
+    for predicted in (MASK, np.zeros_like(MASK)):
+        with pytest.raises(ValueError, match="expected 3 spacings"):
+            call(figure, predicted, MASK, (1.0, 1.0))
 
 
 @pytest.mark.parametrize("figure", [metrics.psnr, metrics.ssim], ids=lambda figure: figure.__name__)

@@ -66,6 +66,13 @@ def test_two_voxels_apart_along_the_thick_axis_are_ten_millimetres() -> None:
     assert surface_dice(one, two, (1.0, 1.0, 5.0), 2.0) == 0
 
 
+def test_a_header_that_rounds_moves_no_surface_beyond_the_tolerance() -> None:
+    one, two = box((1, 4), (1, 4), (1, 4)), box((2, 5), (1, 4), (1, 4))
+    turned = (1.0000000219, 1.0000000083, 0.9999999763)  # of 1 mm along turned axes, in single precision
+    assert surface_dice(one, two, turned, 1.0) == surface_dice(one, two, (1.0, 1.0, 1.0), 1.0) == 1
+    assert surface_dice(one, two, (1.001, 1.0, 1.0), 1.0) < 1
+
+
 def test_equal_masks_are_perfect() -> None:
     mask = blob(3)
     found = region_metrics(mask, mask, (1.0, 1.0, 2.0))
