@@ -87,7 +87,7 @@ def find_coding(name: str) -> Coding:
         LabelError: If there is none of that name, or the file does not say that.
     """
     if name.endswith((".yaml", ".yml")):
-        return _read_coding(Path(name))
+        return _read_coding(Path(name).expanduser())
     if name == OWN:
         raise LabelError(
             f"the label coding is '{OWN}' (as a table's column `seg_coding` may say), which is a model's or a user's: "

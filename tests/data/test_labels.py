@@ -148,12 +148,14 @@ def test_a_users_own_coding_has_to_be_spelt_out() -> None:
         find_coding("own")
 
 
-def test_an_own_coding_is_read_from_a_file(tmp_path: Path) -> None:
+def test_an_own_coding_is_read_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "coding.yaml"
     file.write_text("width: 8\nclasses: {core: 1, rim: 2}\nregions: {lesion: [1, 2], core: [1]}\n")
     assert find_coding(str(file)) == own_coding({1: "core", 2: "rim"}, {"lesion": [1, 2], "core": [1]})
     file.write_text("classes: {lesion: 3}\n")
     assert find_coding(str(file)).regions == {"lesion": (3,)}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_coding("~/coding.yaml") == find_coding(str(file))
 
 
 @pytest.mark.parametrize(
