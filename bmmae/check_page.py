@@ -52,7 +52,7 @@ class CheckPage:
         Raises:
             OutputError: If it cannot be written.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self._html(report, name), encoding="utf-8")

@@ -13,9 +13,10 @@ import json
 import os
 import shutil
 import socket
-import tempfile
+import uuid
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -26,6 +27,7 @@ import numpy as np
 from bmmae.arrays import Array
 from bmmae.data.cohort import LESION, Study
 from bmmae.data.location import File, fingerprint
+from bmmae.data.naming import named_modalities
 from bmmae.data.packing import PackedStudy, pack_study
 from bmmae.data.preprocess import VERSION, PreprocessConfig, Window, prepare_study
 from bmmae.errors import ImageError, OutputError
@@ -86,16 +88,19 @@ class StudyCache:
     Args:
         folder: Where they are, created when something is stored; None for no folder.
         config: The preprocessing; part of every key.
-        modalities: The modalities asked for; part of every key.
+        modalities: The modalities asked for, in any order, aliases included; part of every key.
         memory_mb: Most that each process keeps of prepared studies that are not on disk.
+
+    Raises:
+        ModalityError: If `modalities` repeats a name or holds an unusable one.
     """
 
     def __init__(
-        self, folder: Path | None, config: PreprocessConfig, modalities: tuple[str, ...], memory_mb: int = 512
+        self, folder: str | Path | None, config: PreprocessConfig, modalities: Sequence[str], memory_mb: int = 512
     ) -> None:
-        self.folder = folder
+        self.folder = None if folder is None else Path(folder).expanduser()
         self.config = config
-        self.modalities = modalities
+        self.modalities = named_modalities(modalities)
         self.memory = _Memory(memory_mb * 2**20)
         self._told = False
 
@@ -136,9 +141,9 @@ class StudyCache:
             ImageError: If a file is broken.
         """
         key = self.key(study)
-        entry = None if self.folder is None else _open_entry(self.folder / key)
-        if entry is not None:
-            return entry.open()
+        stored = None if self.folder is None else _read_entry(self.folder / key)
+        if stored is not None:
+            return stored
         kept = self.memory.get(key)
         if kept is None:
             kept, notes = self._prepare(study)
@@ -173,6 +178,7 @@ class StudyCache:
         notes = {
             "version": MADE_BY,
             "spacing": self.config.spacing,
+            "clip": self.config.clip,
             "scales": prepared.scales,
             "brain_source": prepared.brain_source,
             "content": dict(prepared.content),
@@ -241,6 +247,28 @@ def _open_entry(folder: Path) -> CachedStudy | None:
     )
 
 
+def _read_entry(folder: Path) -> PackedStudy | None:
+    """Map an entry's arrays; None if it is absent or damaged, or has gone meanwhile."""
+    entry = _open_entry(folder)
+    try:
+        return None if entry is None else entry.open()
+    except ValueError:  # of the right size, and no arrays: a copy that broke off, say
+        with contextlib.suppress(OSError):
+            (folder / META).unlink()  # else it would pass for whole again
+        return None
+    except OSError:
+        return None
+
+
+def machine() -> str:
+    """Return what tells where a process's number means something: containers share a host's name, not its processes."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return socket.gethostname()
+    return f"{socket.gethostname()}.{space}"
+
+
 def write_entry(packed: PackedStudy, notes: dict[str, Any], folder: Path) -> None:
     """Write an entry, all or nothing; one that is there already is as good.
 
@@ -250,10 +278,11 @@ def write_entry(packed: PackedStudy, notes: dict[str, Any], folder: Path) -> Non
     cache = folder.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{socket.gethostname()}-{os.getpid()}-", dir=cache))
+        # Not by `tempfile`, whose folders nobody else may read: who shares a cache is for the user's umask to say.
+        partial = cache / f"{PARTIAL}{machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        partial.mkdir()
         try:
             _write(packed, notes, partial)
-            partial.chmod(0o755)
             _publish(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -307,9 +336,25 @@ def _publish(partial: Path, final: Path) -> None:
             return
         if not final.is_dir():
             raise
+        _refuse_unreadable(final)
         # What is there is damaged: it goes the way of other partial folders.
-        broken = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=final.parent))
+        broken = partial.with_name(f"{partial.name}x")
+        broken.mkdir()
         with contextlib.suppress(OSError):
             final.rename(broken / "damaged")
         partial.rename(final)
         shutil.rmtree(broken, ignore_errors=True)
+
+
+def _refuse_unreadable(entry: Path) -> None:
+    """Refuse to take for damaged what only may not be read."""
+    try:
+        (entry / META).read_bytes()
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno,
+            f"its entry {entry.name} is another user's, who lets nobody read it (share it with `chmod -R a+rX "
+            f"{entry.parent}`)",
+        ) from error
+    except OSError:
+        return

@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,12 +24,12 @@ from random import SystemRandom
 import numpy as np
 from tqdm import tqdm
 
-from bmmae.data.cache import MADE_BY, META, PARTIAL, CachedStudy, StudyCache
+from bmmae.data.cache import MADE_BY, META, PARTIAL, CachedStudy, StudyCache, machine
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.geometry import Geometry
 from bmmae.data.loaders import end_with_parent
 from bmmae.data.packing import flag_type
-from bmmae.data.problems import NamedProblem, counted, in_short
+from bmmae.data.problems import NO_MEMORY, NamedProblem, counted, in_short
 from bmmae.data.reading import read_header
 from bmmae.errors import BmmaeError, CohortError, ConfigError, OutputError
 from bmmae.patches import as_triple
@@ -40,8 +39,6 @@ BRAIN_MM = (150.0, 185.0, 150.0)
 
 MOST_HEADERS = 64
 """Studies whose headers are read for an estimate."""
-
-NO_MEMORY = "there was not enough memory: it may be an unusually large image"
 
 ABANDONED = 24 * 3600
 """Seconds after which another machine's unfinished entry is taken for abandoned."""
@@ -213,7 +210,7 @@ def warn_of_other_entries(cache: StudyCache, studies: Sequence[Study]) -> None:
     """Warn of a cache that holds none of these studies, and others made otherwise: all are going to be prepared.
 
     Warns:
-        UserWarning: Saying what is other: the spacing, or the version of this library.
+        UserWarning: Saying what is other: the spacing, the clip, or the version of this library.
     """
     first = None if cache.folder is None else next(cache.folder.glob(f"[!.]*/{META}"), None)
     if first is None:
@@ -222,10 +219,13 @@ def warn_of_other_entries(cache: StudyCache, studies: Sequence[Study]) -> None:
         meta = json.loads(first.read_text())
     except (OSError, ValueError):  # it may be damaged, or go meanwhile
         return
-    spacing = list(cache.config.spacing)
-    made = meta.get("spacing", spacing)  # the first versions did not write it, nor their own
-    if made != spacing:
-        ours, theirs, advice = f"with a spacing of {spacing} mm", f"with {made} mm", "is it the cache that you mean?"
+    spacing, clip = list(cache.config.spacing), cache.config.clip
+    made = meta.get("spacing", spacing), meta.get("clip", clip)  # earlier versions did not write them, nor their own
+    advice = "is it the cache that you mean?"
+    if made[0] != spacing:
+        ours, theirs = f"with a spacing of {spacing} mm", f"with {made[0]} mm"
+    elif made[1] != clip:
+        ours, theirs = f"clipped at {clip:g} deviations (preprocess.clip)", f"at {made[1]:g}"
     elif meta.get("version") != MADE_BY:
         ours, theirs = "as this version of bmmae prepares them", "by another version"
         advice = "if nobody uses that any more, delete the folder first, which makes room"
@@ -300,7 +300,7 @@ def remove_abandoned(folder: Path) -> None:
     """Remove what killed runs have left unfinished: theirs whose process is gone, and other machines' old ones."""
     for left in folder.glob(f"{PARTIAL}*"):
         host, _, rest = left.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
-        own = host == socket.gethostname() and rest.isdigit()
+        own = host == machine() and rest.isdigit()
         with suppress(OSError):
             if not _is_running(int(rest)) if own else time.time() - left.stat().st_mtime > ABANDONED:
                 shutil.rmtree(left, ignore_errors=True)

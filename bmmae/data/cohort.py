@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bmmae import modalities as table
 from bmmae.data.location import File, as_seen_from, locate
+from bmmae.data.naming import named_modalities
 from bmmae.data.reading import content_hash, is_nifti
 from bmmae.data.tables import Cell, is_blank, is_numeric, read_numbered_rows, write_rows
 from bmmae.errors import CohortError, few
@@ -41,6 +42,8 @@ Row = Mapping[str, str]
 @dataclass(frozen=True)
 class Study:
     """One patient's visit.
+
+    Files may be given as texts: paths, which may begin with `~/`, or addresses.
 
     Attributes:
         subject: Identifier; with `session` the key of the table.
@@ -73,6 +76,11 @@ class Study:
     def __post_init__(self) -> None:
         if not self.group:
             object.__setattr__(self, "group", self.subject)
+        for role in ("seg", "lesion", "brain_mask"):
+            if (file := getattr(self, role)) is not None:
+                object.__setattr__(self, role, locate(file))
+        for role in ("images", "brain_masks"):
+            object.__setattr__(self, role, {name: locate(file) for name, file in getattr(self, role).items()})
 
     @property
     def key(self) -> tuple[str, str]:
@@ -127,6 +135,7 @@ class Cohort:
     bare: tuple[Study, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "studies", tuple(self.studies))
         where = self.path or "the cohort"
         if not self.studies and not self.bare:
             raise CohortError(f"{where} has no studies: expected at least one row below the header")
@@ -175,7 +184,7 @@ class Cohort:
         Raises:
             OutputError: If it cannot be written.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         rows = [_as_row(study, path.parent) for study in self.studies]
         used = dict.fromkeys(name for row in rows for name, cell in row.items() if cell not in (None, ""))
         images = (*self.modalities, "seg", LESION, "brain_mask", *(MASK_PREFIX + name for name in self.modalities))
@@ -210,8 +219,8 @@ def read_cohort(
         CohortError: If the table cannot be read or contradicts itself.
         ModalityError: If `modalities` repeats a name or holds an unusable one.
     """
-    path = Path(path)
-    names = table.in_table_order(table.find(name) or name for name in modalities)
+    path = Path(path).expanduser()
+    names = named_modalities(modalities)
     numbered = read_numbered_rows(path)
     rows = [row for _, row in numbered]
     if not rows:

@@ -29,7 +29,7 @@ def write_folds(
         ImageError: If an image cannot be read.
         OutputError: If the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     for fold in folds:
         _refuse_shared(fold, cohort.studies, path)
     used = {key for fold in folds for part in PARTS for key in getattr(fold, part)}
@@ -70,7 +70,7 @@ def read_fold(path: str | Path, cohort: Cohort, number: int, cache: StudyCache |
     Warns:
         UserWarning: If studies that the file lists have none of the modalities.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     folds, content, modalities = _parse(path)
     if not 0 <= number < len(folds):
         raise CohortError(f"{path} has folds 0 to {len(folds) - 1}, got {number}")

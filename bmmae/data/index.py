@@ -16,8 +16,8 @@ from pathlib import Path
 from bmmae import modalities as table
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.contrast import contrast_of, names_agent
-from bmmae.data.naming import NAMELESS, Role, find_modality, role_of
-from bmmae.data.problems import counted
+from bmmae.data.naming import NAMELESS, Role, find_modality, named_modalities, role_of
+from bmmae.data.problems import counted, in_short
 from bmmae.data.reading import is_synthetic
 from bmmae.data.visits import is_visit, patient_of, without_series
 from bmmae.errors import CohortError
@@ -96,6 +96,11 @@ class _Group:
     patient: str = ""
 
     @property
+    def modalities(self) -> set[str]:
+        """Of its images."""
+        return {file.role.modality for file in self.files if file.role.kind == "image" and file.role.modality}
+
+    @property
     def may_be_visit(self) -> bool:
         """Only a folder's name tells what it is, and its files do not repeat that name, as a patient's would."""
         told = any(file.subject or _begins_with(file.path.name, self.subject) for file in self.files)
@@ -114,10 +119,10 @@ def index_folder(folder: str | Path, modalities: Sequence[str] = table.STANDARD)
     Raises:
         CohortError: If the folder does not exist or holds no study in a known layout.
     """
-    root = Path(folder)
+    root = Path(folder).expanduser()
     if not root.is_dir():
         raise CohortError(f"{root} is not a folder: expected one that holds NIfTI files; check the spelling")
-    names = table.in_table_order(table.find(name) or name for name in modalities)
+    names = named_modalities(modalities)
     problems: list[Problem] = []
     files: list[_File] = []
     for path, parts in _walk(root, problems):
@@ -287,7 +292,7 @@ def _named(groups: list[_Group], root: Path, problems: list[Problem]) -> list[_G
     problems += [
         Problem(
             root.joinpath(*parent),
-            f"holds folders named as {like}, so '{parent[-1]}' is taken as the patient and they as visits",
+            f"holds folders {like}, so '{parent[-1]}' is taken as the patient and they as visits",
             DIFFERENT,
         )
         for parent, like in sorted(parents.items())
@@ -308,13 +313,16 @@ def _named(groups: list[_Group], root: Path, problems: list[Problem]) -> list[_G
 
 
 def _parents_of_visits(groups: Sequence[_Group]) -> dict[tuple[str, ...], str]:
-    """Return the folders that are taken as patients, and what their folders are named as."""
+    """Return the folders that are taken as patients, and what there is about the folders in them."""
     shared = _in_several_places(groups)
     visits = Counter((*group.parent, group.subject) for group in groups if group.session)
     others = Counter(group.parent for group in groups if group.may_be_visit)
-    found = {parent: "visits beside others" for parent, count in others.items() if visits[parent] >= count}
+    found = {parent: "named as visits beside others" for parent, count in others.items() if visits[parent] >= count}
     named_alike = {group.parent for group in groups if group.subject in shared and group.may_be_visit}
-    return found | dict.fromkeys(named_alike, "in other places")
+    # One image beside folders of patients may be a template.
+    scanned = {(*group.parent, group.subject) for group in groups if len(group.modalities) > 1}
+    found |= dict.fromkeys(others.keys() & scanned, "beside images of its own")
+    return found | dict.fromkeys(named_alike, "named as in other places")
 
 
 def _joined(groups: Sequence[_Group], root: Path, problems: list[Problem]) -> list[_Group]:
@@ -385,6 +393,8 @@ def _as_study(group: _Group, problems: list[Problem]) -> Study | None:
 
 
 def _nothing_found(root: Path, modalities: tuple[str, ...], problems: list[Problem]) -> str:
+    # Those of whole studies come last, and are nearer to the reason than the first file left out.
+    told = in_short((str(problem.path), problem.told) for problem in reversed(problems))
     unused = counted(len(problems), "file", "files")
-    seen = f"{unused} could not be used, such as {problems[0]}" if problems else "it has no NIfTI files"
+    seen = f"{unused} could not be used, such as {told}" if problems else "it has no NIfTI files"
     return f"no study with any of {', '.join(modalities)} found in {root}: {seen}. Recognised layouts:\n{LAYOUTS}"

@@ -7,7 +7,7 @@ knows decides, so that `t2_flair` is not `t2`. A name that says two things says 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,9 +41,10 @@ CHANCES = re.compile(
 """Maps of chances and deviations are neither images nor segmentations."""
 DERIVED = re.compile(
     r"(?<![a-z])([a-z0-9]*map|[a-z]*warp|(?:bias|deformation|displacement|warp)_?field|jacobian|aseg|aparc|"
-    r"subtraction|subtracted|(?<=_)sub(?!_?\d))(?![a-z])"
+    r"subtraction|subtracted|(?<=_)sub(?!_?\d)|(?<=_)bias$)(?![a-z])"
 )
-"""What is computed from one of the four standard images; an ADC is a map by itself."""
+"""What is computed from one of the four standard images; an ADC is a map by itself. What ends in `bias` is a field to
+some (FSL), and a corrected image to others (UCSF-PDGM), beside the image itself."""
 PROJECTION = re.compile(r"(?<![a-z])(mip|minip)(?![a-z])")
 """Slabs of a known sequence that scanners add to it, SWI above all."""
 INITIALS = re.compile(r"^(?:ce|km)(?![a-z0-9])", re.IGNORECASE)
@@ -72,6 +73,19 @@ class _Run:
     modality: str
     first: int
     last: int
+
+
+def named_modalities(modalities: Iterable[str]) -> tuple[str, ...]:
+    """Return canonical names in table order; one name may stand alone.
+
+    Args:
+        modalities: Names in any order, aliases and names of the user's own included.
+
+    Raises:
+        ModalityError: If a name is repeated or unusable.
+    """
+    listed = (modalities,) if isinstance(modalities, str) else modalities
+    return table.in_table_order(table.find(name) or name for name in listed)
 
 
 def role_of(stem: str, declared: Sequence[str] = (), folder_modality: str | None = None) -> Role | str:

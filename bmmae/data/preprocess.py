@@ -6,7 +6,7 @@ Canonical orientation, one resampling to the model's spacing, a crop to the brai
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -38,9 +38,12 @@ class PreprocessConfig:
     clip: float = 8.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
-        if len(self.spacing) != 3 or not all(0 < side < math.inf for side in self.spacing):
-            raise ConfigError(f"preprocess.spacing must be three positive millimetres, got {self.spacing}")
+        given: object = self.spacing
+        sides = tuple(float(side) for side in given) if isinstance(given, Iterable) else ()
+        if len(sides) != 3 or not all(0 < side < math.inf for side in sides):
+            raise ConfigError(f"preprocess.spacing must be three positive millimetres, got {given}")
+        object.__setattr__(self, "spacing", sides)
+        object.__setattr__(self, "clip", float(self.clip))  # 8 is 8.0, in the keys of a cache too
         if not self.clip > 0:
             raise ConfigError(f"preprocess.clip must be positive, got {self.clip}")
 

@@ -13,6 +13,8 @@ ALIKE = 3
 MOST_KINDS, MOST_NAMES = 4, 5
 """Kinds of problems that one sentence tells, and studies that it names of each beside the first."""
 
+NO_MEMORY = "there was not enough memory: it may be an unusually large image"
+
 _PARTICULAR = re.compile(r"\S*[\d/\\]\S*|\S+\.\S+")
 """What differs between two sentences about the same kind of problem: numbers, paths and names of files."""
 

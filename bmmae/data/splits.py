@@ -21,7 +21,7 @@ def train_and_validation(
     *,
     validation_share: float = 0.1,
     seed: int = 0,
-    splits: Path | None = None,
+    splits: str | Path | None = None,
     fold: int = 0,
     cache: StudyCache | None = None,
 ) -> tuple[list[Study], list[Study]]:
@@ -68,7 +68,7 @@ def train_and_validation(
     return train, validation
 
 
-def is_at_random(cohort: Cohort, splits: Path | None) -> bool:
+def is_at_random(cohort: Cohort, splits: str | Path | None) -> bool:
     """Tell whether chance divides a cohort: without a file of folds and a column `split`."""
     return splits is None and not any(study.split for study in cohort)
 

@@ -39,7 +39,7 @@ def write_image(
         OutputError: If the name is not that of a NIfTI file or the file cannot be written.
         ImageError: If `like` cannot be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not is_nifti(path):
         raise OutputError(f"cannot write {path}: expected a name ending in .nii or .nii.gz")
     content = _encode(array, affine, _nifti_header(like), description)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from bmmae.data.caching import build_cache
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.packing import PackedStudy
 from bmmae.data.preprocess import PreprocessConfig, prepare_study, sample_voxels
-from bmmae.errors import CohortError, ImageError, OutputError
+from bmmae.errors import CohortError, ImageError, ModalityError, OutputError
 from bmmae.modalities import STANDARD
 
 PLAIN = PreprocessConfig()
@@ -39,6 +40,39 @@ def study(tmp_path: Path) -> Study:
 @pytest.fixture
 def cache(tmp_path: Path) -> StudyCache:
     return StudyCache(tmp_path / "cache", PLAIN, STANDARD)
+
+
+AS_IN_A_NOTEBOOK = """
+from bmmae.data.cache import StudyCache
+from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.preprocess import PreprocessConfig
+from bmmae.errors import ConfigError
+
+images = {"flair": "a/flair.nii.gz", "t1": "~/a/t1.nii.gz"}
+study = Study("a", images, seg="a/seg.nii.gz")
+table = Cohort([study]).write("~/cohort.csv")
+(written,) = read_cohort("~/cohort.csv")
+cache = StudyCache("~/kept", PreprocessConfig(clip=8), ["FLAIR", "T1Gd", "t1n", "T2"])
+entry = cache.store(study)
+assert entry.folder.parent == table.parent / "kept", entry
+assert entry.names == ("t1", "flair")
+assert StudyCache("kept", PreprocessConfig(clip=8.0), cache.modalities).find(written) is not None
+assert StudyCache(None, PreprocessConfig(), "t1").load(study).names == ("t1",)
+try:
+    PreprocessConfig(spacing=2.0)
+except ConfigError as error:
+    assert str(error) == "preprocess.spacing must be three positive millimetres, got 2.0"
+else:
+    raise AssertionError
+"""
+
+
+def test_paths_may_be_texts_and_names_aliases(study: Study, tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    # Apart, because here arguments are held to their declared types.
+    subprocess.run([sys.executable, "-c", AS_IN_A_NOTEBOOK], cwd=tmp_path, env=environment, check=True)
+    with pytest.raises(ModalityError, match="'t1' is declared twice"):
+        StudyCache(None, PLAIN, ("t1", "t1n"))
 
 
 @pytest.mark.parametrize("start", [(0, 0, 0), (5, 5, 5), (-4, -9, 2), (12, 14, 11), (99, 0, 0)])

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,7 +98,6 @@ def fsync(file):
 os.fsync = fsync
 cohort = read_cohort(sys.argv[1])
 cache = StudyCache(sys.argv[2], PreprocessConfig(spacing=(2.0, 2.0, 2.0)), cohort.modalities)
-cache.folder = __import__("pathlib").Path(sys.argv[2])
 for study in cohort:
     cache.store(study)
 """
@@ -251,6 +251,58 @@ def test_a_damaged_entry_is_prepared_anew(name: str, studies: list[Study], cache
     assert any(cache.find(study) for study in studies)
 
 
+@pytest.mark.parametrize("name", ["images.npy", "lesion_numbers.npy"])
+def test_an_entry_of_the_right_size_that_holds_no_arrays_is_prepared_anew(
+    name: str, studies: list[Study], cache: StudyCache
+) -> None:
+    before, entry = first_sample(studies, cache), (cache.folder or Path()) / entries(cache)[0]
+    (entry / name).write_bytes(bytes((entry / name).stat().st_size))  # as of a copy that was broken off
+    assert torch.equal(first_sample(studies, cache), before)
+    assert torch.equal(first_sample(studies, StudyCache(cache.folder, PLAIN, STANDARD)), before)
+    assert (entry / name).read_bytes()[:6] == b"\x93NUMPY"
+    assert entries(cache) == [entry.name]
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_who_may_read_an_entry_is_for_the_umask_to_say(umask: int, studies: list[Study], cache: StudyCache) -> None:
+    before = os.umask(umask)
+    try:
+        entry = cache.store(studies[0]).folder
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o777 & ~umask
+    assert {stat.S_IMODE(path.stat().st_mode) for path in entry.iterdir()} == {0o666 & ~umask}
+
+
+def test_an_entry_that_another_user_lets_nobody_read_is_told(
+    studies: list[Study], cache: StudyCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store(studies[0])
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name == META:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with pytest.raises(OutputError, match=r"is another user's, who lets nobody read it \(share it with `chmod -R a"):
+        cache.store(studies[0])
+    with pytest.warns(UserWarning, match="another user's"):
+        assert cache.load(studies[0]).images.any()
+    monkeypatch.undo()
+    assert cache.find(studies[0]) is not None
+    assert len(entries(cache)) == 1
+
+
+def test_a_cache_that_was_clipped_otherwise_is_told(studies: list[Study], cache: StudyCache) -> None:
+    cache.store(studies[0])
+    with pytest.warns(
+        UserWarning, match=r"none of the 4 studies clipped at 5 deviations \(preprocess.clip\), and others"
+    ):
+        warn_of_other_entries(StudyCache(cache.folder, PreprocessConfig(clip=5.0), STANDARD), studies)
+
+
 def test_memory_keeps_the_studies_used_last(studies: list[Study], monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[str] = []
 
@@ -370,9 +422,11 @@ def test_a_cache_knows_what_its_images_hold(studies: list[Study], cache: StudyCa
 
 
 def test_what_killed_runs_left_is_removed_but_not_what_others_are_at(tmp_path: Path) -> None:
-    host, gone = socket.gethostname(), subprocess.Popen(["true"])
+    host, gone = cache_module.machine(), subprocess.Popen(["true"])
     gone.wait()
     names = {
+        # A container of the same host's name has processes of its own.
+        f"{PARTIAL}{socket.gethostname()}.1-{gone.pid}-abc": True,
         f"{PARTIAL}{host}-{gone.pid}-abc": False,
         f"{PARTIAL}{host}-{os.getpid()}-abc": True,
         f"{PARTIAL}other-host-1-abc": True,
@@ -420,7 +474,7 @@ def test_training_removes_what_a_killed_one_left_in_the_cache(studies: list[Stud
     gone = subprocess.Popen(["true"])
     gone.wait()
     assert cache.folder is not None
-    (cache.folder / f"{PARTIAL}{socket.gethostname()}-{gone.pid}-abc").mkdir(parents=True)
+    (cache.folder / f"{PARTIAL}{cache_module.machine()}-{gone.pid}-abc").mkdir(parents=True)
     sound_studies(studies, cache)
     assert len(entries(cache)) == 4
     assert not any(name.startswith(PARTIAL) for name in entries(cache))

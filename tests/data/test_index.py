@@ -85,6 +85,7 @@ def test_masks_are_told_from_images(name: str, kind: str, modality: str | None) 
             "T1_map t1_sub T1_bias_field T1_jacobian t1_warp t1_1Warp t1_aseg t1_pve_0 T1w_probseg T2_map SWI_mIP",
             "its name says that it was computed from images",
         ),
+        ("T1_bias T1c_bias pat01_FLAIR_bias", "its name says that it was computed from images (bias)"),
         (
             "t2_std t1ce_std seg_probability_ET probability_ET lesion_probability",
             "its name says that it was computed from images",
@@ -261,12 +262,34 @@ def test_series_numbers_are_no_patients(tmp_path: Path) -> None:
 
 
 def test_two_files_for_one_place_leave_it_blank(tmp_path: Path) -> None:
-    report = index_folder(
-        tree(tmp_path, "p/t1.nii.gz", "p/t1_bias.nii.gz", "p/t2.nii.gz", "p/seg.nii.gz", "p/label.nii")
-    )
+    report = index_folder(tree(tmp_path, "p/t1.nii.gz", "p/t1_n4.nii.gz", "p/t2.nii.gz", "p/seg.nii.gz", "p/label.nii"))
     assert list(only(report).images) == ["t2"]
     assert only(report).seg is None
     assert [problem.advice.split(";")[0] for problem in report.problems] == ["left blank", "left blank"]
+
+
+def test_a_folder_inside_that_of_a_patient_is_a_visit_of_that_patient(tmp_path: Path) -> None:
+    names = ("p1/t1.nii.gz", "p1/t2.nii.gz", "p1/old/t1.nii.gz", "p2/t1.nii.gz", "p2/t2.nii.gz")
+    report = index_folder(tree(tmp_path, *names))
+    assert [(study.key, study.group) for study in report.cohort] == [
+        (("p1", ""), "p1"),
+        (("p1", "old"), "p1"),
+        (("p2", ""), "p2"),
+    ]
+    assert "holds folders beside images of its own, so 'p1' is taken as the patient" in report.problems[0].reason
+
+
+def test_patients_beside_a_template_stay_patients(tmp_path: Path) -> None:
+    names = ("site/template_t1.nii.gz", "site/p1/t1.nii.gz", "site/p2/t1.nii.gz")
+    assert [study.subject for study in index_folder(tree(tmp_path, *names)).cohort] == ["p1", "p2", "site"]
+
+
+def test_nothing_found_tells_every_reason(tmp_path: Path) -> None:
+    names = ("p1/adc.nii.gz", "p1/t1_a.nii.gz", "p1/t1_b.nii.gz", "p1/x.nii.gz")
+    with pytest.raises(CohortError) as raised:
+        index_folder(tree(tmp_path, *names))
+    for reason in ("is adc, which is not asked for", "2 files claim to be the T1 (t1_a.nii.gz, t1_b.nii.gz)"):
+        assert reason in str(raised.value)
 
 
 def test_what_is_left_out_is_listed(tmp_path: Path) -> None:

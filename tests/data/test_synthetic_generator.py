@@ -1,6 +1,9 @@
 """The synthetic cohort: anatomy, findings on their own modalities, labels with known best scores, no shortcuts."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -173,3 +176,28 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "something").write_text("")
     with pytest.raises(OutputError, match="not empty"):
         make_cohort(tmp_path, SMALL, progress=False)
+
+
+KILLED_AT_WORK = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from bmmae.data.synthetic import SyntheticConfig, make_cohort
+
+def kill():
+    while len(list(Path(sys.argv[1]).glob("sub-*"))) < 1:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    threading.Thread(target=kill, daemon=True).start()
+    make_cohort(Path(sys.argv[1]), SyntheticConfig(subjects=4, size=32), progress=False)
+"""
+
+
+def test_processes_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KILLED_AT_WORK)
+    # It has the output of all of them, which ends when the last does.
+    command = subprocess.Popen([sys.executable, script, tmp_path / "made"], stdout=subprocess.PIPE)
+    command.communicate(timeout=120)
+    assert command.returncode == -signal.SIGKILL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +12,15 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from bmmae.data.cohort import Cohort, Study
+from bmmae.data.loaders import end_with_parent
 from bmmae.data.origin import pass_mark_on
-from bmmae.data.problems import NamedProblem, in_short
+from bmmae.data.problems import NO_MEMORY, NamedProblem, in_short
 from bmmae.data.raw.atlas import Atlas, load_atlas
 from bmmae.data.raw.extras import require
 from bmmae.data.raw.native import read_registration
 from bmmae.data.raw.study_pipeline import PipelineConfig, Prepared, prepare_study, prepared_before, state_of
 from bmmae.data.replacing import filled_cells, refuse_losing_columns
-from bmmae.errors import BmmaeError, CohortError, ImageError
+from bmmae.errors import BmmaeError, CohortError, ImageError, OutputError
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class PipelineReport:
 
 
 def preprocess_cohort(
-    cohort: Cohort, out: Path, config: PipelineConfig | None = None, workers: int = 1, progress: bool = True
+    cohort: Cohort, out: str | Path, config: PipelineConfig | None = None, workers: int = 1, progress: bool = True
 ) -> PipelineReport:
     """Prepare all studies of a cohort; those that an earlier run finished are kept.
 
@@ -54,11 +56,12 @@ def preprocess_cohort(
         ConfigError: If SimpleITK, or nilearn for its template, is not installed.
         ImageError: If the atlas cannot be read.
         CohortError: If no study could be prepared.
-        OutputError: If the table cannot be written, or the one that is there has more columns or studies.
+        OutputError: If the table cannot be written, or the one that is there has more columns or studies; or a process
+            was killed.
     """
     from tqdm import tqdm
 
-    config = config or PipelineConfig()
+    out, config = Path(out).expanduser(), config or PipelineConfig()
     made = {"subject", "session", "brain_mask", *cohort.modalities}
     keys = [study.key for study in cohort]
     refuse_losing_columns(out / "cohort.csv", made.union(*map(filled_cells, cohort)), keys)
@@ -87,8 +90,14 @@ def _mapped(
         yield map(work, studies)
         return
     # Spawned, not forked: ITK's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield pool.map(work, studies)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        try:
+            yield pool.map(work, studies)
+        except BrokenProcessPool as error:
+            raise OutputError(
+                "a process that prepared studies was killed, most likely for want of memory; what is finished is kept: "
+                "run the same command again with fewer --workers"
+            ) from error
 
 
 def _prepare(study: Study, out: Path, config: PipelineConfig, atlas: Atlas | None) -> Prepared | str:
@@ -97,6 +106,8 @@ def _prepare(study: Study, out: Path, config: PipelineConfig, atlas: Atlas | Non
     try:
         before = _finished(study, folder, config, atlas)
         return before or prepare_study(study, folder, config, atlas)
+    except MemoryError:
+        return NO_MEMORY
     except BmmaeError as error:
         return str(error)
 

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bmmae.data.raw.dicom_elements import MalformedError, agent_of, number_of, numbers_of, text_of, words_of
+from bmmae.data.raw.dicom_elements import (
+    AMOUNTS,
+    GROUPS,
+    MalformedError,
+    agent_of,
+    number_of,
+    numbers_of,
+    text_of,
+    words_of,
+)
 from bmmae.data.raw.dicom_planes import STRUCTURE_KINDS, Plane, misplaced, plane_problems, planes_of
 from bmmae.data.raw.extras import require
 from bmmae.errors import ImageError
@@ -31,6 +40,18 @@ TIMES = {
     "ti": ("InversionTime", "InversionTimes"),
 }
 """Elements that hold them, the likeliest first."""
+PERSONAL = ("OtherPatientIDs", "AccessionNumber", "StudyID", "ReferringPhysicianName", "InstitutionName")
+READ = (
+    *("SeriesInstanceUID", "SOPInstanceUID", "Modality", "SeriesNumber", "ImageType", "BodyPartExamined"),
+    *("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "StudyDate", "StudyTime", *PERSONAL),
+    *("SeriesDescription", "ProtocolName", "SequenceName", "ScanningSequence"),
+    *(element for elements in TIMES.values() for element in elements),
+    *("ContrastBolusAgent", "ContrastBolusAgentSequence", *AMOUNTS, *GROUPS),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PlanePositionSequence", "PlaneOrientationSequence"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
+)
+"""Elements of a header that are looked at: the others, above all a scanner's own, may take a hundred kilobytes a slice,
+and an export has hundreds of thousands of slices."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +154,7 @@ def scan_folder(folder: str | Path) -> Scan:
         ImageError: If it is no folder, holds no DICOM file that can be read, or something in it cannot be opened.
         ConfigError: If pydicom is not installed.
     """
-    root = Path(folder)
+    root = Path(folder).expanduser()
     if not root.is_dir():
         raise ImageError(f"{root} is not a folder: expected one with DICOM files; check the spelling")
     headers: dict[str, list[_File]] = defaultdict(list)
@@ -213,7 +234,7 @@ def _read_header(path: Path) -> _File | None:
         stream.seek(0)
         try:
             # Archives hold files without the preamble; whatever is no DICOM at all then fails or has no series.
-            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(READ))
             if header.get("SeriesInstanceUID") and header.get("Modality"):
                 return _File(path, header, path.stat().st_size - stream.tell())
             is_directory = header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY
@@ -280,14 +301,13 @@ def _series_number(header: Any) -> int:
 
 
 def _identity(header: Any) -> Identity:
-    others = ("OtherPatientIDs", "AccessionNumber", "StudyID", "ReferringPhysicianName", "InstitutionName")
     return Identity(
         patient_id=text_of(header, "PatientID"),
         patient_name=text_of(header, "PatientName"),
         birth_date=text_of(header, "PatientBirthDate"),
         study_uid=text_of(header, "StudyInstanceUID"),
         study_date=text_of(header, "StudyDate") + text_of(header, "StudyTime"),
-        others=tuple(text for name in others if (text := text_of(header, name))),
+        others=tuple(text for name in PERSONAL if (text := text_of(header, name))),
     )
 
 

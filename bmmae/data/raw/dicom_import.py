@@ -92,7 +92,7 @@ class Imported:
     problems: tuple[str, ...]
 
 
-def find_series(folder: Path, wanted: Sequence[str] = STANDARD, mapping: Path | None = None) -> Found:
+def find_series(folder: str | Path, wanted: Sequence[str] = STANDARD, mapping: str | Path | None = None) -> Found:
     """Read all headers below a folder and propose what each series is.
 
     Args:
@@ -137,7 +137,7 @@ def _moved(item: Series, images: Mapping[str, Identity]) -> Series:
 def import_series(
     found: Found,
     rows: Iterable[Row],
-    out: Path,
+    out: str | Path,
     *,
     structures: Sequence[Choice] = (),
     wanted: Sequence[str] = STANDARD,
@@ -161,6 +161,7 @@ def import_series(
     from tqdm import tqdm
 
     dcm2niix_program()
+    out = Path(out).expanduser()
     by_key = {series_key(item): item for item in found.series}
     visits: dict[Pseudonym, list[Row]] = {}
     for row in rows:

@@ -75,7 +75,7 @@ def read_registration(folder: str | Path) -> Registration:
     Raises:
         ImageError: If it is absent or malformed.
     """
-    path = Path(folder) / FILE
+    path = Path(folder).expanduser() / FILE
     try:
         content = json.loads(path.read_text())
         natives = {

@@ -22,9 +22,14 @@ from bmmae.errors import CohortError, OutputError
 
 REMOVED = "[removed]"
 UID = re.compile(r"\d+(\.\d+){4,}")
+MONTH = r"(?:jan|feb|fév|mar|mär|mrz|apr|avr|may|mai|jun|jul|juin|juil|aug|aoû|sep|oct|okt|nov|dec|dez|déc)[^\W\d_]*"
+"""In three languages, spelt out or not."""
 DATE = re.compile(
     r"(19|20)\d\d[-./_ ]?(0[1-9]|1[0-2])[-./_ ]?(0[1-9]|[12]\d|3[01])(?!\d)"
     r"|(?<!\d)\d{1,2}[-./]\d{1,2}[-./](19|20)?\d\d(?!\d)"
+    rf"|(?<!\d)\d{{1,2}}[-./_ ]{{0,2}}{MONTH}[-./_ ]{{0,2}}(19|20)?\d\d(?!\d)"
+    rf"|(?<![a-z]){MONTH}[-./_ ]?\d{{1,2}}[-./_, ]{{1,2}}(19|20)\d\d(?!\d)",
+    re.IGNORECASE,
 )
 LONG_NUMBER = re.compile(r"\d{6,}")
 """Accession and record numbers; nothing in a sequence's name has six digits in a row."""
@@ -112,12 +117,13 @@ def _spellings(name: str) -> tuple[str, ...]:
     return name, composed, without_accents(name), composed.lower().translate(UMLAUTS)
 
 
-def read_mapping(path: Path) -> tuple[MappingRow, ...]:
+def read_mapping(path: str | Path) -> tuple[MappingRow, ...]:
     """Return the visits of an earlier mapping file, none if there is no such file yet.
 
     Raises:
         CohortError: If it is no such table.
     """
+    path = Path(path).expanduser()
     rows = read_rows(path) if path.exists() else []
     lacking = [name for name in MAPPING if rows and name not in rows[0]]
     if lacking:
@@ -131,12 +137,15 @@ def read_mapping(path: Path) -> tuple[MappingRow, ...]:
     )
 
 
-def write_mapping(path: Path, series: Iterable[Series], names: dict[tuple[str, str], Pseudonym], out: Path) -> None:
+def write_mapping(
+    path: str | Path, series: Iterable[Series], names: dict[tuple[str, str], Pseudonym], out: str | Path
+) -> None:
     """Write who stands behind each number, readable by its owner alone.
 
     Raises:
         OutputError: If it would lie inside `out`, with the data that are passed on, or cannot be written.
     """
+    path, out = Path(path).expanduser(), Path(out).expanduser()
     if path.resolve().is_relative_to(out.resolve()):
         raise OutputError(
             f"cannot write the mapping to {path}: it names patients and must not lie inside {out}, which is passed on; "

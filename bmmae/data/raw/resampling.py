@@ -16,6 +16,7 @@ from scipy import ndimage
 from bmmae.arrays import Array, Float, Shaped
 from bmmae.data.geometry import same_grid, sheared, turned_like
 from bmmae.data.raw.extras import require
+from bmmae.errors import ImageError
 from bmmae.patches import Triple
 
 Interpolation = Literal["linear", "label"]
@@ -117,7 +118,23 @@ def resample(
 
     Returns:
         float32 for `linear`, the source's type for `label`.
+
+    Raises:
+        ImageError: If it fails, most likely for want of memory.
     """
+    try:
+        return _resampled(volume, matrix, grid, how)
+    except RuntimeError as error:  # SimpleITK's only one
+        reason = str(error).strip().splitlines()[-1].strip()
+        size = " x ".join(map(str, grid.shape))
+        raise ImageError(
+            f"interpolation onto a grid of {size} voxels failed ({reason}): is the spacing right?"
+        ) from error
+
+
+def _resampled(
+    volume: Volume, matrix: Float[Array, "4 4"], grid: Grid, how: Interpolation
+) -> Shaped[np.ndarray, "H W D"]:
     sitk = require("SimpleITK", "Resampling")
     if how == "linear":
         source = _blurred(to_sitk(Volume(volume.array.astype(np.float32), volume.affine)), volume.grid, grid)

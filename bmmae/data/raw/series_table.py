@@ -76,12 +76,13 @@ def _left_open(row: Row, count: int) -> Row:
     return replace(row, modality="", verdict=Verdict("ambiguous", likely, reason))
 
 
-def write_table(path: Path, rows: Iterable[Row]) -> Path:
+def write_table(path: str | Path, rows: Iterable[Row]) -> Path:
     """Write the table for editing; one that was edited is never written over.
 
     Raises:
         OutputError: If there is another table already, or it cannot be written.
     """
+    path = Path(path).expanduser()
     cells = [_cells(row) for row in rows]
     if path.exists() and read_rows(path) != cells:
         raise OutputError(
@@ -92,7 +93,7 @@ def write_table(path: Path, rows: Iterable[Row]) -> Path:
     return path
 
 
-def apply_table(path: Path, rows: Sequence[Row], wanted: Sequence[str] = STANDARD) -> tuple[Row, ...]:
+def apply_table(path: str | Path, rows: Sequence[Row], wanted: Sequence[str] = STANDARD) -> tuple[Row, ...]:
     """Return the rows with the modalities of an edited table; rows that it lacks are left out.
 
     Raises:
@@ -100,6 +101,7 @@ def apply_table(path: Path, rows: Sequence[Row], wanted: Sequence[str] = STANDAR
             one visit a modality twice.
         ModalityError: If it names an unknown modality.
     """
+    path = Path(path).expanduser()
     known = {row.key: row for row in rows}
     edited: dict[str, Row] = {}
     for line, cells in read_numbered_rows(path):

@@ -16,6 +16,7 @@ from bmmae.arrays import Array, Float
 from bmmae.data.coding import SEG_CODING
 from bmmae.data.cohort import Cohort, Study
 from bmmae.data.labels import BRATS2017
+from bmmae.data.loaders import end_with_parent
 from bmmae.data.synthetic.anatomy import FIELD_OF_VIEW, make_anatomy
 from bmmae.data.synthetic.contrast import make_contrast
 from bmmae.data.synthetic.findings import SITES, SUBTYPES, VISIBLE_ON, Patient, best_scores, draw_patients
@@ -139,7 +140,7 @@ def _table_values(rng: np.random.Generator, patient: Patient) -> dict[str, str |
     }
 
 
-def make_cohort(out: Path, config: SyntheticConfig, *, progress: bool = True, workers: int = 2) -> Path:
+def make_cohort(out: str | Path, config: SyntheticConfig, *, progress: bool = True, workers: int = 2) -> Path:
     """Write a cohort: one folder a subject, `cohort.csv`, `README.md` and `ceilings.json`.
 
     Args:
@@ -154,6 +155,7 @@ def make_cohort(out: Path, config: SyntheticConfig, *, progress: bool = True, wo
     Raises:
         OutputError: If the folder is not empty or cannot be written.
     """
+    out = Path(out).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
         occupied = any(out.iterdir())
@@ -163,7 +165,8 @@ def make_cohort(out: Path, config: SyntheticConfig, *, progress: bool = True, wo
         raise OutputError(f"{out} is not empty: name a new folder for the cohort, or remove it")
     write = partial(_write_study, out, config)
     # Spawned, not forked: the caller may have threads that do not survive a fork.
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(max(1, workers), mp_context=context, initializer=end_with_parent) as pool:
         made = pool.map(write, range(config.subjects), chunksize=2)
         studies = list(tqdm(made, total=config.subjects, desc="synth", unit="subject", disable=not progress))
     ceilings = best_scores() if config.lesion_radius_mm is None else {}

@@ -1,7 +1,9 @@
 """Exports as hospitals hand them out: copied, linked, anonymised badly, in colour, of several patients."""
 
 import os
+import re
 import shutil
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import pytest
 from dicom_writer import Patient, _item, oblique, phantom
 
 from bmmae.cli import main
+from bmmae.data.raw import dicom_files
 from bmmae.data.raw.conversion import convert_series
+from bmmae.data.raw.dicom_files import READ, Identity, scan_folder
 from bmmae.data.raw.dicom_import import find_series, import_series
 from bmmae.data.raw.dicom_planes import Plane, misplaced, plane_problems
+from bmmae.data.raw.privacy import scrubbed
 from bmmae.errors import ImageError
 from bmmae.modalities import STANDARD
 
@@ -186,6 +191,48 @@ def test_other_spellings_of_a_name_are_cut_out_too(tmp_path: Path, name: str, wo
     patient.series(words, SpecificCharacterSet="ISO_IR 192")
     kept = find_series(tmp_path).rows[0].description
     assert set(kept.split()) == {"T1", "[removed]", "ax"}
+
+
+@pytest.mark.parametrize(
+    "date", ["14MAR2019", "14-Mar-2019", "14. März 2019", "14-MAR-19", "March 14, 2019", "14.03.19", "2019-03-14"]
+)
+def test_dates_are_cut_out_however_they_are_written(tmp_path: Path, date: str) -> None:
+    Patient(tmp_path).series(f"T1 post {date} ax", SpecificCharacterSet="ISO_IR 192")
+    assert find_series(tmp_path).rows[0].description == "T1 post [removed] ax"
+
+
+def test_sizes_and_numbers_are_no_dates() -> None:
+    words = "t1 mpr sag 1 mm 256 mar 3 dec 2 T2 3D 12 FLAIR"
+    assert scrubbed(words, Identity("MRN4711A")) == words
+
+
+def test_of_a_header_only_what_is_looked_at_is_kept(patient: Patient, tmp_path: Path) -> None:
+    patient.series("T1 post gad")
+    heavy = 200_000
+    for path in patient.folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", b"0" * heavy)
+        header.save_as(path)
+    tracemalloc.start()
+    found = scan_folder(patient.folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.series[0].slices == 12
+    assert peak < 5 * heavy
+
+
+def test_every_element_that_is_looked_at_is_read() -> None:
+    """A name that some module asks for and `READ` lacks would be empty in every header."""
+    folder = Path(dicom_files.__file__).parent
+    words = {
+        word
+        for name in ("dicom_files", "dicom_elements", "dicom_planes")
+        for word in re.findall(r'"([A-Z][A-Za-z]+)"', (folder / f"{name}.py").read_text())
+    }
+    inside = {"CodeMeaning", "CodeValue", "ContrastBolusAgentAdministered"}  # of sequences, which are read whole
+    meta = {"TransferSyntaxUID", "MediaStorageSOPClassUID"}
+    asked = {word for word in words if pydicom.datadict.tag_for_keyword(word) is not None}
+    assert asked - inside - meta == set(READ)
 
 
 def test_one_name_and_date_of_birth_under_two_identifiers_is_doubted(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from synthetic_brain import errors, rigid, synthetic_brain
 from bmmae.cli import main
 from bmmae.data.check import check_study
 from bmmae.data.cohort import Cohort, Study, read_cohort
+from bmmae.data.loaders import end_with_parent
 from bmmae.data.origin import GENERATOR_FILE, generator_of
-from bmmae.data.raw import study_pipeline
+from bmmae.data.raw import cohort_pipeline, study_pipeline
 from bmmae.data.raw.cohort_pipeline import preprocess_cohort
 from bmmae.data.raw.native import read_registration, to_native, write_native
 from bmmae.data.raw.resampling import Grid, Volume, coverage, resample
@@ -385,3 +388,42 @@ def test_adc_and_ct_keep_their_values(tmp_path: Path) -> None:
     raw, _ = study_pipeline._read(Study("a", images))
     assert np.array_equal(raw.copies["adc"].array, raw.images["adc"].array)
     assert not np.allclose(raw.copies[T1].array, raw.images[T1].array)
+
+
+def test_a_grid_too_large_for_the_memory_is_one_failed_study(tmp_path: Path) -> None:
+    study = replace(raw_study(tmp_path / "a", (T1CE,)), brain_mask=None)
+    with pytest.raises(CohortError, match=r"interpolation onto a grid of \d+ x .* voxels failed \(Failed to allocate"):
+        preprocess_cohort(Cohort((study,)), tmp_path / "out", PipelineConfig(spacing=0.01), progress=False)
+
+
+def test_a_study_without_memory_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starved(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cohort_pipeline, "prepare_study", starved)
+    with pytest.raises(CohortError, match="a: there was not enough memory"):
+        preprocess_cohort(Cohort((raw_study(tmp_path / "a", (T1CE,)),)), tmp_path / "out", COARSE, progress=False)
+
+
+class KilledPool:
+    """A pool one of whose processes is killed."""
+
+    def __init__(self, *_: object, initializer: object, **__: object) -> None:
+        assert initializer is end_with_parent  # else the others would wait for ever if this process were killed
+
+    def __enter__(self) -> "KilledPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def map(self, *_: object) -> Iterator[object]:
+        raise BrokenProcessPool
+        yield
+
+
+def test_a_killed_process_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohort_pipeline, "ProcessPoolExecutor", KilledPool)
+    cohort = Cohort((raw_study(tmp_path / "a", (T1CE,)),))
+    with pytest.raises(OutputError, match="what is finished is kept: run the same command again with fewer --workers"):
+        preprocess_cohort(cohort, tmp_path / "out", COARSE, workers=2, progress=False)
