@@ -278,7 +278,7 @@ def convert(path: str | Path, out: str | Path, *, partial: bool = False) -> KeyR
         CheckpointError: If the file is damaged, contains code, or holds another architecture.
         OutputError: If the folder cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix not in PICKLES:
         raise CheckpointError(
             f"{path} is no file of published weights: expected a name that ends in {', '.join(PICKLES)}"

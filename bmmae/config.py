@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
@@ -32,7 +33,7 @@ from bmmae.notice import print_warning
 from bmmae.tasks.segmentation import DistillConfig
 from bmmae.training import OptimConfig, TrainConfig
 from bmmae.training.devices import end_process, tells_of_lost_process
-from bmmae.training.signals import EXIT_STOPPED, ScriptStop, StoppedEarly
+from bmmae.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, ScriptStop, StoppedEarly
 
 T = TypeVar("T")
 
@@ -232,6 +233,8 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
     """
     from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _refuse_empty(words)
     set_loader("yaml_once", _load_once, (yaml.YAMLError,))
     parser = ArgumentParser(
         exit_on_error=False,
@@ -242,7 +245,7 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
     parser.add_argument("--config", action="config", help="YAML file of values; arguments after it win")
     parser.add_class_arguments(kind, as_group=False)
     try:
-        given = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
+        given = parser.parse_args(words)
         _refuse_blanks(kind, given)
         parsed = parser.instantiate(given)
     except ArgumentError as error:
@@ -256,8 +259,8 @@ def script(main: Callable[[], int | None]) -> None:
     """Run a training script, and exit.
 
     Errors that the user can mend end in one line and exit code 2, without a traceback, and so does the loss of another
-    process; SIGTERM, SIGUSR1 and SIGHUP before the training loop and after it in exit code 75 (in it, see
-    `bmmae.training.signals`). Of the processes on a machine, which read the same data, the first one warns.
+    process; SIGTERM, SIGUSR1 and SIGHUP before the training loop and after it in exit code 75, Ctrl-C in 130
+    (in it, see `bmmae.training.signals`). Of the processes on a machine, which read the same data, the first one warns.
     """
     warnings.showwarning = print_warning if os.environ.get("LOCAL_RANK", "0") == "0" else _say_nothing
     try:
@@ -266,6 +269,11 @@ def script(main: Callable[[], int | None]) -> None:
     except StoppedEarly as stop:
         print(f"stopped by {stop} outside the training loop: start the same command again to go on", file=sys.stderr)
         code = EXIT_STOPPED
+    except KeyboardInterrupt:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise  # `bmmae.training.devices` then ends the process without waiting for the others
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
     except BmmaeError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -329,6 +337,16 @@ def _refuse_repeats(node: yaml.Node | None, prefix: str = "") -> None:
         _refuse_repeats(value, f"{name}.")
 
 
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse empty values, as shells make of variables that are not set: an empty path would be the working folder."""
+    for before, word in pairwise(["", *words]):
+        if not word or re.fullmatch(r"--[\w.]+=", word):
+            raise ConfigError(
+                f"the value after {word or before} is empty: fill it in (is a variable of the shell not set?), or "
+                "leave both out"
+            )
+
+
 def _refuse_blanks(kind: Any, given: Any, prefix: str = "") -> None:
     """Refuse null where a value is needed, which the parser takes for any type, and a value where keys are expected."""
     hints = get_type_hints(kind)
@@ -364,6 +382,8 @@ def _explain(message: str, known: list[str]) -> str:
     if in_file is None and in_arguments is None:
         return f"configuration: {_in_plain_words(line)}"
     key = ".".join(part for match in (in_file, in_arguments) if match for part in match.groups() if part)
+    if key in known:  # jsonargparse appends by `--key+`, to some types of lists
+        return f"configuration key '{key}' cannot be added to: give the whole list, as in --{key} '[a, b]'"
     last = key.rsplit(".", 1)[-1]
     elsewhere = [name for name in known if name.rsplit(".", 1)[-1] == last]  # `lr`, `train.lr`: right but for its place
     near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0) or difflib.get_close_matches(key, known, n=1)
@@ -386,6 +406,8 @@ def _in_plain_words(line: str) -> str:
     line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("NoneType", "null")
     line = re.sub(r"(?:\ba )?typing\.Literal", "one of ", line).replace(' in "<unicode string>", line', " in line")
     line = line.replace("Expected a tuple", "Expected a list")
+    if listed := re.search(r"Expected a list\b.*\. Got value: (?!None$)([^\[{].*)$", line):
+        return f"{line}: write '[{', '.join(listed[1].replace(',', ' ').split())}]'"
     if line.endswith("Got value: False") and "'no'" in line:
         return f"{line}, as which YAML reads a bare no: write 'no', in quotes"
     return line

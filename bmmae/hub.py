@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ _OFFLINE = (
     "To work without a network, fetch it once with one and set HF_HUB_OFFLINE=1 (the cache is then used), or pass the "
     "folder of a copy of the model"
 )
+_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 _CLIENTS = {"huggingface_hub", "httpx", "httpx2", "requests", "urllib3"}
 
 
@@ -173,6 +175,11 @@ def _explain(error: Exception, repo_id: str, filename: str | None, revision: str
         return f"{at} has no file {filename}{_listing(repo_id, revision)}"
     if _status(error) in (401, 403):
         return _no_repository(repo_id)
+    if isinstance(error, OSError) and error.errno in _OF_DISK:
+        return (
+            f"{what} cannot be kept in the hub client's cache: {reason}. Make room there, or name another place with "
+            "HF_HOME"
+        )
     return f"the transfer of {what} failed: {reason}. Try again. {_OFFLINE}"
 
 

@@ -60,6 +60,7 @@ def write_folder(folder: Path, config: SavedConfig, weights: Mapping[str, Tensor
         card: The model card, in Markdown.
 
     Raises:
+        ConfigError: If the config holds what JSON cannot.
         OutputError: If the folder holds anything but a saved model, or cannot be written.
     """
     from safetensors import SafetensorError
@@ -72,10 +73,11 @@ def write_folder(folder: Path, config: SavedConfig, weights: Mapping[str, Tensor
         raise OutputError(
             f"{folder} holds other files than a saved model ({', '.join(foreign[:5])}): choose a new or empty folder"
         )
+    text = _as_json(config)
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         draft.mkdir(parents=True)
-        write_files(draft, config, weights, card)
+        _write_files(draft, text, weights, card)
         _put_in_place(draft, folder)
     except (OSError, SafetensorError) as error:  # the latter where safetensors meets a full disk
         told = getattr(error, "strerror", None) or error
@@ -84,14 +86,24 @@ def write_folder(folder: Path, config: SavedConfig, weights: Mapping[str, Tensor
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_files(folder: Path, config: SavedConfig, weights: Mapping[str, Tensor], card: str) -> None:
+def _as_json(config: SavedConfig) -> str:
+    try:
+        return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
+    except TypeError as error:
+        raise ConfigError(
+            f"the model's config or what describes it cannot be saved as JSON: {error}. Expected numbers, texts, "
+            "lists, tuples, mappings and dataclasses of these"
+        ) from error
+
+
+def _write_files(folder: Path, config: str, weights: Mapping[str, Tensor], card: str) -> None:
     """Write the three files into an existing folder and wait until they are on disk."""
     from safetensors.torch import save_file
 
     # Copies: safetensors refuses tensors that share storage, as slices and tied weights do.
     state = {key: value.detach().cpu().clone().contiguous() for key, value in weights.items()}
     save_file(state, str(folder / WEIGHTS), metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(config, encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
     # safetensors writes files that only their owner can read; shared folders need the usual permissions.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)

@@ -82,10 +82,12 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin in (Union, types.UnionType):
         return _union(kind, value, where)
-    if origin is tuple:
-        return _sequence(get_args(kind), value, where)
+    if origin in (tuple, list, Sequence):
+        kinds = get_args(kind) if origin is tuple else (*get_args(kind), ...)
+        items = _sequence(kinds, value, where)
+        return list(items) if origin is list else items
     if origin in (dict, Mapping):
-        return _mapping(get_args(kind)[1], value, where)
+        return _mapping(get_args(kind), value, where)
     if is_dataclass(kind):
         return from_dict(cast(type[Any], kind), value, where)
     return _scalar(kind, value, where)
@@ -113,10 +115,20 @@ def _sequence(kinds: Sequence[Any], value: Any, where: str) -> tuple[Any, ...]:
     return tuple(_value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
-def _mapping(kind: Any, value: Any, where: str) -> dict[str, Any]:
+def _mapping(kinds: Sequence[Any], value: Any, where: str) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a mapping, got {value!r}")
-    return {str(key): _value(kind, item, f"{where}.{key}") for key, item in value.items()}
+    return {_key(kinds[0], key, where): _value(kinds[1], item, f"{where}.{key}") for key, item in value.items()}
+
+
+def _key(kind: Any, key: object, where: str) -> Any:
+    """Return a key of a mapping as it was before JSON, which has texts alone, made a text of a number."""
+    if kind is not int:
+        return str(key)
+    try:
+        return int(str(key))
+    except ValueError:
+        raise ConfigError(f"{where} must have whole numbers as keys, got {key!r}") from None
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:

@@ -35,12 +35,22 @@ def locate(source: str | Path, filename: str | None = None, revision: str | None
 
     Raises:
         CheckpointError: If there is nothing of the kind, a manifest lists another hash, a revision is asked of what is
-            no hub repository, or the source is no text and no path.
+            no hub repository, the folder may not be read, or the source is no text and no path.
         HubError: If it cannot be fetched.
     """
     if not isinstance(source, str | os.PathLike):
         raise CheckpointError(f"a model goes by its name or path, got a {type(source).__name__}")
     text = _expanded(source)
+    try:
+        return _located(text, filename, revision)
+    except PermissionError as error:
+        raise CheckpointError(
+            f"the model '{text}' may not be read: {error.strerror} ({error.filename}). Ask the owner of the folder for "
+            "the permission, or for a copy"
+        ) from error
+
+
+def _located(text: str, filename: str | None, revision: str | None) -> Path:
     name, tag = _tagged(text)
     if Path(text).exists():
         path = _in_folder(Path(text), filename, None)
@@ -97,7 +107,10 @@ def _models_in(folder: Path) -> list[str]:
     """Names of the models and runs that a folder holds."""
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         return []
-    return sorted(place.name for place in folder.iterdir() if (place / CONFIG).is_file() or (place / INDEX).is_file())
+    # Not `Path.is_file`, which fails in folders that others have closed.
+    return sorted(
+        place.name for place in folder.iterdir() if os.path.isfile(place / CONFIG) or os.path.isfile(place / INDEX)
+    )
 
 
 def _nothing(text: str) -> str:
@@ -208,7 +221,8 @@ def _check_manifest(path: Path) -> None:
 
 def _table_hashes(readme: Path) -> dict[str, str]:
     """Read the hashes by name from the Markdown table that has both columns; nothing where there is none."""
-    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    # Not every README is ours; names and hashes are plain letters in any encoding.
+    lines = readme.read_text(encoding="utf-8", errors="replace").splitlines() if readme.is_file() else []
     columns: list[str] = []
     hashes = {}
     for line in lines:

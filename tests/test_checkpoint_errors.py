@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -131,6 +133,15 @@ def test_a_manifest_counts_from_within_the_models_folder_too(saved: Path, monkey
             load_model(source)
 
 
+def test_a_readme_beside_a_model_may_be_of_any_encoding(saved: Path) -> None:
+    text = f"Köln\n\n| name | sha256 |\n|---|---|\n| model | {'0' * 64} |\n"
+    (saved.parent / "README.md").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match="is not the file that the manifest lists"):
+        load_model(saved)
+    (saved.parent / "README.md").write_bytes(b"K\xf6ln")
+    assert load_model(saved).kind == "mae"
+
+
 def test_a_changed_checkpoint_of_a_run_is_refused(run) -> None:
     folder = run / "checkpoints" / "step-00000001"
     files = {"model.safetensors": {"size": 1, "sha256": "0" * 64}}
@@ -214,6 +225,22 @@ def test_a_slip_beside_local_models_is_not_asked_of_a_hub(
         load_model("runs/pretrain-tny")
 
 
+def test_a_folder_that_others_have_closed_is_told_and_hides_no_slip(saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, look = saved.parent / "closed", os.stat
+    closed.mkdir()
+
+    def stat(path: str | Path, **given: bool) -> os.stat_result:
+        if closed in Path(path).parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path, **given)
+
+    monkeypatch.setattr("os.stat", stat)
+    with pytest.raises(CheckpointError, match=r"closed/run' may not be read: Permission denied .*Ask the owner"):
+        load_model(closed / "run")
+    with pytest.raises(CheckpointError, match=r"there is no model .*Did you mean '.*/model'\?$"):
+        load_model(saved.parent / "modell")
+
+
 def test_a_slip_in_a_whole_path_is_told_as_well(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "pretrain-tiny")
     with pytest.raises(CheckpointError, match=r"Did you mean '.*/pretrain-tiny'\?"):
@@ -262,6 +289,12 @@ def test_a_wrapped_model_says_where_the_model_is(model: PretrainedModel, tmp_pat
         save(torch.nn.DataParallel(model), tmp_path / "model")
     with pytest.raises(ConfigError, match=r"got OptimizedModule: it holds one, so pass model._orig_mod$"):
         save(torch.compile(model, backend="eager"), tmp_path / "model")
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(model: PretrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be saved as JSON: Object of type PosixPath is not JSON serializable"):
+        save_model(model, tmp_path / "new", provenance=Provenance(extra={"table": tmp_path}))
+    assert not list(tmp_path.glob("*new*"))
 
 
 def test_what_describes_a_model_must_be_of_its_class(model: PretrainedModel, tmp_path: Path, monkeypatch) -> None:

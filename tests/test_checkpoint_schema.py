@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,9 +31,25 @@ class Outer:
     flag: bool = False
     table: dict[str, Inner] = field(default_factory=dict)
     free: Any = None
+    widths: list[int] = field(default_factory=list)
+    inners: Sequence[Inner] = ()
+    grades: dict[int, str] = field(default_factory=dict)
 
 
-FULL = Outer(Inner(3, 1.0), ("a", "b"), (4, 5), "exact", 7, "x", True, {"k": Inner(1)}, {"any": [1]})
+FULL = Outer(
+    Inner(3, 1.0),
+    ("a", "b"),
+    (4, 5),
+    "exact",
+    7,
+    "x",
+    True,
+    {"k": Inner(1)},
+    {"any": [1]},
+    widths=[8, 16],
+    inners=(Inner(1), Inner(2)),
+    grades={2: "low", 4: "high"},
+)
 
 
 @pytest.mark.parametrize("config", [FULL, Outer(Inner(1))])
@@ -57,6 +74,9 @@ def test_provenance_survives_json() -> None:
         ({}, "config.inner is missing"),
         ({"inner": {}}, "config.inner.width is missing"),
         ({"inner": 3}, "config.inner must be a mapping, got 3"),
+        ({"inner": {"width": 1}, "widths": 8}, "config.widths must be a list, got 8"),
+        ({"inner": {"width": 1}, "widths": ["a"]}, r"config.widths\[0\] must be of type int, got 'a'"),
+        ({"inner": {"width": 1}, "grades": {"low": "x"}}, "config.grades must have whole numbers as keys, got 'low'"),
         ({"inner": {"width": True}}, "config.inner.width must be of type int, got True"),
         ({"inner": {"width": 1.5}}, "config.inner.width must be of type int, got 1.5"),
         ({"inner": {"width": 1}, "flag": "False"}, "config.flag must be of type bool, got 'False'"),

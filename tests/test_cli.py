@@ -107,6 +107,17 @@ def test_an_unknown_modality_name(model: Path, tmp_path: Path, t1: Path, capsys:
     refused(capsys, tmp_path / "o", code, "unknown modality 'flare'", "Did you mean 'flair'?")
 
 
+@pytest.mark.parametrize("words", [("t2+flair",), ("t2,flair",), ("t2,", "FLAIR"), ("t2", "+", "fla")])
+def test_names_may_be_joined_as_tables_and_lists_join_them(
+    model: Path, tmp_path: Path, t1: Path, capsys: Capture, words: tuple[str, ...]
+) -> None:
+    assert reconstruct(model, tmp_path / "o", "--t1", t1, "--only", *words) == 0
+    assert {path.name for path in (tmp_path / "o").glob("*.nii.gz")} == {"t2.nii.gz", "flair.nii.gz"}
+    code = reconstruct(model, tmp_path / "no", "--t1", t1, "--only", ",")
+    assert code == 2
+    assert "unknown modality ','" in capsys.readouterr().err
+
+
 def test_a_modality_given_twice(model: Path, tmp_path: Path, t1: Path, capsys: Capture) -> None:
     code = reconstruct(model, tmp_path / "o", "--t1", t1, "--image", f"T1w={t1}")
     refused(capsys, tmp_path / "o", code, "given twice")
@@ -252,16 +263,20 @@ def test_numbers_that_make_no_sense_are_refused_by_name(
     assert told in capsys.readouterr().err
 
 
-def test_info_of_a_run_whose_curves_cannot_be_written_still_tells(model: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_info_of_a_run_whose_curves_cannot_be_written_still_tells(
+    model: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     shutil.copytree(model, run / "checkpoints" / "step-00000002")
     (run / "checkpoints" / "index.json").write_text('{"best": "step-00000002", "status": "finished"}')
     (run / "metrics.jsonl").write_text("")
-    assert main(["info", str(run)]) == 0
-    told = capsys.readouterr()
-    assert "holds no metrics" in told.err
-    assert "FLAIR" in told.out
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (str(run), "~/run"):
+        assert main(["info", name]) == 0
+        told = capsys.readouterr()
+        assert "holds no metrics" in told.err
+        assert "FLAIR" in told.out
 
 
 def test_init_that_meets_a_full_disk_can_be_given_again(tmp_path: Path, capsys: Capture) -> None:

@@ -273,6 +273,13 @@ def test_an_encoder_alone_loads_on_request_with_the_published_decoder_new(small)
     assert model.config.decoder == DecoderConfig()
 
 
+def test_a_file_in_the_home_folder_is_converted(tmp_path, small, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(small, tmp_path / "bmmae.pth")
+    assert convert("~/bmmae.pth", "~/base").complete
+    assert load_model(tmp_path / "base").kind == "mae"
+
+
 def test_only_published_files_are_converted(tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"is no file of published weights: expected a name that ends in .pth"):
         convert(tmp_path / "model.safetensors", tmp_path / "out")

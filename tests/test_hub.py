@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import files_of_at_most
 from hub_server import Hub, Repository, serve
 from published import SMALL, published_state
 
@@ -162,6 +163,16 @@ def test_a_connection_that_keeps_breaking_is_an_error_and_leaves_nothing(hub, st
     with pytest.raises(HubError, match=r"the transfer of model.safetensors of lab/brain.* failed: .*Try again"):
         load_model(NAME)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_cache_that_cannot_be_written_is_not_called_a_failed_transfer(hub, stored, tmp_path, monkeypatch) -> None:
+    told = r"cannot be kept in the hub client's cache: .*Make room there, or name another place with HF_HOME$"
+    with pytest.raises(HubError, match=rf"model\.safetensors of {NAME}@\w+ {told}"), files_of_at_most(2000):
+        load_model(NAME)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(HubError, match=rf"config\.json of {NAME} {told}"):
+        load_model(NAME)
 
 
 def test_damaged_bytes_are_found_by_the_hubs_sha256(hub, stored) -> None:

@@ -225,6 +225,8 @@ def test_a_needed_path_that_is_left_blank_is_named(tmp_path: Path) -> None:
         ("optimiser: {lr: 1.0e-3}", r"unknown configuration key 'optimiser\.lr'\. Did you mean 'optim\.lr'"),
         ("train: {steps: 2, lr: 1.0e-3}", r"unknown configuration key 'train\.lr'\. Did you mean 'optim\.lr'"),
         ("train: {steps: 2}\nspacing: [2, 2, 2]", r"Did you mean 'preprocess\.spacing'"),
+        ("train: {steps: 2}\nmodel: {modalities: t1 flair}", r"Got value: t1 flair: write '\[t1, flair\]'$"),
+        ("train: {steps: 2}\npreprocess: {spacing: '1,1,2'}", r"Got value: 1,1,2: write '\[1, 1, 2\]'$"),
     ],
 )
 def test_what_does_not_fit_is_told_in_plain_words(tmp_path: Path, text: str, message: str) -> None:

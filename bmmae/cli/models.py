@@ -31,7 +31,7 @@ def _run_info(given: argparse.Namespace) -> int:
 
     from bmmae.checkpoint import info
 
-    run = Path(given.model.removesuffix("@last"))
+    run = Path(given.model.removesuffix("@last")).expanduser()
     if (run / "metrics.jsonl").exists() and not given.json:
         from bmmae.report import save_curves
 

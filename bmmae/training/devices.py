@@ -159,14 +159,19 @@ def tells_of_lost_process(error: RuntimeError) -> bool:
 
 
 @contextlib.contextmanager
-def explained_out_of_memory(progress: Progress, train: TrainConfig) -> Iterator[None]:
-    """Turn an out-of-memory error into one that says which settings to lower."""
+def explained_failures(progress: Progress, train: TrainConfig) -> Iterator[None]:
+    """Turn a lack of memory, or of a compiler for torch.compile, into an error that says which settings to change."""
     try:
         yield
     except BmmaeError:
         raise
     except RuntimeError as error:
         text = str(error)
+        if train.compile and type(error).__module__.startswith(("torch._inductor.", "torch._dynamo.")):
+            raise TrainingError(
+                f"torch.compile failed at step {progress.step}: {text.splitlines()[0]} Set train.compile to false, or "
+                "install what it needs (a compiler such as g++; for GPUs also triton)."
+            ) from error
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
             raise
         raise TrainingError(

@@ -14,7 +14,7 @@ from bmmae.data.loaders import AddressedDataset, training_batches
 from bmmae.tasks.task import Task
 from bmmae.training.batch_size import fit_batch_size
 from bmmae.training.checkpointing import SaveModel
-from bmmae.training.devices import explained_out_of_memory, start_accelerator
+from bmmae.training.devices import explained_failures, start_accelerator
 from bmmae.training.lock import RunLock
 from bmmae.training.optim import OptimConfig
 from bmmae.training.plan import TrainConfig, make_plan
@@ -142,7 +142,7 @@ def fit(
         lock,
         StopRequest(train.time_limit_hours) as stop,
         Records(run_dir, plan, run.progress, tracker, peak=stepper.peak, main=main, bar=train.progress) as records,
-        explained_out_of_memory(run.progress, train),
+        explained_failures(run.progress, train),
     ):
         while True:
             # Once in a while: evaluate, always on the same samples under the same seed.

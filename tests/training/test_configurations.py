@@ -72,3 +72,15 @@ def test_a_slip_in_a_file_is_told_without_the_parsers_own_words(tmp_path: Path, 
 def test_a_clipping_norm_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"optim\.clip_norm must be positive, got nan"):
         OptimConfig(clip_norm=float("nan"))
+
+
+@pytest.mark.parametrize("words", [["--data.cache", ""], ["--data.cache="]])
+def test_an_empty_value_is_no_path(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"value after --data\.cache=? is empty: fill it in"):
+        parse(PretrainConfig, ["--data.cohort", "c.csv", "--train.steps", "2", *words])
+
+
+def test_a_list_that_is_added_to_is_to_be_given_whole() -> None:
+    words = ["--data.cohort", "c.csv", "--train.steps", "2", "--model.modalities+", "dwi"]
+    with pytest.raises(ConfigError, match=r"'model\.modalities' cannot be added to: give the whole list"):
+        parse(PretrainConfig, words)

@@ -13,7 +13,7 @@ from bmmae.data.loaders import Batch
 from bmmae.errors import OutputError, TrainingError
 from bmmae.tasks.task import StepOutput, Task
 from bmmae.training import OptimConfig, find_checkpoint, fit
-from bmmae.training.devices import explained_out_of_memory, uses_bf16
+from bmmae.training.devices import explained_failures, uses_bf16
 from bmmae.training.resume import Progress
 
 
@@ -187,13 +187,24 @@ def test_auto_takes_bf16_on_cpus_that_are_faster_in_it(
 def test_running_out_of_memory_says_what_to_lower() -> None:
     with (
         pytest.raises(TrainingError, match=r"Out of memory at step 7: lower train.batch_size \(now 4; .*bf16"),
-        explained_out_of_memory(Progress(step=7), settings()),
+        explained_failures(Progress(step=7), settings()),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
 
+def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    with (
+        pytest.raises(TrainingError, match=r"torch\.compile failed at step 3: .*C\+\+ compiler.*train\.compile to fa"),
+        explained_failures(Progress(step=3), settings(compile=True)),
+    ):
+        torch.compile(torch.sin)(torch.ones(17))
+
+
 def test_other_errors_keep_their_form() -> None:
-    with pytest.raises(RuntimeError, match="a bug"), explained_out_of_memory(Progress(), settings()):
+    with pytest.raises(RuntimeError, match="a bug"), explained_failures(Progress(), settings()):
         raise RuntimeError("a bug")
 
 

@@ -127,6 +127,19 @@ def test_a_process_that_lost_another_says_so_in_a_sentence(
         script(lambda: main("a bug"))
 
 
+def test_ctrl_c_while_a_script_prepares_is_a_word_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        script(lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(KeyboardInterrupt):
+        script(lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
 def test_the_loop_takes_signals_over_from_the_script_and_gives_them_back() -> None:
     with ScriptStop():
         with StopRequest() as stop:
