@@ -4,8 +4,9 @@ They are read in place beside the checkout and are no part of the project; scrip
 
 python benchmarks/real.py --out runs/glioma/cohort.csv
 
-writes the fixed split as a cohort table, to train what is released; segmentations of the edition that calls enhancing
-tumour 3 are written anew beside it, with 4, so that one coding (`brats2017`) fits all.
+writes the fixed split as a cohort table, to train what is released, or with `--everyone` the same cases undivided;
+segmentations of the edition that calls enhancing tumour 3 are written anew beside it, with 4, so that one coding
+(`brats2017`) fits all.
 """
 
 from __future__ import annotations
@@ -71,13 +72,13 @@ def folds(cohort: Cohort, seed: int = 0) -> list[Parts]:
     return made
 
 
-def write_table(path: Path) -> Cohort:
-    """Write the fixed split as a table, and return it."""
+def write_table(path: Path, *, everyone: bool = False) -> Cohort:
+    """Write the fixed split as a table, and return it; with `everyone` nobody is put into a part."""
     cohort = real_cohort()
     parts = fixed_split(cohort)
     named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     studies = [
-        replace(study, split=split, seg=_of_2017(study, path.parent))
+        replace(study, split=None if everyone else split, seg=_of_2017(study, path.parent))
         for split, members in named.items()
         for study in members
     ]
@@ -97,5 +98,6 @@ def _of_2017(study: Study, folder: Path) -> str | Path | None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the fixed split of the real cases as a cohort table.")
     parser.add_argument("--out", type=Path, required=True, metavar="CSV")
-    made = write_table(parser.parse_args().out)
-    print(f"{len(made)} studies in {parser.parse_args().out}")
+    parser.add_argument("--everyone", action="store_true", help="leave the column `split` out: for a training on all")
+    given = parser.parse_args()
+    print(f"{len(write_table(given.out, everyone=given.everyone))} studies in {given.out}")

@@ -3,7 +3,8 @@
 python benchmarks/release.py --run runs/tiny/pretrain --cohort runs/tiny/data/cohort.csv --out checkpoints/tiny
 
 `--refit` solves for the voxel-wise regression again first, on the table's training studies, as the recipes have it
-today: where what it looks at has changed, a released model needs that and no training.
+today: where what it looks at has changed, a released model needs that and no training. Without test studies, as after a
+training on everybody, nothing is measured, and the model's card says so.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bmmae.evaluation.intervals import mean_with_interval
 from bmmae.evaluation.overlap import overlap
 from bmmae.evaluation.subsets import all_subsets
 from bmmae.evaluation.synthesis import METHODS, compare_synthesis, format_synthesis, verdict
-from bmmae.modalities import subset_label, title
+from bmmae.modalities import STANDARD, subset_label, title
 from bmmae.model.config import VOXELWISE
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationModel
@@ -53,14 +54,15 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     model = load_model(given.run)
+    judged = any(study.split == "test" for study in read_cohort(given.cohort, STANDARD))
     if given.refit and not (isinstance(model, MAE) and model.synthesis):
         sys.exit(f"error: {given.run} has no voxel-wise regression to fit again")
     if isinstance(model, SegmentationModel):
-        metrics = measure_segmentation(model, given.cohort)
+        metrics = measure_segmentation(model, given.cohort) if judged else {}
     elif isinstance(model, MAE):
         if given.refit:
             refit(model, given.cohort)
-        metrics = measure(model, given.cohort)
+        metrics = measure(model, given.cohort) if judged else {}
     else:
         sys.exit(f"error: {given.run} holds a model of kind '{model.kind}': expected 'mae' or 'segmentation'")
     provenance = replace(provenance_of(model), metrics=metrics, licence=given.licence)

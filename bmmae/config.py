@@ -46,7 +46,9 @@ class DataConfig:
         cohort: The cohort table (CSV or Parquet), written by `bmmae index` or by hand.
         cache: Folder of prepared studies, see `bmmae cache`; those that are not in it are prepared when first needed,
             and stored if the folder can be written. Null keeps none on disk.
-        validation_share: Share of the patients to validate on, where the table has no column `split`.
+        validation_share: Share of the patients to validate on, where the table has no column `split`. With 0 nobody is
+            held back to validate, whatever the table or the folds say: all but test studies train, and the last step is
+            the model. For the last training of all, when it is known how long to train; not for patients.
         splits: Folds that `bmmae split` made for this cohort; they come before the table's own column `split`.
         fold: Which of them, from 0.
         labels: Label coding: `brats2017`, `brats2023`, `brats2024-post`, `binary`, or a YAML file with `classes`; null
@@ -67,8 +69,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.memory_mb < 0:
             raise ConfigError(f"data.memory_mb must be zero or more, got {self.memory_mb}")
-        if not 0 < self.validation_share < 1:
-            raise ConfigError(f"data.validation_share must lie between 0 and 1, got {self.validation_share}")
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"data.validation_share must be 0 or lie between 0 and 1, got {self.validation_share}")
         if self.fold and self.splits is None:
             raise ConfigError(
                 f"data.fold is {self.fold}, but no folds are given: name the file of `bmmae split` in data.splits"

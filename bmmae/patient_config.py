@@ -102,3 +102,8 @@ class PatientConfig:
                 "mode to full, or name pretrained weights"
             )
         self.data.refuse_labels()
+        if not self.data.validation_share:
+            raise ConfigError(
+                "data.validation_share is 0, and nobody would validate: models of patients need somebody by whom to "
+                "choose penalties and checkpoints. Give a share above 0"
+            )

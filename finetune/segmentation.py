@@ -54,15 +54,15 @@ def main() -> int:
     view = View.of(shape)
     masking = MaskingConfig(config.visible_share) if config.visible_share < 1 else None
     training_data = StudyDataset(train, view, cache, seed=seed, coding=coding, augment=config.augment, masking=masking)
-    validation_data = StudyDataset(validation, view, cache, seed=seed, coding=coding)
+    validation_data = StudyDataset(validation, view, cache, seed=seed, coding=coding) if validation else None
 
     model = new_model(config, shape, coding, pretrained)
     parent = None if from_scratch else config.model
     inherited = provenance_of(pretrained) if pretrained else None
-    seen, judges = training_data.studies, validation_data.studies
+    seen, judges = training_data.studies, validation_data.studies if validation_data else ()
     origin = training_provenance(cohort, seen, parent, cache, inherited, validation=judges)
     describe(model, preprocess, origin)
-    warn_of_overlap(model, validation_data.studies, cache)
+    warn_of_overlap(model, judges, cache)
 
     result = fit(
         model,
@@ -99,7 +99,7 @@ def labelled_parts(config: SegmentConfig, cohort: Cohort, cache: StudyCache) -> 
     for name, part in parts.items():
         studies = [study for study in part if study.seg is not None]
         kept[name] = sound_studies(studies, cache, skip_broken=config.data.skip_broken)
-        if not any(np.any(cache.load(study).label) for study in kept[name]):
+        if part and not any(np.any(cache.load(study).label) for study in kept[name]):
             raise LabelError(
                 f"no {name} study has a labelled voxel ({len(studies)} of {len(part)} have a segmentation) on the "
                 f"model's grid of {cache.config.grid}: look at the column 'seg', or divide the studies otherwise"

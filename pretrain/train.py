@@ -44,14 +44,14 @@ def main() -> int:
     warn_of_absent(train, config.model.modalities)
     view = View.of(config.model)
     training_data = StudyDataset(train, view, cache, seed=seed, masking=config.masking, augment=config.augment)
-    validation_data = StudyDataset(validation, view, cache, seed=seed, masking=config.masking)
+    validation_data = StudyDataset(validation, view, cache, seed=seed, masking=config.masking) if validation else None
 
     fit_synthesis(model, training_data.studies, config.preprocess)
-    seen, judges = training_data.studies, validation_data.studies
+    seen, judges = training_data.studies, validation_data.studies if validation_data else ()
     origin = training_provenance(cohort, seen, config.start, cache, inherited, validation=judges)
     describe(model, config.preprocess, origin)
     if inherited is not None:
-        warn_of_overlap(model, validation_data.studies, cache)
+        warn_of_overlap(model, judges, cache)
 
     result = fit(
         model,
@@ -63,7 +63,9 @@ def main() -> int:
         run_dir=config.out,
         save_model=MAE.save_pretrained,
         resolved_config=asdict(config),
-        picture=partial(save_progress, data=validation_data, folder=config.out / "pictures"),
+        picture=partial(save_progress, data=validation_data, folder=config.out / "pictures")
+        if validation_data
+        else None,
     )
     return result.exit_code
 

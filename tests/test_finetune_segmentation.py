@@ -25,6 +25,7 @@ from bmmae.errors import BmmaeError, ConfigError, LabelError, TrainingError
 from bmmae.modalities import STANDARD
 from bmmae.model.mae import MAE
 from bmmae.model.segmentation import SegmentationConfig, SegmentationModel
+from bmmae.training.checkpointing import read_index
 
 SCRIPT = Path(__file__).parents[1] / "finetune" / "segmentation.py"
 OWN = ("--classes", "{core: 1, oedema: 2, rim: 4}", "--regions", "{all: [1, 2, 4], inner: [1, 4], rim: [4]}")
@@ -92,6 +93,20 @@ def test_a_run_is_resumed_and_its_model_a_start(world: Path, monkeypatch: pytest
     (world / "run").rename(world / "first")
     again = finetune(world, monkeypatch, *labels, "--train.steps", 1, model="first")
     assert again.metadata.provenance["parent"] == "first"
+
+
+@pytest.mark.slow
+def test_without_validation_everybody_trains_and_the_last_step_is_the_model(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = ("--data.labels", "brats2017", "--data.validation_share", 0, "--train.steps", 2)
+    with pytest.raises(ConfigError, match=r"train\.patience waits for evaluations, and nobody validates"):
+        finetune(world, monkeypatch, *alone, "--train.patience", 3)
+    made = finetune(world, monkeypatch, *alone, "--train.evaluate_every", 1)
+    index = read_index(world / "run")
+    assert (index["status"], index["step"], index["best"]) == ("finished", 2, None)
+    assert (made.metadata.provenance["subjects"], made.metadata.provenance["selection_hashes"]) == (4, [])
+    assert not any("val/loss" in line for line in (world / "run" / "metrics.jsonl").read_text().splitlines())
 
 
 @pytest.mark.parametrize(

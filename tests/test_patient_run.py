@@ -248,6 +248,7 @@ def test_what_cannot_be_learned_is_one_sentence(
         (("--targets.survival", "[survival_classes]", "--targets.balanced", "true"), "about labels and multilabel"),
         (("--head.focal", "2"), "head.focal is about classes"),
         (("--data.labels", "binary"), "is about segmentation"),
+        (("--data.validation_share", "0"), "data.validation_share is 0, and nobody would validate"),
         (("--model", "scratch:tiny", "--mode", "head"), "random weights from scratch would never learn"),
         (("--mode", "head", "--optim.frozen_steps", "5"), "optim.frozen_steps has no effect in mode 'head'"),
         (("--mode", "features", "--optim.frozen_steps", "5"), "optim.frozen_steps has no effect in mode 'features'"),

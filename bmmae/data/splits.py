@@ -27,12 +27,13 @@ def train_and_validation(
 ) -> tuple[list[Study], list[Study]]:
     """Return training and validation studies: those of a fold, else of the `split` column, else random, by patient.
 
-    Studies marked `test` are in neither. At least one patient goes to each part. Blank cells beside marked ones are
-    warned of: those studies are in neither part.
+    Studies marked `test` are in neither. At least one patient goes to each part, unless the share is 0, with which
+    nobody validates: who would have, trains. Blank cells beside marked ones are warned of: those studies are in neither
+    part.
 
     Args:
         cohort: All studies.
-        validation_share: Share of the patients to validate on, for a random split.
+        validation_share: Share of the patients to validate on, for a random split; 0 lets all train.
         seed: Of the random split.
         splits: A file that `bmmae split` wrote for this cohort.
         fold: Which of its folds, from 0.
@@ -56,7 +57,9 @@ def train_and_validation(
         if doubt := ungrouped_visits(cohort):
             warnings.warn(doubt, stacklevel=2)
         train, validation = _by_patient(cohort.studies, validation_share, seed)
-    if not train or not validation:
+    if not validation_share:
+        train, validation = [*train, *validation], []
+    if not train or (validation_share and not validation):
         missing = "training" if not train else "validation"
         advice = (
             "mark some rows 'train' and some 'validation' in the column 'split', or leave the column out and have at "
@@ -103,6 +106,8 @@ def _warn_of_blanks(cohort: Cohort) -> None:
 
 
 def _by_patient(studies: Sequence[Study], share: float, seed: int) -> tuple[list[Study], list[Study]]:
+    if not share:
+        return list(studies), []
     groups = sorted({study.group for study in studies})
     order = sample_generator(seed, 0, 0, purpose="split").permutation(len(groups))
     count = min(max(1, round(share * len(groups))), len(groups) - 1)

@@ -367,6 +367,8 @@ def keep_less(model: nn.Module) -> None:
 
 def _validation_batches(dataset: AddressedDataset | None, train: TrainConfig, accelerator: Any) -> Batches | None:
     if dataset is None:
+        if train.patience is not None:
+            raise ConfigError("train.patience waits for evaluations, and nobody validates: set it to null.")
         return None
     if not len(dataset):
         raise TrainingError("The validation dataset is empty: check the split, or give None to train without one.")

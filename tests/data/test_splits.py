@@ -36,6 +36,16 @@ def test_the_split_is_a_function_of_the_seed_and_not_of_the_tables_order() -> No
     assert len({train_and_validation(cohort(), seed=seed)[1][0].group for seed in range(20)}) > 3
 
 
+@pytest.mark.parametrize("splits", [(None,), ("train", "validation", "test")])
+def test_with_a_share_of_nothing_all_train_but_the_tested(splits: tuple[str | None, ...]) -> None:
+    rows = cohort(splits=splits)
+    train, validation = train_and_validation(rows, validation_share=0.0)
+    assert not validation
+    assert {study.key for study in train} == {study.key for study in rows if study.split != "test"}
+    with pytest.raises(CohortError, match="no training studies among 20"):
+        train_and_validation(cohort(splits=("test",)), validation_share=0.0)
+
+
 def test_subjects_named_as_visits_of_one_patient_are_told() -> None:
     names = ("p1_v1", "p1_v2", "p2_v1", "p3_v1")
     studies = tuple(Study(name, {"t1": Path(f"{name}.nii")}) for name in names)
