@@ -181,11 +181,12 @@ class _View:
             slot = config.modalities.index(name)
             images[0, slot] = torch.from_numpy(window.images[place])
             valid[0, slot] = torch.from_numpy(window.valid[place])
-        device = next(model.parameters()).device
+        like = next(model.parameters())
+        device = like.device
         row = columns_of(model).encode(Study("", {}, values=dict(clinical)))
         values = row.get("clinical", torch.zeros(0))[None].to(device)
         known = row.get("clinical_available", torch.zeros(0, dtype=torch.bool))[None].to(device)
-        return cls(model, study, images.to(device), valid.to(device), window.brain, values, known)
+        return cls(model, study, images.to(like), valid.to(device), window.brain, values, known)
 
     @property
     def known(self) -> tuple[str, ...]:

@@ -178,7 +178,8 @@ def _by_subset(
 ) -> Iterator[tuple[list[int], tuple[str, ...], Batch]]:
     """Yield which rows of a batch are looked at from which subset, and these rows as if they had no more than that."""
     names = model.model_config.modalities
-    device = next(model.parameters()).device
+    like = next(model.parameters())
+    device = like.device
     wanted: dict[tuple[str, ...], list[int]] = {}
     for row, study in enumerate(studies):
         for subset in choose_subsets(study, names, visits.only, every=visits.every):
@@ -186,8 +187,9 @@ def _by_subset(
     for subset, rows in wanted.items():
         part: Batch = {key: value[rows].to(device) for key, value in batch.items() if isinstance(value, Tensor)}
         flags = torch.tensor([name in subset for name in names], device=device)
-        available, valid = tensors(part, "available", "valid")
-        yield rows, subset, {**part, "available": available & flags, "valid": valid & flags[:, None, None, None]}
+        images, available, valid = tensors(part, "images", "available", "valid")
+        shown = {"available": available & flags, "valid": valid & flags[:, None, None, None]}
+        yield rows, subset, {**part, "images": images.to(like.dtype), **shown}
 
 
 def warn_of_rare_subsets(model: PatientModel, outputs: Outputs) -> None:

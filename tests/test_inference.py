@@ -445,5 +445,8 @@ def test_arguments_that_make_no_sense_are_explained(mae: MAE, tmp_path: Path) ->
     for value, name in ((None, "NoneType"), (nib.load(given["t1"]), "Nifti1Image"), (picture(), "ndarray")):
         with pytest.raises(ImageError, match=f"^t1: expected the path of an image file, got {name}; leave out"):
             do(mae, {"t1": value})
+    for paths in ([given["t1"]], str(given["t1"])):
+        with pytest.raises(ImageError, match=r"by modality name, such as {'t1': 't1.nii.gz'}, got .*t1.nii.gz"):
+            do(mae, paths)
     with pytest.raises(ImageError, match=r"^brain_mask: expected the path of an image file, got ndarray"):
         do(mae, given, brain_mask=brain())

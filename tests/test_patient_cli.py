@@ -121,6 +121,7 @@ def test_a_restricted_patient_is_one_that_never_had_more(world: Path, tmp_path: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert run(world, "predict", tmp_path / "few.csv", "--subset", "t1", "t2") == 0
+        assert run(world, "predict", tmp_path / "joined.csv", "--subset", "t1+t2") == 0  # as tables write it
         bare = cohort.path.read_text().splitlines() if cohort.path else []
         names = bare[0].split(",")
         kept = [i for i, name in enumerate(names) if name not in ("t1ce", "flair")]
@@ -128,6 +129,7 @@ def test_a_restricted_patient_is_one_that_never_had_more(world: Path, tmp_path: 
         assert run(world, "predict", tmp_path / "bare.csv", table="bare.csv") == 0
     few, alone = (pd.read_csv(tmp_path / name) for name in ("few.csv", "bare.csv"))
     assert set(few["subset"]) == {"t1+t2"}
+    assert (tmp_path / "joined.csv").read_text() == (tmp_path / "few.csv").read_text()
     # The brain is that of all images in one case and of two in the other; here they are the same.
     np.testing.assert_allclose(few["cox_risk"], alone["cox_risk"], atol=1e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 import torch
 from tiny_patients import tiny_patient_model, write_patients
 
-from bmmae.checkpoint import save_model
+from bmmae.checkpoint import preprocessing_of, save_model
 from bmmae.cli import main
+from bmmae.data.cache import StudyCache
 from bmmae.data.cohort import Study
 from bmmae.errors import ConfigError
 from bmmae.model.patient import PatientModel
 from bmmae.patient_explain import Explanation, explain_patient, write_explanation
+from bmmae.patient_prediction import embed, predict
 from bmmae.targets import Target
 
 CLINICAL = {"age": 55.0, "sex": None}
@@ -74,6 +77,19 @@ def test_risks_are_explained_too(world: tuple[PatientModel, Study]) -> None:
     found = explain_patient(model, {"t1": study.images["t1"]}, target="cox", clinical=NOT_KNOWN)
     assert found.outcome == "risk"
     assert found.shapley == pytest.approx({"t1": found.answer - found.base})
+
+
+def test_a_model_of_half_the_precision_explains_and_predicts_alike(
+    world: tuple[PatientModel, Study], found: Explanation, tmp_path: Path
+) -> None:
+    model, study = world
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    again = explain_patient(half, study.images, target="site", outcome=found.outcome, clinical=CLINICAL)
+    assert again.answer == pytest.approx(found.answer, abs=0.1)
+    cache = StudyCache(None, preprocessing_of(model), model.config.model.modalities)
+    (one, two) = (predict(each, [study], cache).logits["site"] for each in (model, half))
+    torch.testing.assert_close(one, two, atol=0.2, rtol=0.2)
+    assert len(embed(half, [study], cache)) == 1
 
 
 def test_what_a_model_does_not_use_gets_nothing(world: tuple[PatientModel, Study]) -> None:

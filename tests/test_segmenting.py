@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
 import nibabel as nib
 import numpy as np
 import pytest
@@ -317,6 +318,15 @@ def test_an_impossible_overlap_is_refused() -> None:
         list(window_starts(SIZE, SIZE, 1.0))
     with pytest.raises(ConfigError, match=r"overlap of windows must lie in \[0, 1\), got 1.5"):
         SegmentOptions(overlap=1.5)
+
+
+def test_a_number_is_no_postprocessing_and_is_refused_before_the_work() -> None:
+    jaxtyping.config.update("jaxtyping_disable", True)  # as a user runs it
+    try:
+        with pytest.raises(ConfigError, match=r"postprocess must be a PostprocessConfig or None, got 20\.0"):
+            SegmentOptions(postprocess=20.0)  # type: ignore[arg-type]
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def relying(model: SegmentationModel, **tables: dict[str, str]) -> SegmentationModel:

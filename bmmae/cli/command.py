@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,13 @@ def add_modalities(command: argparse.ArgumentParser) -> None:
 
 def given_modalities(given: argparse.Namespace) -> tuple[str, ...]:
     """Return the modalities asked for, in table order."""
-    return in_table_order(find(name) or name for name in given.modalities)
+    return in_table_order(find(name) or name for name in separate_names(given.modalities))
+
+
+def separate_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return names that were given one by one, or joined as tables (`t1+flair`) or lists (`t1,flair`) join them."""
+    names = tuple(name for text in texts for part in re.split(r"[+,]", text) if (name := part.strip()))
+    return names or tuple(texts)  # nothing but a comma is no name, and not what leaving the option out means
 
 
 def positive(text: str) -> int:

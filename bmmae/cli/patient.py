@@ -16,6 +16,7 @@ from bmmae.cli.command import (
     millimetres,
     positive,
     require_writable,
+    separate_names,
     whole,
 )
 from bmmae.cli.images import load
@@ -86,6 +87,13 @@ def _add_cohort(command: argparse.ArgumentParser) -> None:
     command.add_argument("--every-subset", action="store_true", help="from every subset of what each patient has")
     command.add_argument("--batch-size", type=positive, default=4, help="studies at a time (default: 4)")
     command.add_argument("--skip-broken", action="store_true", help="leave broken studies out and say how many")
+
+
+def _only(given: argparse.Namespace, model: PretrainedModel) -> tuple[str, ...] | None:
+    """The modalities that `--subset` restricts a model to; None for no restriction."""
+    from bmmae.patient_prediction import given_subset
+
+    return given_subset(None if given.subset is None else separate_names(given.subset), model)
 
 
 def _opened(
@@ -171,12 +179,11 @@ def _predict(commands: Commands) -> None:
 
 
 def _run_predict(given: argparse.Namespace) -> int:
-    from bmmae.patient_prediction import given_subset
     from bmmae.patient_tables import prediction_rows, write_table
 
     _require_table(given.out, given.cohort)
     model = _patient_model(given.model)
-    cohort, _, outputs = _predicted(given, model, given_subset(given.subset, model))
+    cohort, _, outputs = _predicted(given, model, _only(given, model))
     path = write_table(given.out, prediction_rows(model, outputs))
     left = _left_out(cohort, {study.key for study in outputs.studies})
     print(f"{len(outputs.studies)} predictions in {path}{left}\n{NOTICE}")
@@ -202,7 +209,7 @@ def _embed(commands: Commands) -> None:
 
 def _run_embed(given: argparse.Namespace) -> int:
     from bmmae.embedding_plot import cells_to_colour, draw_embeddings, require_picture
-    from bmmae.patient_prediction import embed, given_subset
+    from bmmae.patient_prediction import embed
     from bmmae.patient_tables import write_table
 
     if given.colour and not given.umap:
@@ -212,7 +219,7 @@ def _run_embed(given: argparse.Namespace) -> int:
         require_picture(given.umap)
         require_writable(given.umap.parent)
     model = load(given.model)
-    only = given_subset(given.subset, model)
+    only = _only(given, model)
     look = partial(cells_to_colour, column=given.colour) if given.colour else None
     cohort, cache = _opened(given, model, look)
     rows = embed(
@@ -245,12 +252,11 @@ def _evaluate(commands: Commands) -> None:
 
 def _run_evaluate(given: argparse.Namespace) -> int:
     from bmmae.patient_evaluation import evaluate_cohort, model_names, refuse_what_cannot_be_judged
-    from bmmae.patient_prediction import given_subset
 
     require_writable(given.out)
     sources = [given.model, *given.beside]
     models = dict(zip(model_names(sources), map(_patient_model, sources), strict=True))
-    only = given_subset(given.subset, next(iter(models.values())))
+    only = _only(given, next(iter(models.values())))
     look = partial(refuse_what_cannot_be_judged, models)
     found, left = {}, {}
     for name, model in models.items():

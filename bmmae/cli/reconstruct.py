@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmmae.cli.command import Commands, add_command, print_doubts, require_writable, tally
+from bmmae.cli.command import Commands, add_command, print_doubts, require_writable, separate_names, tally
 from bmmae.cli.images import add_images, given_images, load, required_images
 from bmmae.errors import ConfigError, few
 from bmmae.modalities import title
@@ -52,8 +52,8 @@ def _run(given: argparse.Namespace) -> int:
     from bmmae.reconstruction_page import study_page
 
     options = ReconstructOptions(
-        only=tuple(given.only),
-        subset=tuple(given.subset),
+        only=separate_names(given.only),
+        subset=separate_names(given.subset),
         intensity=given.intensity,
         uncertainty=given.uncertainty,
         complete=given.all,

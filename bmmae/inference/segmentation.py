@@ -38,7 +38,7 @@ class SegmentOptions:
         cut: Probability above which a voxel belongs to a region, or `dice`; see `bmmae.inference.decision`.
 
     Raises:
-        ConfigError: If `overlap` is not below 1, or `cut` is neither.
+        ConfigError: If `overlap` is not below 1, `cut` is neither, or `postprocess` something else.
     """
 
     overlap: float = 0.25
@@ -51,6 +51,8 @@ class SegmentOptions:
         parse_cut(str(self.cut))
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"overlap of windows must lie in [0, 1), got {self.overlap:g}")
+        if self.postprocess is not None and not isinstance(self.postprocess, PostprocessConfig):
+            raise ConfigError(f"postprocess must be a PostprocessConfig or None, got {self.postprocess!r}")
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ def segment_prepared(
         return cast(Tensor, found)
 
     def predict(images: Tensor, valid: Tensor, brain: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=_has_matrix_units(images.device)):
+        faster = images.dtype == torch.float32 and _has_matrix_units(images.device)  # half weights bring their own
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=faster):
             found = probabilities(images, valid, brain)
             if flips:
                 mirrored = probabilities(*(volume.flip(2) for volume in (images, valid, brain))).flip(2)

@@ -106,16 +106,28 @@ def name_files(
 
     Raises:
         ModalityError: If none is given, one is unknown to the model, or one is given twice.
-        ImageError: If something else than a path is given.
+        ImageError: If something else than a path is given, or paths without names.
     """
     known = model.model_config.modalities
     if not images:
         raise ModalityError(f"no image given: expected at least one of {', '.join(known)}")
+    _require_names(images, known)
     named = {canonical(name, known): _located(path, name) for name, path in images.items()}
     if len(named) < len(images):
         raise ModalityError(f"a modality is given twice under two names: {', '.join(images)}")
     masks = {} if brain_mask is None else dict.fromkeys(named, _located(brain_mask, "brain_mask"))
     return StudyFiles({name: named[name] for name in known if name in named}, masks)
+
+
+def _require_names(images: object, known: Sequence[str]) -> None:
+    """Refuse files without names.
+
+    Raises:
+        ImageError: If they are not given by name.
+    """
+    if not isinstance(images, Mapping):
+        like = f"{{'{known[0]}': '{known[0]}.nii.gz'}}"
+        raise ImageError(f"expected image files by modality name, such as {like}, got {images!r}")
 
 
 def _located(path: str | Path | RemoteFile, name: str) -> File:

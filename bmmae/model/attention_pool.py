@@ -46,7 +46,7 @@ class AttentionPool(nn.Module):
         """
         scores = self.score(torch.tanh(self.hidden(tokens)))
         scores = rearrange(scores, "b n (q a) -> b n q a", q=self.questions).float()
-        scores = scores + lesion.float()[:, :, None, None] * self.lesion_gain
+        scores = scores + lesion.float()[:, :, None, None] * self.lesion_gain.float()
         weights: Tensor = scores.masked_fill(~keep[:, :, None, None], float("-inf")).softmax(dim=1)
         return weights
 

@@ -52,7 +52,8 @@ class ClinicalTokens(nn.Module):
 
     def forward(self, values: Float[Tensor, "B V"], known: Bool[Tensor, "B V"]) -> Float[Tensor, "B V E"]:
         """Return the tokens in the variables' order."""
-        content = torch.split(clinical_values(self.variables, values, known), self._widths(), dim=1)
+        columns = clinical_values(self.variables, values, known).to(self.value.dtype)
+        content = torch.split(columns, self._widths(), dim=1)
         tables = torch.split(self.value, self._widths())
         parts = torch.stack([part @ table for part, table in zip(content, tables, strict=True)], dim=1)
         return self.name + parts + (~known)[..., None] * self.missing

@@ -148,10 +148,13 @@ def _doubt_range(images: Mapping[str, Tensor], clip: float | None) -> None:
         return
     for name, volume in images.items():
         low, high = (float(value) for value in volume.detach().aminmax())
-        if max(-low, high) > ROUNDED * clip or (low >= 0 and high > 0):
+        far = max(-low, high) > ROUNDED * clip
+        if far or (low >= 0 and high > 0):
+            # No figures of this volume: a loop over studies gives the same text, and Python shows it once.
+            found = f"values beyond {clip:g}" if far else "no value below 0"
             warnings.warn(
-                f"{name}: values from {low:.4g} to {high:.4g}, but the model knows z-scores inside the brain, with 0 "
-                f"outside it, between -{clip:g} and {clip:g}: preprocess images before a model sees them",
+                f"{name} holds {found}, but the model knows z-scores inside the brain, with 0 outside it, between "
+                f"-{clip:g} and {clip:g}: preprocess images before a model sees them",
                 UnpreparedWarning,
                 stacklevel=4,
             )

@@ -150,7 +150,7 @@ class PatientModel(EncoderModel):
         out = {}
         for index, target in enumerate(self.config.targets):
             logits = self.heads[index](self.drop(features[:, index]))
-            out[target.name] = logits + self.direct[index](design) if len(self.direct) else logits
+            out[target.name] = logits + self.direct[index](self._cast(design)) if len(self.direct) else logits
         return out
 
     def features(
@@ -166,7 +166,7 @@ class PatientModel(EncoderModel):
         """Return what each head sees of the images, F = `feature_width`; arguments as in `forward`."""
         tokens = self._index(available, images.shape[-3:], tissue, valid, kept)
         sequence = self.encoder(images, tokens)
-        pooled = self.norm(self.pool(sequence, self._keep(tokens), self._lesion_shares(tokens, beside)))
+        pooled = self.norm(self._cast(self.pool(sequence, self._keep(tokens), self._lesion_shares(tokens, beside))))
         return torch.cat([pooled, self._context(pooled, beside)], dim=2) if self.fused else pooled
 
     def attention(
@@ -209,6 +209,10 @@ class PatientModel(EncoderModel):
         exists = existing_tokens(available, size, self.config.model.patch, valid, tissue)
         return TokenIndex.of(exists if kept is None else exists & kept)
 
+    def _cast(self, values: Tensor) -> Tensor:
+        """Return values in the precision of the weights: what is not of the encoder is computed in float32."""
+        return values.to(self.norm.weight.dtype)
+
     @staticmethod
     def _keep(tokens: TokenIndex) -> Bool[Tensor, "B S"]:
         """The class token, and what is not padding."""
@@ -241,9 +245,10 @@ class PatientModel(EncoderModel):
             tokens.append(self.clinical(*clinical_of(self.config.clinical, beside, rows, device)))
         if self.vector is not None:
             numbers, there = vector_of(beside, self.config.vector_length, rows, device)
-            tokens.append(self.vector(torch.cat([numbers, there[:, None].to(numbers.dtype)], dim=1))[:, None])
+            vector = torch.cat([numbers, there[:, None].to(numbers.dtype)], dim=1)
+            tokens.append(self.vector(self._cast(vector))[:, None])
         if self.lesion is not None:
-            tokens.append(self.lesion(_lesion_summary(beside, rows, device))[:, None])
+            tokens.append(self.lesion(self._cast(_lesion_summary(beside, rows, device)))[:, None])
         return torch.cat(tokens, dim=1)
 
     def no_weight_decay(self) -> set[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -244,7 +244,7 @@ class SegmentationModel(EncoderModel):
         images: Mapping[str, Float[Tensor, "B 1 H W D"]],
         tissue: Bool[Tensor, "B 1 H W D"] | None = None,
     ) -> Float[Tensor, "B R H W D"]:
-        """Return region probabilities.
+        """Return region probabilities, each region's from the modalities that the config relies on (`relied_on`).
 
         Args:
             images: Preprocessed volumes by modality name, in any order; see `stack`.
@@ -258,8 +258,15 @@ class SegmentationModel(EncoderModel):
             UnpreparedWarning: As `stack`.
         """
         volumes, available = self.stack(images)
-        probabilities: Tensor = self(volumes, available, tissue=tissue).sigmoid()
-        return probabilities
+        names = self.config.model.modalities
+        given = [name for name, there in zip(names, available[0].tolist(), strict=True) if there]
+        found: Tensor | None = None
+        for subset, regions in self.config.regions_by_subset(given).items():
+            used = available & torch.tensor([name in subset for name in names], device=available.device)
+            said = self(volumes, used, tissue=tissue).sigmoid()
+            found = said if found is None else found
+            found[:, regions] = said[:, regions]
+        return cast(Tensor, found)
 
 
 def _skip_layers(config: SegmentationConfig) -> dict[int, int]:

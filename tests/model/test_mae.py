@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from typing import Any
 
 import jaxtyping
@@ -346,9 +347,19 @@ def test_volumes_that_no_preprocessing_gives_are_doubted(run: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):  # neither holds 5.3 itself
         look({"t1": (3 * volume).clamp(-5.3, 5.3).to(dtype)})
     model.metadata = ModelMetadata({"clip": 8.0})
-    for unlike, told in ((1000 * volume, r"t1: values from -\d+ to \d+"), (volume.sigmoid(), r"t1: values from 0\.")):
+    for unlike, told in ((1000 * volume, "t1 holds values beyond 8"), (volume.sigmoid(), "t1 holds no value below 0")):
         with pytest.warns(UnpreparedWarning, match=told + ".* between -8 and 8: preprocess images"):
             look({"t1": unlike})
+
+
+def test_a_loop_over_unprepared_studies_warns_once() -> None:
+    model, volume = tiny_mae(), volumes(1, 1)
+    model.metadata = ModelMetadata({"clip": 8.0})
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        for scale in (100, 200, 300):
+            model.encode({"t1": scale * volume})
+    assert len(shown) == 1
 
 
 def test_flags_of_other_modalities_than_the_models_are_refused() -> None:

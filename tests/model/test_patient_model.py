@@ -188,6 +188,17 @@ def test_bf16_autocast_trains() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, {**EVERYTHING, "fusion": False}])
+def test_it_runs_in_any_precision(changes: dict[str, Any], dtype: torch.dtype) -> None:
+    model = patient_model(**changes)
+    expected = model(volumes(3), SUBSETS, beside=beside())
+    found = model.to(dtype)(volumes(3).to(dtype), SUBSETS, beside=beside())
+    for name, values in found.items():
+        assert values.dtype == dtype
+        torch.testing.assert_close(values.float(), expected[name], atol=0.1, rtol=0.1)
+
+
 def test_it_is_saved_with_all_that_was_fitted(tmp_path: Path) -> None:
     model = patient_model(**EVERYTHING, subsets={"t1": 0.5, "t1+t2": 0.5})
     model.save_pretrained(tmp_path / "model")

@@ -152,6 +152,19 @@ def test_bf16_autocast_trains() -> None:
     assert wrong == []
 
 
+def test_volumes_are_segmented_from_what_the_model_relies_on() -> None:
+    plain = tiny_segmentation()
+    relying = SegmentationModel(replace(plain.config, relied_on={"TC": {"t1+flair": "flair", "t2": "t2"}})).eval()
+    relying.load_state_dict(plain.state_dict())
+    flair, t1 = volumes(2, 1), volumes(2, 1, seed=1)
+    both, alone = plain.segment({"t1": t1, "flair": flair}), plain.segment({"flair": flair})
+    found = relying.segment({"flair": flair, "t1": t1})
+    assert torch.equal(found[:, [0, 2]], both[:, [0, 2]])
+    assert torch.equal(found[:, 1], alone[:, 1])
+    assert not torch.allclose(found[:, 1], both[:, 1], atol=1e-4)
+    assert torch.equal(relying.segment({"flair": flair}), alone)
+
+
 def test_no_modality_is_refused() -> None:
     with pytest.raises(ModalityError, match="no modality given"):
         tiny_segmentation().segment({})
