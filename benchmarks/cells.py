@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, commit
+from harness import RESULTS, commit, machine
 
 Cell = Mapping[str, Any]
 
@@ -26,10 +26,14 @@ class CellStore:
         name: The script's name, without suffix.
         quick: Whether this is a quick run, which is kept apart.
         folder: Where results are kept.
+
+    Attributes:
+        ran: How many cells this process has run: 0 if all were there.
     """
 
     def __init__(self, name: str, *, quick: bool = False, folder: Path = RESULTS) -> None:
         self.path = (folder / "quick" if quick else folder) / "cells" / f"{name}.jsonl"
+        self.ran = 0
         self._read: tuple[tuple[int, int] | None, dict[str, dict[str, Any]]] = (None, {})
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -47,7 +51,9 @@ class CellStore:
             return found
         started = time.perf_counter()
         outcome = work()
-        row = {"cell": dict(cell), "seconds": round(time.perf_counter() - started, 1), "commit": commit(), **outcome}
+        took = round(time.perf_counter() - started, 1)
+        row = {"cell": dict(cell), "seconds": took, "commit": commit(), "cpu": machine()["cpu"], **outcome}
+        self.ran += 1
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(row)
         with self.path.open("a+b") as stream:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -152,7 +153,12 @@ def _write(store: CellStore, table: FeatureTable, plan: Plan, *, quick: bool) ->
     searches = [row for row in finished.values() if row["cell"]["task"] == "search" and row["cell"]["fold"] in complete]
     headline = _headline(scores, table.modalities, plan)
     write_result(
-        "feature_tables", quick=quick, runs=len(complete), headline=headline, rows=[*rows, *_importances(searches)]
+        "feature_tables",
+        quick=quick,
+        runs=len(complete),
+        headline=headline,
+        rows=[*rows, *_importances(searches)],
+        measured=store.ran > 0,
     )
 
 
@@ -235,7 +241,11 @@ def _fold(table: FeatureTable, columns: str, number: int, memory: str) -> Fold:
 
 
 def _table(folder: Path) -> FeatureTable:
-    table = read_feature_tables({name: folder / f"{name}.csv" for name in CLASSES})
+    files = {name: folder / f"{name}.csv" for name in CLASSES}
+    absent = [str(file) for file in files.values() if not file.exists()]
+    if absent:
+        sys.exit(f"error: no feature tables at {', '.join(absent)}: name their folder with --data")
+    table = read_feature_tables(files)
     widths = ", ".join(f"{name} {len(block)}" for name, block in table.blocks.items())
     print(
         f"{len(table.subjects)} patients; columns: {widths}; {len(table.dropped)} left out as of no one sequence; "
@@ -249,7 +259,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "radiomics")
     parser.add_argument("--share", type=int, nargs=2, default=(0, 1), metavar=("INDEX", "PARTS"))
     parser.add_argument("--gather", action="store_true", help="write the result of complete folds and fit nothing")
-    return parse(parser)
+    given = parse(parser)
+    index, parts = given.share
+    if not 0 <= index < parts:
+        parser.error(f"argument --share: expected INDEX from 0 to below PARTS, got {index} {parts}")
+    return given
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,6 +106,23 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return given
 
 
+def refuse_unknown(what: str, asked: Iterable[object] | None, known: Iterable[object]) -> None:
+    """Stop if the command line names what is not there: it would do nothing, or fail after hours.
+
+    Args:
+        what: As the message calls it: `fold`.
+        asked: What is named; None if nothing.
+        known: What there is.
+
+    Raises:
+        SystemExit: If something is unknown.
+    """
+    there = list(map(str, known))
+    unknown = [name for name in map(str, asked or ()) if name not in there]
+    if unknown:
+        sys.exit(f"error: unknown {what} {', '.join(unknown)}: expected some of {', '.join(there)}")
+
+
 def machine() -> dict[str, Any]:
     """Describe the hardware and the libraries that decide speed; no host name."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -132,7 +149,13 @@ def commit() -> str:
 
 
 def write_result(
-    name: str, *, quick: bool, runs: int, headline: Mapping[str, Figure], rows: Sequence[Mapping[str, Any]]
+    name: str,
+    *,
+    quick: bool,
+    runs: int,
+    headline: Mapping[str, Figure],
+    rows: Sequence[Mapping[str, Any]],
+    measured: bool = True,
 ) -> Path:
     """Write `results/NAME.json` in one step, print the headline, and return the path.
 
@@ -142,10 +165,13 @@ def write_result(
         runs: Repetitions behind each figure.
         headline: The figures that the README shows.
         rows: Everything else that was measured, as flat dictionaries.
+        measured: Whether anything was measured in this process; if all was there, the machine stays that of the result
+            before, as the one that only reports may be another.
     """
+    path = (RESULTS / "quick" if quick else RESULTS) / f"{name}.json"
     content = {
         "quick": quick,
-        "machine": machine(),
+        "machine": machine() if measured or not path.exists() else json.loads(path.read_text())["machine"],
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
         "command": shlex.join(["python", _relative(Path(sys.argv[0])), *sys.argv[1:]]),
@@ -153,7 +179,6 @@ def write_result(
         "headline": {key: asdict(value) for key, value in headline.items()},
         "rows": list(rows),
     }
-    path = (RESULTS / "quick" if quick else RESULTS) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(content, indent=1) + "\n")

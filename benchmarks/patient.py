@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from cells import CellStore
-from harness import RESULTS, ROOT, Figure, arguments, parse, write_result
+from harness import RESULTS, ROOT, Figure, arguments, parse, refuse_unknown, write_result
 from learning_data import Source, synthetic_source
 from patient_features import answers, beside_alone, encode, fit, measured_parts, model_of
 from patient_figures import CEILING, CLINICAL_ALONE, FULL, GIVEN, LABELS, MEASURES, headline_figures, table_rows
@@ -83,7 +82,14 @@ def main() -> None:
     size = {"patients": 400, "draws": 20} if given.quick else {}
     ceilings = {"images": best_scores(**size), "given": best_scores(**size, given=GIVEN)}
     headline = headline_figures(rows, ceilings["given"]) | _radiomics()
-    write_result("patient", quick=given.quick, runs=len(rows), headline=headline, rows=table_rows(rows, ceilings))
+    write_result(
+        "patient",
+        quick=given.quick,
+        runs=len(rows),
+        headline=headline,
+        rows=table_rows(rows, ceilings),
+        measured=store.ran > 0,
+    )
 
 
 def methods() -> list[str]:
@@ -100,9 +106,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=None, help="only these methods")
     parser.add_argument("--med3d", type=Path, default=None, help="Med3D weights for resnet18")
     given = parse(parser)
-    unknown = set(given.only or ()) - set(methods())
-    if unknown:
-        sys.exit(f"error: unknown method {', '.join(sorted(unknown))}: expected some of {', '.join(methods())}")
+    refuse_unknown("method", given.only, methods())
+    digest(given.model)  # stops here where there are none
     if given.quick:
         given.seconds = 1.0
         given.only = given.only or list(QUICK_METHODS)

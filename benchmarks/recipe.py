@@ -54,7 +54,9 @@ def main() -> None:
             print(f"{cell['variant']}, seed {cell['seed']}: {told}, {row.get('steps', 0)} steps", flush=True)
     rows = [row for row in store if _is_current(row["cell"], given)]
     headline = headline_figures(rows)
-    path = write_result("recipe", quick=given.quick, runs=len(rows), headline=headline, rows=table_rows(rows))
+    path = write_result(
+        "recipe", quick=given.quick, runs=len(rows), headline=headline, rows=table_rows(rows), measured=store.ran > 0
+    )
     print(short_table(table_rows(rows)))
     plot(rows, path.with_suffix(".png"))
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from cells import CellStore
 from full_volumes import region_scores, score_volumes
-from harness import RESULTS, ROOT, arguments, parse, write_result
+from harness import RESULTS, ROOT, arguments, parse, refuse_unknown, write_result
 from learning_data import Source, prepare, quick_source, real_source, synthetic_cohort, synthetic_source
 from paired import by_patient, means
 from segmentation_contestants import (
@@ -47,7 +47,15 @@ from segmentation_contestants import (
     kept_weights,
     methods,
 )
-from segmentation_figures import DEDICATED_TO, T1CE, comparisons, headline_figures, longer_figures, subset_rows
+from segmentation_figures import (
+    DEDICATED_TO,
+    T1CE,
+    comparisons,
+    headline_figures,
+    longer_figures,
+    subset_rows,
+    untried_figures,
+)
 from subset_plot import plot_subsets
 
 from bmmae.baselines.budget import Budget
@@ -71,6 +79,7 @@ def main() -> None:
     if given.quick:
         CellStore("segmentation", quick=True).path.unlink(missing_ok=True)
     source = _source(given)
+    refuse_unknown("fold", given.folds, range(len(source.parts)))
     store = CellStore("segmentation", quick=given.quick)
     for cell in cells(given, source, store):
         row = store.run(cell, lambda cell=cell: run_cell(given, cell, source))
@@ -96,9 +105,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these")
     parser.add_argument("--only", nargs="+", default=None, help="only these methods")
     given = parse(parser)
-    unknown = set(given.only or ()) - set(methods(DEDICATED_TO))
-    if unknown:
-        sys.exit(f"error: unknown method {', '.join(sorted(unknown))}: expected some of {', '.join(_known())}")
+    refuse_unknown("method", given.only, _known())
     if given.quick:
         given.data, given.seeds, given.seconds, given.width = "synthetic", 1, 1.5, 4
         given.only = given.only or list(QUICK_METHODS)
@@ -244,7 +251,7 @@ def report(given: argparse.Namespace, source: Source, store: CellStore) -> None:
     """Write figures, rows and plot of the cells that this command line is about, and what more training changes."""
     runs, missing = _finished(given, source, store)
     patients = len({study.group for parts in source.parts for study in parts.test})
-    headline = headline_figures(runs, patients)
+    headline = headline_figures(runs, patients) | untried_figures(runs, patients)
     extra: list[Mapping[str, Any]] = [{"part": "contestants", **row} for row in describe_contestants()]
     if given.seconds < LONGER:
         longer, _ = _finished(given, source, store, seconds=LONGER, seeds=1)
@@ -255,7 +262,7 @@ def report(given: argparse.Namespace, source: Source, store: CellStore) -> None:
         print(f"{done} of {done + missing} cells are finished; figures are about the patients that both sides scored")
     name = "segmentation" if source.name == "real" or given.quick else "segmentation_synthetic"
     table = [*comparisons(runs), *subset_rows(runs), *extra]
-    write_result(name, quick=given.quick, runs=done, headline=headline, rows=table)
+    write_result(name, quick=given.quick, runs=done, headline=headline, rows=table, measured=store.ran > 0)
     plot_subsets(runs, (RESULTS / "quick" if given.quick else RESULTS) / f"{name}.png", source.name)
 
 

@@ -84,8 +84,11 @@ class Start:
 
 
 def digest(weights: Path) -> str:
-    """Return what tells one model's weights from another's."""
-    return hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:12]
+    """Return what tells one model's weights from another's; stops with a message where none are."""
+    file = weights / "model.safetensors"
+    if not file.exists():
+        sys.exit(f"error: no weights in {weights}: expected a model folder with model.safetensors")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 @functools.cache

@@ -56,7 +56,7 @@ def main() -> None:
     plain = scores[0.0]
     patients = len({score.subject for score in plain})
     figures, rows = headline_figures(plain), [*cleaning_rows(scores), *subset_rows(plain)]
-    write_result(NAME, quick=given.quick, runs=patients, headline=figures, rows=rows)
+    write_result(NAME, quick=given.quick, runs=patients, headline=figures, rows=rows, measured=store.ran > 0)
 
 
 def fold_scores(source: Source, fold: int, seed: int, store: CellStore) -> list[dict[str, Any]]:

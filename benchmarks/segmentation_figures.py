@@ -18,6 +18,7 @@ from paired import (
     figure_by_patient,
     means,
 )
+from real import TEST
 from segmentation_contestants import DEDICATED, MASKED, RELYING
 
 from bmmae.baselines.segmentation_networks import SEGMENTATION_NETWORKS
@@ -75,6 +76,36 @@ def _dedicated(scored: Mapping[str, ByPlace]) -> ByPlace:
     those = [scored.get(DEDICATED + subset, {}) for subset in DEDICATED_TO]
     shared = set.intersection(*map(set, those))
     return {patient: {place: v for scores in those for place, v in scores[patient].items()} for patient in shared}
+
+
+UNTRIED = frozenset(TEST)
+"""Real patients on whom no setting of ours has been tried: the others were in the trials that chose them."""
+
+
+def untried_figures(runs: Runs, patients: int) -> dict[str, Figure]:
+    """Return the comparisons once more, on `UNTRIED` alone; nothing where they are not all scored.
+
+    Args:
+        runs: Finished cells by method.
+        patients: Of the whole benchmark.
+    """
+    if not set(UNTRIED) <= set(by_patient(runs["ours"])):
+        return {}
+    there = {method: [_without_tried(row) for row in rows] for method, rows in runs.items()}
+    found = headline_figures(there, patients)
+    told = ("any_vs_dedicated", "pretrained_vs_scratch", "best_comparator_gap", "mean_dice")
+    return {f"{name}_untried": found[name] for name in told if name in found}
+
+
+def _without_tried(row: dict[str, Any]) -> dict[str, Any]:
+    scores = {
+        subset: {
+            region: {patient: value for patient, value in values.items() if patient in UNTRIED}
+            for region, values in regions.items()
+        }
+        for subset, regions in row["scores"].items()
+    }
+    return row | {"scores": scores}
 
 
 def _alone(rows: list[dict[str, Any]], patients: int) -> dict[str, Figure]:

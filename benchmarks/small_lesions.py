@@ -91,7 +91,14 @@ def main() -> None:
             print(f"{cell['method']}, seed {cell['seed']}: {_gist(row)}, {row['steps']} steps", flush=True)
     rows = [row for row in map(store.find, keys) if row is not None]
     headline = headline_figures(rows)
-    write_result("small_lesions", quick=given.quick, runs=len(rows), headline=headline, rows=table_rows(rows))
+    write_result(
+        "small_lesions",
+        quick=given.quick,
+        runs=len(rows),
+        headline=headline,
+        rows=table_rows(rows),
+        measured=store.ran > 0,
+    )
 
 
 def _parse() -> argparse.Namespace:

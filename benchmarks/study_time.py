@@ -36,6 +36,8 @@ def main() -> None:
     if given.once:
         be_timed(quick=given.quick)
         return
+    if not given.quick:
+        real_images()  # stops here where they are absent
     took = time_study(given.runs, quick=given.quick, threads=given.threads)
     rows = [dict(zip(took, run, strict=True)) for run in zip(*took.values(), strict=True)]
     write_result("study_time", quick=given.quick, runs=given.runs, headline=headline_figures(took), rows=rows)

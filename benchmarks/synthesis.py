@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from cells import CellStore
-from harness import ROOT, arguments, parse, write_result
+from harness import ROOT, arguments, parse, refuse_unknown, write_result
 from learning_data import WORK, Source, real_source, synthetic_source
 from real import Parts, fixed_split, real_cohort
 from segmentation_contestants import digest
@@ -38,6 +38,8 @@ SIZES = (1, 2, 3)
 def main() -> None:
     """Run what has not been run, and write the figures of what has."""
     given = read_arguments()
+    if given.model is not None:
+        digest(given.model)  # stops here where there are no weights
     store = CellStore("synthesis", quick=given.quick)
     if given.quick:
         store.path.unlink(missing_ok=True)
@@ -51,7 +53,14 @@ def main() -> None:
         print(", ".join(f"{key} {value}" for key, value in cell.items()), row.get("gist", ""), flush=True)
     rows = [row for row in store if _is_current(row["cell"], given, source, scale)]
     print(short_table(rows))
-    write_result("synthesis", quick=given.quick, runs=len(rows), headline=headline_figures(rows), rows=table_rows(rows))
+    write_result(
+        "synthesis",
+        quick=given.quick,
+        runs=len(rows),
+        headline=headline_figures(rows),
+        rows=table_rows(rows),
+        measured=store.ran > 0,
+    )
 
 
 def _is_current(cell: Cell, given: argparse.Namespace, source: Source, scale: Scale) -> bool:
@@ -99,9 +108,7 @@ def _data(given: argparse.Namespace) -> tuple[Source, dict[str, Parts]]:
         return source, {"0": source.parts[0]}
     source = real_source()
     splits = {str(number): parts for number, parts in enumerate(source.parts)} | {FIXED: fixed_split(real_cohort())}
-    unknown = [name for name in given.folds if name not in splits]
-    if unknown:
-        raise SystemExit(f"error: unknown fold {', '.join(unknown)}: expected some of {', '.join(splits)}")
+    refuse_unknown("fold", given.folds, splits)
     return source, {name: splits[name] for name in given.folds}
 
 

@@ -67,7 +67,8 @@ def _origin(result: dict[str, Any]) -> str:
     where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     return (
-        f"{result['runs']} runs on {where}, {gpus}; {result['date']}, commit {result['commit']}: `{result['command']}`."
+        f"{result['runs']} runs on {where}, {gpus}; {result['date']}, commit {result['commit']}: "
+        f"`{result['command']}`, the last command that wrote it (finished cells of earlier ones count)."
     )
 
 

@@ -25,7 +25,7 @@ from budgeted import train
 from cells import CellStore
 from embeddings import neighbours
 from full_volumes import score_volumes
-from harness import RESULTS, ROOT, arguments, parse, write_result
+from harness import RESULTS, ROOT, arguments, parse, refuse_unknown, write_result
 from learning_data import WINDOW, WORK, Source, real_source, synthetic_name, synthetic_source
 from patient_features import answers, encode, fit, measured_parts, model_of
 from patient_learning import (
@@ -40,7 +40,7 @@ from patient_learning import (
     predict_patients,
 )
 from pretrained_weights import Recipe, configuration, form_of, random_weights, weights_of
-from real import Parts
+from real import FOLDS, Parts
 from segmentation_contestants import AUGMENT as SEGMENTATION_AUGMENT
 from segmentation_contestants import OPTIM as SEGMENTATION_OPTIM
 from segmentation_contestants import Start, digest, fine_tune
@@ -97,7 +97,14 @@ def main() -> None:
         for fold in range(len(source.parts))
     }
     rows = [row for row in store if _is_current(row["cell"], given, made)]
-    write_result("transfer", quick=given.quick, runs=len(rows), headline=headline_figures(rows), rows=table_rows(rows))
+    write_result(
+        "transfer",
+        quick=given.quick,
+        runs=len(rows),
+        headline=headline_figures(rows),
+        rows=table_rows(rows),
+        measured=store.ran > 0,
+    )
 
 
 def _is_current(cell: Mapping[str, Any], given: argparse.Namespace, pretrainings: set[str]) -> bool:
@@ -107,7 +114,7 @@ def _is_current(cell: Mapping[str, Any], given: argparse.Namespace, pretrainings
         cell["data"] in ("real", synthetic)
         and cell["threads"] == given.threads
         and cell.get("seconds", given.seconds) == given.seconds
-        and cell.get("width", given.width) == given.width
+        and all(cell.get(key, value) == value for key, value in _decoder(given).items())
         and (cell["part"] != "patients" or cell.get("token_share") == TOKEN_SHARE)
         and cell.get("pretraining", next(iter(pretrainings))) in pretrainings
     )
@@ -129,6 +136,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these folds of the real cases")
     parser.add_argument("--amounts", nargs="+", default=None, help="only so many cases, such shares, or `all`")
     given = parse(parser)
+    refuse_unknown("fold", given.folds, range(FOLDS))
+    refuse_unknown("amount", given.amounts, map(_called, dict.fromkeys((*CASES, *SHARES))))
+    for path in filter(None, (given.ours, given.published, given.segmenter)):
+        for fold in range(FOLDS if "real" in given.data and not given.quick else 1):
+            digest(Path(path.format(fold=fold)))  # stops here where there are no weights, and not after hours
     if given.quick:
         given.data, given.seeds, given.width = ["synthetic"], 1, 4
         given.pretrain_seconds, given.seconds = 1.5, 1.5
@@ -188,10 +200,14 @@ def _embedding_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
 
 def _segmentation_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
     amounts = CASES if name == "real" else SHARES
-    form = form_of_decoder((QUICK_SIZE,) * 3 if given.quick else WINDOW, given.width)
     starts = (*WEIGHTS, SEGMENTER) if name == "real" else WEIGHTS
-    more = {"width": given.width, "form": form, "optim": SEGMENTATION_OPTIM.kind}
-    yield from _learning_cells(given, amounts, more, starts)
+    yield from _learning_cells(given, amounts, _decoder(given), starts)
+
+
+def _decoder(given: argparse.Namespace) -> Cell:
+    """Return what tells one form of our decoder, and of how it is trained, from another."""
+    form = form_of_decoder((QUICK_SIZE,) * 3 if given.quick else WINDOW, given.width)
+    return {"width": given.width, "form": form, "optim": SEGMENTATION_OPTIM.kind}
 
 
 def _linear_cells(given: argparse.Namespace, name: str) -> Iterator[Cell]:
@@ -210,11 +226,16 @@ def _learning_cells(
 ) -> Iterator[Cell]:
     chosen = amounts[-1:] if given.quick else amounts
     for place, amount in enumerate(chosen):
-        if given.amounts is not None and ("all" if amount is None else f"{amount:g}") not in given.amounts:
+        if given.amounts is not None and _called(amount) not in given.amounts:
             continue
         for weights in starts:
             for seed in range(given.seeds if place == 0 else 1):
                 yield {"weights": weights, "amount": amount, "seed": seed, "seconds": given.seconds} | more
+
+
+def _called(amount: float | None) -> str:
+    """Return what the command line calls an amount of training data."""
+    return "all" if amount is None else f"{amount:g}"
 
 
 PARTS = {

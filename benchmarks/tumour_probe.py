@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import CellStore
-from harness import Figure, arguments, parse, write_result
+from harness import Figure, arguments, parse, refuse_unknown, write_result
 from learning_data import WORK, Source, real_source, synthetic_source
 from paired import figure_by_patient
 from pretrained_weights import configuration, form_of, random_weights, weights_of
@@ -47,6 +47,7 @@ def main() -> None:
     if given.quick:
         store.path.unlink(missing_ok=True)
     source = synthetic_source(QUICK, QUICK, size=QUICK_SIZE) if given.quick else real_source()
+    refuse_unknown("fold", given.folds, range(len(source.parts)))
     asked = given.folds or range(len(source.parts))
     for cell in (cell for fold in asked for cell in cells(given, source, fold)):
         row = store.run(cell, lambda cell=cell: run_cell(given, cell, source))
@@ -55,7 +56,14 @@ def main() -> None:
     keys = (cell for fold in range(len(source.parts)) for cell in cells(given, source, fold))
     rows = [row for row in map(store.find, keys) if row is not None]
     headline = headline_figures(rows)
-    write_result("tumour_probe", quick=given.quick, runs=len(rows), headline=headline, rows=table_rows(rows))
+    write_result(
+        "tumour_probe",
+        quick=given.quick,
+        runs=len(rows),
+        headline=headline,
+        rows=table_rows(rows),
+        measured=store.ran > 0,
+    )
 
 
 def _parse() -> argparse.Namespace:

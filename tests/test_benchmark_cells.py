@@ -4,7 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import harness
 from cells import CellStore
 
 
@@ -29,3 +32,21 @@ def test_half_a_line_costs_one_cell(tmp_path: Path) -> None:
     assert [row["cell"] for row in store] == [{"seed": 1}]
     store.run({"seed": 2}, lambda: {"dice": 0.6})
     assert [row["cell"] for row in store] == [{"seed": 1}, {"seed": 2}]
+
+
+def test_a_report_alone_keeps_the_machine_that_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+
+    def machine_of(cpu: str, *cells: int) -> str:
+        for module in ("harness", "cells"):
+            monkeypatch.setattr(sys.modules[module], "machine", lambda: {"cpu": cpu})
+        store = CellStore("toy", folder=tmp_path)
+        for seed in cells:
+            store.run({"seed": seed}, lambda: {"dice": 0.5})
+        path = harness.write_result("toy", quick=False, runs=1, headline={}, rows=[], measured=store.ran > 0)
+        return json.loads(path.read_text())["machine"]["cpu"]
+
+    assert machine_of("first", 1) == "first"
+    assert machine_of("second", 1) == "first"
+    assert machine_of("second", 1, 2) == "second"
+    assert [row["cpu"] for row in CellStore("toy", folder=tmp_path)] == ["first", "second"]

@@ -26,6 +26,7 @@ import probe
 import recipe_figures
 import segmentation
 import segmentation_figures
+import transfer
 import transfer_figures
 from cells import CellStore
 from full_volumes import counter_intuitive_rate
@@ -34,7 +35,7 @@ from paired import by_patient, differences, figure_by_patient, means
 from pretrained_weights import configuration
 from real import Parts
 from recipe_factors import NAMES, OURS, PUBLISHED, settings, variant
-from segmentation_contestants import DEDICATED, digest
+from segmentation_contestants import DEDICATED, OPTIM, digest, form_of
 from segmentation_figures import DEDICATED_TO
 from transfer import some
 
@@ -125,6 +126,20 @@ def test_dedicated_models_are_compared_on_their_own_subsets() -> None:
     assert "et_without_t1ce_600s" not in longer
 
 
+def test_patients_of_whom_no_setting_was_tried_have_figures_of_their_own() -> None:
+    tried, untried = ("tried",), tuple(sorted(segmentation_figures.UNTRIED))
+    sides = {"ours": (0.3, 0.2), "unet": (0.0, 0.1)}
+    runs = {
+        method: [row(method, shifts[0], people=tried), row(method, shifts[1], people=untried)]
+        for method, shifts in sides.items()
+    }
+    found = segmentation_figures.untried_figures(runs, 5)
+    assert found["best_comparator_gap_untried"].value == pytest.approx(10)
+    assert found["best_comparator_gap_untried"].unit == "Dice points, 4 of 5 patients, over unet, the best of 1"
+    assert segmentation_figures.headline_figures(runs, 5)["best_comparator_gap"].value == pytest.approx(14)
+    assert segmentation_figures.untried_figures(finished(row("ours", 0.0, people=tried)), 5) == {}
+
+
 def test_the_counter_intuitive_rate_counts_falls_of_more_than_half_a_point() -> None:
     table = {
         "t1": {"WT": {"a": 0.5, "b": 0.5}},
@@ -213,6 +228,15 @@ def test_a_dedicated_model_sees_its_share_of_what_it_is_shown() -> None:
     assert all((~mask).sum(1).tolist() == [0, 2, 0, 0] for mask in masks)
     assert torch.equal(masks[0], masks[1])
     assert any(not torch.equal(masks[0], mask) for mask in masks)
+
+
+def test_cells_of_an_earlier_decoder_are_no_further_seeds_of_todays() -> None:
+    given = argparse.Namespace(quick=True, threads=1, seconds=1.5, width=4)
+    about = {"part": "segmentation", "data": "real", "threads": 1, "seconds": 1.5, "width": 4}
+    cell = about | {"form": form_of((32, 32, 32), 4), "optim": OPTIM.kind}
+    assert transfer._is_current(cell, given, {"made"})
+    assert not transfer._is_current(cell | {"form": "earlier"}, given, {"made"})
+    assert not transfer._is_current(cell | {"optim": "earlier"}, given, {"made"})
 
 
 def test_few_cases_are_drawn_by_the_seed() -> None:

@@ -2,7 +2,7 @@
 
 The paper describes it in words (its section "Tumor classification network design"), for T1ce and FLAIR. What is ours:
 any number of branches, a reduction of four between the two layers of channel attention, and the hidden width of the
-two fully connected layers at the end.
+two fully connected layers at the end. How the paper draws patients by class in training is left out.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.steps is None):
             raise ConfigError(f"give a budget in seconds or in steps, got {self.seconds} and {self.steps}")
-        if (self.seconds or self.steps or 0) <= 0:
-            raise ConfigError(f"a budget must be positive, got {self.seconds or self.steps}")
+        if not (self.seconds or self.steps or 0) > 0:
+            raise ConfigError(f"a budget must be positive, got {self.steps if self.seconds is None else self.seconds}")
 
     def start(self, device: str | torch.device = "cpu", spent: float = 0.0) -> RunningBudget:
         """Start the clock.

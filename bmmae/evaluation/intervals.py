@@ -74,7 +74,7 @@ def mean_with_interval(values: Sequence[float], unit: str = "", *, level: float 
     defined = np.asarray([value for value in values if not np.isnan(value)])
     if not len(defined):
         return Metric(float("nan"), unit=unit, n=0)
-    if len(defined) < 3 or not np.isfinite(defined).all() or np.ptp(defined) == 0:
+    if len(defined) < 3 or not np.isfinite(defined).all() or _agree(defined):
         return Metric(float(defined.mean()), unit=unit, n=len(defined))
     inside = 1 - 2 * tail_share(len(defined), level)
     found = stats.bootstrap(
@@ -82,6 +82,11 @@ def mean_with_interval(values: Sequence[float], unit: str = "", *, level: float 
     )
     low, high = found.confidence_interval
     return Metric(float(defined.mean()), float(low), float(high), unit, len(defined))
+
+
+def _agree(values: Float[Array, " N"]) -> bool:
+    """Tell whether values differ by rounding alone: the bootstrap makes NaN of them."""
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
 def patient_draws(

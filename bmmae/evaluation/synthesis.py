@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class SynthesisScore:
         method: One of `METHODS`.
         psnr: Decibels inside the brain, in z-scores as they are; higher is better.
         psnr_fitted: The same after the least-squares affine map onto the truth.
-        studies: How many studies have the modality and at least one other.
+        studies: How many studies have the modality, some of it in the window, and at least one other.
         each: `psnr` of each of them.
     """
 
@@ -43,7 +44,8 @@ class SynthesisScore:
 def compare_synthesis(model: MAE, train: StudyDataset, test: StudyDataset) -> list[SynthesisScore]:
     """Leave out each modality of each test study in turn, and predict it from the others.
 
-    Everything happens on the model's grid, in the window at the study's centre.
+    Everything happens on the model's grid, in the window at the study's centre. A modality that was not scanned there,
+    or is constant, cannot be judged in that study, and is left out.
 
     Args:
         model: The masked autoencoder.
@@ -59,8 +61,10 @@ def compare_synthesis(model: MAE, train: StudyDataset, test: StudyDataset) -> li
             given[index] = False
             if not window.available[index] or not given.any():
                 continue
-            guesses = (predict_absent(model, window, index), window.images[given].mean(axis=0), average[index])
             truth, inside = window.images[index], window.brain & window.valid[index]
+            if math.isnan(psnr(truth, truth, inside)):
+                continue  # it was not scanned here: one such study would leave no mean over the others
+            guesses = (predict_absent(model, window, index), window.images[given].mean(axis=0), average[index])
             for method, guess in zip(METHODS, guesses, strict=True):
                 pair = (psnr(guess, truth, inside), psnr(guess, truth, inside, fit=True))
                 scores.setdefault((name, method), []).append(pair)

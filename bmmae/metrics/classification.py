@@ -80,7 +80,8 @@ def average_precision(score: Float[Array, " N"], positive: Bool[Array, " N"]) ->
     if not positives or positives == len(positive):
         return math.nan
     order = np.argsort(-score, kind="stable")
-    last = np.append(np.diff(score[order]) != 0, True)
+    ranked = score[order]
+    last = np.append(ranked[1:] != ranked[:-1], True)  # a difference of two infinite scores is none
     found = np.cumsum(positive[order])[last]
     precision = found / (np.flatnonzero(last) + 1)
     return float((np.diff(found, prepend=0) * precision).sum() / positives)

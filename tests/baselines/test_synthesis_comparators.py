@@ -51,6 +51,12 @@ def test_histogram_matching_averages_what_was_scanned() -> None:
     np.testing.assert_array_equal(comparator.predict(test, T2)[:10], alone[:10])
 
 
+@pytest.mark.parametrize("amount", [0.0, -1.0, float("nan")])
+def test_a_budget_says_what_it_was_given(amount: float) -> None:
+    with pytest.raises(ConfigError, match=f"must be positive, got {amount}"):
+        Budget(seconds=amount)
+
+
 def test_a_modality_that_is_given_is_not_predicted() -> None:
     comparator = HistogramMatching()
     comparator.fit([prepared(0)])

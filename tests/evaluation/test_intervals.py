@@ -39,6 +39,8 @@ def test_undefined_patients_are_left_out_and_not_counted() -> None:
 def test_too_few_patients_have_no_interval() -> None:
     assert mean_with_interval([1.0, 2.0]).low is None
     assert mean_with_interval([2.0, 2.0, 2.0]).low is None
+    assert mean_with_interval([5.0, 5.0, np.nextafter(5.0, 6.0), 5.0]).low is None  # they differ by rounding
+    assert mean_with_interval([0.0, 0.0, 0.0]).low is None
     assert math.isnan(mean_with_interval([math.nan]).value)
 
 

@@ -48,6 +48,13 @@ def test_average_precision_by_hand() -> None:
     assert average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True])) == pytest.approx(0.5 + 1 / 3)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_infinite_scores_that_tie_are_found_together(first: bool) -> None:
+    positive = np.array([first, not first, False])
+    assert average_precision(np.array([np.inf, np.inf, 0.0]), positive) == 0.5
+    assert average_precision(np.array([0.0, -np.inf, -np.inf]), np.array([False, first, not first])) == 1 / 3
+
+
 def test_confusion_rows_are_the_truth() -> None:
     assert confusion_matrix(np.array([1, 1, 0]), np.array([0, 1, 1]), 2).tolist() == [[0, 1], [1, 1]]
 
