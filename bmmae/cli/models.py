@@ -1,20 +1,22 @@
-"""Commands on models: reconstruct, segment, info, convert."""
+"""Commands on models: reconstruct, segment, info, average, convert."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from bmmae.cli.command import Commands, add_command
+from bmmae.cli.images import load
 from bmmae.cli.reconstruct import add_reconstruct
 from bmmae.cli.segment import add_segment
-from bmmae.errors import OutputError
+from bmmae.errors import ConfigError, OutputError, few
 
 
 def add_commands(commands: Commands) -> None:
     """Add this module's commands."""
-    for add in (add_reconstruct, add_segment, _info, _convert):
+    for add in (add_reconstruct, add_segment, _info, _average, _convert):
         add(commands)
 
 
@@ -41,6 +43,25 @@ def _run_info(given: argparse.Namespace) -> int:
             print(f"warning: no curves: {error}", file=sys.stderr)
     found = info(given.model)
     print(json.dumps(found.as_dict(), indent=2) if given.json else found.format_table())
+    return 0
+
+
+def _average(commands: Commands) -> None:
+    about = "Write the mean of the weights of several fine-tunings from one start, often better than each of them."
+    command = add_command(commands, "average", about, _run_average)
+    command.add_argument("models", nargs="+", help="model or run folders (RUN@last: a run's last checkpoint)")
+    command.add_argument("--out", type=Path, required=True, help="model folder to write")
+
+
+def _run_average(given: argparse.Namespace) -> int:
+    from bmmae.averaging import average_models
+    from bmmae.checkpoint import save_model
+
+    twice = [name for name, count in Counter(given.models).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{few(twice)} given twice: each model counts once")
+    model = average_models({name: load(name) for name in given.models})
+    print(f"{save_model(model, given.out)}: the mean of {len(given.models)} models; measure it before you rely on it")
     return 0
 
 
