@@ -70,7 +70,7 @@ class DataConfig:
         if self.memory_mb < 0:
             raise ConfigError(f"data.memory_mb must be zero or more, got {self.memory_mb}")
         if not 0 <= self.validation_share < 1:
-            raise ConfigError(f"data.validation_share must be 0 or lie between 0 and 1, got {self.validation_share}")
+            raise ConfigError(f"data.validation_share must lie between 0 and 1, got {self.validation_share}")
         if self.fold and self.splits is None:
             raise ConfigError(
                 f"data.fold is {self.fold}, but no folds are given: name the file of `bmmae split` in data.splits"

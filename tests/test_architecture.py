@@ -16,7 +16,7 @@ LAYERS = (
     ("model", "data"),
     ("conversion", "growth", "model_info"),
     ("checkpoint", "tasks", "baselines"),
-    ("training", "inference", "evaluation", "linear_heads", "patient_prediction"),
+    ("training", "inference", "evaluation", "linear_heads", "patient_prediction", "averaging"),
     ("segmentation_scores",),
     (
         "report",
