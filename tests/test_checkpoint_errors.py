@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -225,16 +223,7 @@ def test_a_slip_beside_local_models_is_not_asked_of_a_hub(
         load_model("runs/pretrain-tny")
 
 
-def test_a_folder_that_others_have_closed_is_told_and_hides_no_slip(saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed, look = saved.parent / "closed", os.stat
-    closed.mkdir()
-
-    def stat(path: str | Path, **given: bool) -> os.stat_result:
-        if closed in Path(path).parents:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return look(path, **given)
-
-    monkeypatch.setattr("os.stat", stat)
+def test_a_folder_that_others_have_closed_is_told_and_hides_no_slip(saved, closed: Path) -> None:
     with pytest.raises(CheckpointError, match=r"closed/run' may not be read: Permission denied .*Ask the owner"):
         load_model(closed / "run")
     with pytest.raises(CheckpointError, match=r"there is no model .*Did you mean '.*/model'\?$"):
