@@ -40,7 +40,7 @@ from patient_learning import (
     predict_patients,
     truth_of,
 )
-from segmentation_contestants import DEDICATED, digest
+from segmentation_contestants import DEDICATED, digest, weights_file
 
 from bmmae.baselines.budget import Budget
 from bmmae.baselines.patient_networks import PATIENT_NETWORKS, PatientNetwork, PatientNetworkConfig
@@ -107,7 +107,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--med3d", type=Path, default=None, help="Med3D weights for resnet18")
     given = parse(parser)
     refuse_unknown("method", given.only, methods())
-    digest(given.model)  # stops here where there are none
+    weights_file(given.model)  # stops here where there is none
     if given.quick:
         given.seconds = 1.0
         given.only = given.only or list(QUICK_METHODS)

@@ -84,11 +84,16 @@ class Start:
 
 
 def digest(weights: Path) -> str:
-    """Return what tells one model's weights from another's; stops with a message where none are."""
-    file = weights / "model.safetensors"
+    """Return what tells one model's weights from another's; stops as `weights_file`."""
+    return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()[:12]
+
+
+def weights_file(folder: Path) -> Path:
+    """Return a model folder's file of weights; stops with a message where there is none."""
+    file = folder / "model.safetensors"
     if not file.exists():
-        sys.exit(f"error: no weights in {weights}: expected a model folder with model.safetensors")
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        sys.exit(f"error: no weights in {folder}: expected a model folder with model.safetensors")
+    return file
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from cells import CellStore
 from harness import ROOT, arguments, parse, refuse_unknown, write_result
 from learning_data import WORK, Source, real_source, synthetic_source
 from real import Parts, fixed_split, real_cohort
-from segmentation_contestants import digest
+from segmentation_contestants import digest, weights_file
 from synthesis_figures import FIXED, LEFT_OUT, headline_figures, short_table, table_rows
 from synthesis_methods import METHODS, TRAINED, Assignment, Scale, form_of, obtain, unfair
 from synthesis_scores import coverage_of_patients, score_in_use, score_patients, segmenter_of, summary
@@ -39,7 +39,7 @@ def main() -> None:
     """Run what has not been run, and write the figures of what has."""
     given = read_arguments()
     if given.model is not None:
-        digest(given.model)  # stops here where there are no weights
+        weights_file(given.model)  # stops here where there is none
     store = CellStore("synthesis", quick=given.quick)
     if given.quick:
         store.path.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ from pretrained_weights import Recipe, configuration, form_of, random_weights, w
 from real import FOLDS, Parts
 from segmentation_contestants import AUGMENT as SEGMENTATION_AUGMENT
 from segmentation_contestants import OPTIM as SEGMENTATION_OPTIM
-from segmentation_contestants import Start, digest, fine_tune
+from segmentation_contestants import Start, digest, fine_tune, weights_file
 from segmentation_contestants import form_of as form_of_decoder
 from transfer_figures import headline_figures, table_rows
 
@@ -140,7 +140,7 @@ def _parse() -> argparse.Namespace:
     refuse_unknown("amount", given.amounts, map(_called, dict.fromkeys((*CASES, *SHARES))))
     for path in filter(None, (given.ours, given.published, given.segmenter)):
         for fold in range(FOLDS if "real" in given.data and not given.quick else 1):
-            digest(Path(path.format(fold=fold)))  # stops here where there are no weights, and not after hours
+            weights_file(Path(path.format(fold=fold)))  # stops here where there is none, and not after hours
     if given.quick:
         given.data, given.seeds, given.width = ["synthetic"], 1, 4
         given.pretrain_seconds, given.seconds = 1.5, 1.5

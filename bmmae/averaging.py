@@ -98,9 +98,7 @@ def _merged(origins: Sequence[Provenance], names: Sequence[str]) -> Provenance:
         subjects=first.subjects if alike else None,
         content_hashes=_union(origin.content_hashes for origin in origins),
         selection_hashes=_union(origin.selection_hashes for origin in origins),
-        parent_hashes=_union(origin.parent_hashes for origin in origins),
         synthetic=any(origin.synthetic for origin in origins),
-        parent_synthetic=any(origin.parent_synthetic for origin in origins),
         limits=tuple(dict.fromkeys(limit for origin in origins for limit in origin.limits)),
         population=first.population if alike else None,
     )

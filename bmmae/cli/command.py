@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
+from bmmae.data.naming import named_modalities
 from bmmae.data.problems import counted, lines_of
 from bmmae.errors import OutputError
-from bmmae.modalities import STANDARD, find, in_table_order
+from bmmae.modalities import STANDARD
 
 if TYPE_CHECKING:
     from bmmae.data.cohort import Study
@@ -43,7 +44,7 @@ def add_modalities(command: argparse.ArgumentParser) -> None:
 
 def given_modalities(given: argparse.Namespace) -> tuple[str, ...]:
     """Return the modalities asked for, in table order."""
-    return in_table_order(find(name) or name for name in separate_names(given.modalities))
+    return named_modalities(separate_names(given.modalities))
 
 
 def separate_names(texts: Sequence[str]) -> tuple[str, ...]:
